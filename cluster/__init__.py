@@ -1,0 +1,1 @@
+"""Where tasks run: executors, attempts, events and the run folder."""

@@ -1,0 +1,1 @@
+"""What a SLURM job says about itself; imports nothing of hpcenc."""

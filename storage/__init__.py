@@ -1,0 +1,1 @@
+"""What lies on disk: study file, layout, Zarr store, marks, lock, BOLD readers and exports."""

@@ -1,0 +1,88 @@
+"""What groups of the store hold, said before they are made and read without opening it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from hpcenc.storage.layout import superseded_folder
+
+
+def group_attributes(store: Path, group: str) -> dict[str, Any] | None:
+    """Attributes of a group, or None if there is no such group."""
+    try:
+        attributes = json.loads((store / group / "zarr.json").read_bytes())["attributes"]
+    except FileNotFoundError:
+        return None
+    return dict(attributes)
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """An array that a group holds.
+
+    Attributes
+    ----------
+    shape, chunks : tuple of int
+        ``chunks`` is what one writer writes at a time, unless ``shards`` is given.
+    shards : tuple of int or None
+        Files of several chunks; whole shards are written.
+    dtype : str
+    dims : tuple of str
+        Names of the axes.
+    """
+
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+    dtype: str
+    dims: tuple[str, ...]
+    shards: tuple[int, ...] | None = None
+    attributes: Mapping[str, Any] | None = None
+
+    @property
+    def n_bytes(self) -> int:
+        """Size on disk; floats are stored without compression."""
+        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class GroupSpec:
+    """A group that is filled under one digest.
+
+    Attributes
+    ----------
+    group : str
+        Its path in the store.
+    digest : str
+        Of everything that decides its content.
+    arrays : mapping of str to ArraySpec
+    n_units : int
+        Units that fill it, each with a mark.
+    attributes : mapping
+        Plain values for readers.
+    """
+
+    group: str
+    digest: str
+    arrays: Mapping[str, ArraySpec]
+    n_units: int
+    attributes: Mapping[str, Any]
+
+
+GroupState = Literal["absent", "current", "other", "superseded"]
+
+
+def group_state(store: Path, spec: GroupSpec) -> GroupState:
+    """Whether a group is there under its digest, under another one, or set aside from before."""
+    attributes = group_attributes(store, spec.group)
+    if attributes is not None:
+        if attributes.get("digest") == spec.digest:
+            return "current"
+        if not superseded_folder(store, spec.digest, spec.group).exists():
+            return "other"
+    return "superseded" if superseded_folder(store, spec.digest, spec.group).exists() else "absent"

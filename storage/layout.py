@@ -1,0 +1,81 @@
+"""Where things lie: paths and group names, nothing else."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+LAYOUT_VERSION = 1
+"""Version of the store's layout; readers refuse another one."""
+
+SHARD_VOXELS = 2_500
+"""Voxels of one shard of weights; a block is a whole number of shards."""
+
+CHUNK_VOXELS = 500
+"""Voxels of one inner chunk of weights."""
+
+
+def slug(label: str) -> str:
+    """Group name of a label: ``[a-z0-9._-]`` only, different for different labels of one study.
+
+    Examples
+    --------
+    >>> slug("clip[untrained, seed 0]")
+    'clip-untrained-seed-0'
+    >>> slug("beats+clip")
+    'beats-and-clip'
+    """
+    plain = re.sub(r"[^a-z0-9._]+", "-", label.lower().replace("+", "-and-")).strip("-.")
+    if not plain:
+        raise ValueError(f"{label!r} leaves no letter or digit for a group name; give it another name")
+    return plain
+
+
+def stimulus_group(version: str, run: str) -> str:
+    """Group of the decoded frames and audio of one run's movie."""
+    return f"stimulus/{slug(version)}/{slug(run)}"
+
+
+def features_group(model: str, version: str, run: str) -> str:
+    """Group of one model's layers on one run; ``model`` is its label."""
+    return f"features/{slug(model)}/{slug(version)}/{slug(run)}"
+
+
+def operators_group(digest: str) -> str:
+    """Group of what the operators of one outer fold were made from and with."""
+    return f"operators/{digest[:16]}"
+
+
+def fit_group(feature_set: str, subject: str) -> str:
+    """Group of one feature set's fit in one subject."""
+    return f"fits/{slug(feature_set)}/{slug(subject)}"
+
+
+def superseded_folder(store: Path, digest: str, group: str) -> Path:
+    """Where a group goes whose inputs have changed; it comes back if they change back."""
+    return store.parent / "superseded" / store.name / digest[:16] / group
+
+
+def cache_folder(store: Path) -> Path:
+    """Folder of the memory-mapped operators, beside the store."""
+    return store.parent / "cache"
+
+
+def operators_folder(store: Path, digest: str) -> Path:
+    """Folder of the memory-mapped operators of one outer fold."""
+    return cache_folder(store) / "operators" / digest[:32]
+
+
+def runs_folder(store: Path) -> Path:
+    """Folder of the run folders, beside the store."""
+    return store.parent / "runs"
+
+
+def report_folder(store: Path) -> Path:
+    """Folder of the report, beside the store."""
+    return store.parent / "report"
+
+
+def lock_path(store: Path) -> Path:
+    """The lock file of a store, beside it."""
+    return store.with_name(store.name + ".lock")

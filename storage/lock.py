@@ -1,0 +1,109 @@
+"""The lock of a store: one run at a time, also on network file systems."""
+
+from __future__ import annotations
+
+import fcntl
+import getpass
+import json
+import os
+import socket
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from hpcenc.storage.errors import LockError
+
+
+@dataclass(frozen=True)
+class LockOwner:
+    """Who holds a store."""
+
+    run_id: str
+    host: str
+    boot_id: str
+    pid: int
+    user: str
+    job_id: str = ""
+    restart_count: int = 0
+
+
+def this_process(run_id: str, job_id: str = "", restart_count: int = 0) -> LockOwner:
+    """The owner that this process would be."""
+    return LockOwner(
+        run_id, socket.gethostname(), boot_id(), os.getpid(), getpass.getuser(), job_id, restart_count
+    )
+
+
+def boot_id() -> str:
+    """Identity of this machine's running kernel; empty where there is none to read."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def read_lock(path: Path) -> LockOwner | None:
+    """Who holds a lock; None if nobody does."""
+    try:
+        return LockOwner(**json.loads(path.read_text()))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise LockError(
+            f"{path}: not a lock file of hpcenc ({error}). If no run is at work, remove it."
+        ) from None
+
+
+def acquire(path: Path, owner: LockOwner, is_gone: Callable[[LockOwner], bool]) -> None:
+    """Take a lock, or take it over from an owner that is certainly gone.
+
+    Parameters
+    ----------
+    path : Path
+        The lock file.
+    owner : LockOwner
+        Who takes it.
+    is_gone : callable
+        Whether an owner's process is certainly no more; when in doubt it must say no.
+
+    Raises
+    ------
+    LockError
+        If somebody else holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ours = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    ours.write_text(json.dumps(asdict(owner)))
+    try:
+        for _ in range(100):
+            try:
+                os.link(ours, path)  # atomic, also on NFS
+                return
+            except FileExistsError:
+                holder = read_lock(path)
+            if holder is not None:
+                _remove_stale(path, holder, is_gone)
+        raise LockError(f"{path}: the lock changes hands without end; try again")
+    finally:
+        ours.unlink()
+
+
+def _remove_stale(path: Path, holder: LockOwner, is_gone: Callable[[LockOwner], bool]) -> None:
+    if not is_gone(holder):
+        where = f"job {holder.job_id}" if holder.job_id else f"process {holder.pid}"
+        raise LockError(
+            f"{path}: run {holder.run_id} of {holder.user} ({where} on {holder.host}) holds this store. "
+            "Wait for it or end it; if it is certainly gone, remove the lock file."
+        )
+    # Two takers may have seen the same dead owner: one at a time, and only if it is still that owner's.
+    with path.with_name(path.name + ".guard").open("w") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        if read_lock(path) == holder:
+            path.unlink()
+
+
+def release(path: Path, owner: LockOwner) -> None:
+    """Give a lock back; does nothing if another owner holds it by now."""
+    if read_lock(path) == owner:
+        path.unlink(missing_ok=True)

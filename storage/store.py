@@ -1,0 +1,301 @@
+"""The Zarr store: groups made by the controller, arrays filled by workers, complete reads.
+
+Rules that keep a killed run harmless: the controller makes groups and arrays, each in one rename;
+workers write whole shards only, one writer each, and bring them to the disk before the mark that
+says so; nothing rewrites metadata that exists. A missing chunk would read as data, so `read`
+checks that every file it needs is there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+import zarr.codecs
+from numpy.typing import NDArray
+
+from hpcenc.storage.errors import StoreError
+from hpcenc.storage.files import sync, write_atomically
+from hpcenc.storage.groups import GroupSpec, GroupState, group_attributes, group_state
+from hpcenc.storage.layout import LAYOUT_VERSION, superseded_folder
+from hpcenc.storage.marks import MARKS, is_done, write_mark
+
+# A chunk that holds only the fill value would not be written, and its absence reads as data.
+zarr.config.set({"array.write_empty_chunks": True})
+
+Selection = tuple[slice, ...]
+
+
+class Store:
+    """A study's Zarr store.
+
+    Parameters
+    ----------
+    path : Path
+        Folder of the store, as `create` made it.
+
+    Raises
+    ------
+    StoreError
+        If there is no store, or one of another layout version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        attributes = group_attributes(path, "")
+        if attributes is None:
+            raise StoreError(f"{path}: no store here. `hpcenc submit` makes it.")
+        version = attributes.get("hpcenc_layout")
+        if version != LAYOUT_VERSION:
+            raise StoreError(
+                f"{path}: expected a store of layout {LAYOUT_VERSION}, found {version!r}. "
+                "Read it with the hpcenc that wrote it, or name another store in the study file."
+            )
+        self.attributes = attributes
+        self._arrays: dict[str, Any] = {}
+
+    @classmethod
+    def create(cls, path: Path, attributes: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Store:
+        """Make a store that holds its root arrays, in one rename.
+
+        Parameters
+        ----------
+        attributes : mapping
+            Of the root group.
+        arrays : mapping
+            Root arrays (the voxel axis), each of shape (n_voxels, ...), first axis named ``voxel``.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        root = zarr.create_group(
+            str(partial), zarr_format=3, attributes={"hpcenc_layout": LAYOUT_VERSION, **attributes}
+        )
+        for name, values in arrays.items():
+            dims = ("voxel", *(f"{name}_{axis}" for axis in range(1, values.ndim)))
+            array = root.create_array(
+                name, shape=values.shape, chunks=values.shape, dtype=values.dtype, dimension_names=dims
+            )
+            array[...] = values
+        _sync_tree(partial)
+        os.rename(partial, path)
+        sync(path.parent)
+        return cls(path)
+
+    # Groups: the controller only.
+
+    def ensure_group(self, spec: GroupSpec) -> GroupState:
+        """Make a group ready to be filled under its digest; returns the state it was in.
+
+        A group of another digest is moved beside the store, whole, and comes back when its inputs
+        do: nothing that was computed is thrown away here.
+        """
+        state = group_state(self.path, spec)
+        if state == "current":
+            return state
+        final = self.path / spec.group
+        self._make_parents(spec.group)
+        if final.exists():
+            attributes = group_attributes(self.path, spec.group) or {}
+            old = superseded_folder(self.path, str(attributes.get("digest", "unknown")), spec.group)
+            if old.exists():
+                shutil.rmtree(old)
+            old.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(final, old)
+        kept = superseded_folder(self.path, spec.digest, spec.group)
+        if kept.exists():
+            os.rename(kept, final)
+        else:
+            self._create_group(spec, final)
+        sync(final.parent)
+        self._arrays = {key: value for key, value in self._arrays.items() if not key.startswith(spec.group)}
+        return state
+
+    def _create_group(self, spec: GroupSpec, final: Path) -> None:
+        partial = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
+        group = zarr.create_group(
+            str(partial), zarr_format=3, attributes={"digest": spec.digest, **spec.attributes}
+        )
+        for name, array in spec.arrays.items():
+            group.create_array(
+                name,
+                shape=array.shape,
+                chunks=array.chunks,
+                shards=array.shards,
+                dtype=array.dtype,
+                fill_value=float("nan") if np.dtype(array.dtype).kind == "f" else 0,
+                dimension_names=array.dims,
+                compressors=_compressors(array.dtype),
+                chunk_key_encoding={"name": "v2", "separator": "."},
+                attributes=dict(array.attributes or {}),
+            )
+        group.create_array(
+            MARKS, shape=(spec.n_units,), chunks=(1,), dtype="int64", fill_value=0, compressors=None,
+            dimension_names=("unit",), chunk_key_encoding={"name": "v2", "separator": "."},
+        )  # fmt: skip
+        _sync_tree(partial)
+        os.rename(partial, final)
+
+    def _make_parents(self, group: str) -> None:
+        parts = group.split("/")
+        for depth in range(1, len(parts)):
+            folder = self.path.joinpath(*parts[:depth])
+            if not (folder / "zarr.json").exists():
+                folder.mkdir(exist_ok=True)
+                metadata = {"zarr_format": 3, "node_type": "group", "attributes": {}}
+                write_atomically(folder / "zarr.json", json.dumps(metadata).encode())
+
+    def drop_consolidated(self) -> None:
+        """Forget the consolidated metadata, which would hide groups made from now on."""
+        path = self.path / "zarr.json"
+        metadata = json.loads(path.read_bytes())
+        if metadata.pop("consolidated_metadata", None) is not None:
+            write_atomically(path, json.dumps(metadata, indent=2).encode())
+
+    def consolidate(self) -> None:
+        """Gather all metadata in one file, so that readers open a large store in one read."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it is no part of the v3 specification; readers may ignore it
+            zarr.consolidate_metadata(str(self.path))
+
+    def sweep(self) -> None:
+        """Remove what killed processes left half made. Call it under the lock only."""
+        for folder, names, files in os.walk(self.path):
+            for name in [name for name in names if _is_partial(name)]:
+                shutil.rmtree(Path(folder, name))
+                names.remove(name)
+            for name in files:
+                if name.endswith(".partial"):
+                    Path(folder, name).unlink()
+        for leftover in self.path.parent.glob(f".{self.path.name}.*"):
+            if _is_partial(leftover.name):
+                shutil.rmtree(leftover)
+
+    # Marks and arrays: workers.
+
+    def is_done(self, group: str, unit: int, digest: str) -> bool:
+        """Whether a unit is complete under this digest."""
+        return is_done(self.path, group, unit, digest)
+
+    def mark(self, group: str, unit: int, digest: str) -> None:
+        """Say that a unit is complete."""
+        write_mark(self.path, group, unit, digest)
+
+    def attributes_of(self, group: str) -> dict[str, Any]:
+        """Attributes of a group.
+
+        Raises
+        ------
+        StoreError
+            If there is no such group.
+        """
+        attributes = group_attributes(self.path, group)
+        if attributes is None:
+            raise StoreError(f"{self.path}: no group {group!r}. `hpcenc submit` makes what is missing.")
+        return attributes
+
+    def array(self, path: str) -> Any:
+        """The zarr array at a path, opened once."""
+        if path not in self._arrays:
+            try:
+                self._arrays[path] = zarr.open_array(str(self.path / path), mode="r+")
+            except FileNotFoundError:
+                raise StoreError(f"{self.path}: no array {path!r}.") from None
+        return self._arrays[path]
+
+    def write(self, path: str, selection: Selection, values: NDArray[Any]) -> None:
+        """Write whole shards (or chunks), and bring them to the disk.
+
+        Parameters
+        ----------
+        path : str
+            Of the array in the store.
+        selection : tuple of slice
+            Begins and ends at shard edges, or at the array's end: another writer may be at work in
+            the next shard, and a shard written in part would be read, changed and written back.
+        values : array of the selection's shape
+        """
+        array = self.array(path)
+        for axis, part in enumerate(selection):
+            size, step = array.shape[axis], (array.shards or array.chunks)[axis]
+            start, stop, _ = part.indices(size)
+            if start % step or (stop % step and stop != size):
+                raise StoreError(
+                    f"{path}: rows {start} to {stop} of axis {axis} are not whole shards of {step}"
+                )
+        array[selection] = values
+        folder = self.path / path
+        for key in _chunk_keys(array, selection):
+            sync(folder / key)
+        sync(folder)
+
+    def read(self, path: str, selection: Selection | None = None, wait_s: float = 2.0) -> NDArray[Any]:
+        """Values of an array, after a check that every chunk is there.
+
+        Parameters
+        ----------
+        selection : tuple of slice, optional
+            The whole array if absent.
+        wait_s : float
+            How long to wait for files that another node has written and this one cannot see yet.
+
+        Raises
+        ------
+        StoreError
+            If a chunk is absent or fails its checksum.
+        """
+        array = self.array(path)
+        selection = selection or tuple(slice(None) for _ in array.shape)
+        folder = self.path / path
+        deadline = time.monotonic() + wait_s
+        while missing := [key for key in _chunk_keys(array, selection) if not (folder / key).exists()]:
+            if time.monotonic() > deadline:
+                raise StoreError(
+                    f"{folder}: {len(missing)} of the chunks asked for are missing, {missing[0]} among them. "
+                    "They were not written, or were deleted since: remove the array's group and submit again."
+                )
+            os.listdir(folder)  # makes network file systems look again
+            time.sleep(0.1)
+        try:
+            return np.asarray(array[selection])
+        except (ValueError, RuntimeError, OSError) as error:
+            raise StoreError(
+                f"{folder}: a chunk is damaged ({error}). Remove its group and submit again."
+            ) from error
+
+
+def _chunk_keys(array: Any, selection: Selection) -> Iterator[str]:
+    steps: Sequence[int] = array.shards or array.chunks
+    ranges = []
+    for part, size, step in zip(selection, array.shape, steps, strict=True):
+        start, stop, _ = part.indices(size)
+        ranges.append(range(start // step, -(-stop // step)))
+    for index in product(*ranges):
+        yield array.metadata.encode_chunk_key(index)
+
+
+def _compressors(dtype: str) -> tuple[Any, ...]:
+    checksum = zarr.codecs.Crc32cCodec()
+    if np.dtype(dtype) == np.uint8:  # frames compress; noise-like floats do not
+        return (zarr.codecs.ZstdCodec(level=1), checksum)
+    return (checksum,)
+
+
+def _is_partial(name: str) -> bool:
+    return name.startswith(".") and len(name.rpartition(".")[2]) == 32
+
+
+def _sync_tree(folder: Path) -> None:
+    for parent, _, files in os.walk(folder):
+        for name in files:
+            sync(Path(parent, name))
+        sync(Path(parent))

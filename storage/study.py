@@ -1,0 +1,390 @@
+"""The study file: one TOML file, read once into frozen models that are passed down whole."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from hpcenc.storage.errors import StudyError
+
+MAIN_STIMULUS = "main"
+"""Stimulus version of a study whose runs name one movie each."""
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, and unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+
+
+class Segment(Settings):
+    """A part of a run, in seconds from the run's first volume, half open."""
+
+    kind: Literal["clip", "rest", "repeat"]
+    """``repeat`` is a clip that is shown in other runs too: ``group`` names it."""
+    start_s: Annotated[float, Field(ge=0)]
+    end_s: PositiveFloat
+    name: str = ""
+    group: str = ""
+
+    @model_validator(mode="after")
+    def _check(self) -> Segment:
+        if self.end_s <= self.start_s:
+            raise ValueError(f"segment ends at {self.end_s} s, before its start at {self.start_s} s")
+        if (self.kind == "repeat") != bool(self.group):
+            raise ValueError("a 'repeat' segment needs a 'group', and only a 'repeat' segment has one")
+        return self
+
+
+class Run(Settings):
+    """One unbroken scan of one movie."""
+
+    name: Annotated[str, Field(min_length=1)]
+    n_trs: PositiveInt
+    """Volumes of BOLD, which are the rows of every array of this run."""
+    movie: str | dict[str, str] | None = None
+    """The movie file, or one for each stimulus version; absent where only feature files are used."""
+    segments: tuple[Segment, ...] = ()
+    """Rest and repeated clips; what is not named is clip."""
+
+    def movies(self) -> dict[str, str]:
+        """Movie path of each stimulus version."""
+        if self.movie is None:
+            return {}
+        return self.movie if isinstance(self.movie, dict) else {MAIN_STIMULUS: self.movie}
+
+    def rows(self, kind: str, tr_s: float) -> tuple[tuple[str, int, int], ...]:
+        """Rows that segments of one kind touch.
+
+        Parameters
+        ----------
+        kind : {"clip", "rest", "repeat"}
+        tr_s : float
+            Repetition time in seconds.
+
+        Returns
+        -------
+        tuple of (group or name, start, stop)
+            Half-open row spans, cut to the run. A row that a segment touches in part counts as
+            touched: a second of rest or of a repeated clip is never kept by rounding.
+        """
+        spans = []
+        for segment in self.segments:
+            if segment.kind == kind:
+                start = int(segment.start_s / tr_s + 1e-9)
+                stop = -int(-segment.end_s / tr_s + 1e-9)
+                spans.append((segment.group or segment.name, start, min(stop, self.n_trs)))
+        return tuple(spans)
+
+
+class Subjects(Settings):
+    """Who was scanned, and which version of the stimulus each one saw."""
+
+    ids: Annotated[tuple[str, ...], Field(min_length=1)]
+    stimulus: str = MAIN_STIMULUS
+    """Stimulus version of everyone whom ``stimulus_of`` does not name."""
+    stimulus_of: dict[str, str] = {}
+    runs_of: dict[str, tuple[str, ...]] = {}
+    """Runs of subjects who do not have them all."""
+
+    @field_validator("ids")
+    @classmethod
+    def _unique(cls, ids: tuple[str, ...]) -> tuple[str, ...]:
+        twice = sorted({subject for subject in ids if ids.count(subject) > 1})
+        if twice:
+            raise ValueError(f"subjects named twice: {', '.join(twice)}")
+        return ids
+
+
+class Bold(Settings):
+    """Where BOLD lies."""
+
+    path: str
+    """Template with ``{subject}`` and ``{run}``; globs are allowed and must match one file."""
+    grayordinates: Literal["cortex", "all"] = "cortex"
+
+
+class ModelFile(Settings):
+    """Which checkpoint of a model to use."""
+
+    checkpoint: str | None = None
+    """File name inside ``weights_dir``; None finds the official names."""
+
+
+class Models(Settings):
+    """How features are computed from movies."""
+
+    weights_dir: Path = Path("weights")
+    weights: Literal["pretrained", "untrained"] = "pretrained"
+    """``untrained`` is a control: the library's own initialisation under ``seed``."""
+    seed: NonNegativeInt = 0
+    n_layers: Annotated[int, Field(ge=2, le=12)] = 12
+    """Transformer layers; fewer than 12 only for untrained models."""
+    audio_window_s: PositiveFloat = 10.0
+    audio_align: Literal["causal", "centred"] = "causal"
+    audio_pool: Literal["tr", "window"] = "tr"
+    beats: ModelFile = ModelFile()
+    clip: ModelFile = ModelFile()
+    cavmae: ModelFile = ModelFile()
+
+    @model_validator(mode="after")
+    def _check(self) -> Models:
+        if self.n_layers != 12 and self.weights == "pretrained":
+            raise ValueError("n_layers is for weights = 'untrained' only: a checkpoint has 12 layers")
+        return self
+
+
+class FeatureFile(Settings):
+    """A feature space read from files on the TR grid: ``.npy``, ``.npz`` or ``.mat``."""
+
+    path: str
+    """Template with ``{run}``; each file holds (n_trs, n_features)."""
+    key: str | None = None
+    """Array inside a ``.npz`` or ``.mat``; needed where the file holds more than one."""
+
+
+class WeightsException(Settings):
+    """One fit whose weights are kept in another form than the rest."""
+
+    feature_set: str
+    subject: str
+    weights: Literal["primal", "dual", "none"]
+
+
+class Fit(Settings):
+    """How voxel blocks are fitted."""
+
+    delays: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = tuple(range(1, 11))
+    """Delays of the FIR window, in TRs."""
+    alpha_exponents: tuple[float, float] = (-2.0, 5.0)
+    """Alphas are ``10**u * trace(Kc) / (n - 1)`` with u between these, Kc the centred training kernel."""
+    n_alphas: Annotated[int, Field(ge=1, le=1000)] = 20
+    outer: Literal["single", "rotate"] = "single"
+    """``rotate`` makes every run the test run once."""
+    test_runs: tuple[str, ...] = ()
+    """Held-out runs of ``outer = "single"``; the last run if empty."""
+    rest: Literal["drop", "keep"] = "drop"
+    repeat_train: Literal["drop", "keep"] = "drop"
+    """``keep`` leaves repeated clips in training, where they leak into the test run."""
+    repeat_test: Literal["keep", "drop", "only"] = "keep"
+    basis_tolerance: Annotated[float, Field(gt=0, le=1e-2)] = 1e-4
+    weights: Literal["primal", "dual", "none"] = "primal"
+    weights_folds: Literal["last", "all"] = "last"
+    weights_exceptions: tuple[WeightsException, ...] = ()
+    block: PositiveInt = 10_000
+    """Voxels of one task; a multiple of 2,500, the voxels of one shard of weights."""
+    backend: Literal["auto", "numpy", "torch"] = "auto"
+
+    @field_validator("delays")
+    @classmethod
+    def _sorted(cls, delays: tuple[int, ...]) -> tuple[int, ...]:
+        if list(delays) != sorted(set(delays)):
+            raise ValueError(f"delays must rise without repeats, found {list(delays)}")
+        return delays
+
+    @field_validator("alpha_exponents")
+    @classmethod
+    def _rising(cls, exponents: tuple[float, float]) -> tuple[float, float]:
+        if exponents[0] > exponents[1]:
+            raise ValueError(f"the lower exponent comes first, found {list(exponents)}")
+        return exponents
+
+    @field_validator("block")
+    @classmethod
+    def _whole_shards(cls, block: int) -> int:
+        if block % 2500:
+            raise ValueError(f"must be a multiple of 2500, found {block}")
+        return block
+
+    def exponents(self) -> tuple[float, ...]:
+        """Exponents u of the alpha grid, rising."""
+        low, high = self.alpha_exponents
+        step = (high - low) / max(self.n_alphas - 1, 1)
+        return tuple(low + step * i for i in range(self.n_alphas))
+
+    def weights_of(self, feature_set: str, subject: str) -> Literal["primal", "dual", "none"]:
+        """Form in which the weights of one fit are kept."""
+        for exception in self.weights_exceptions:
+            if (exception.feature_set, exception.subject) == (feature_set, subject):
+                return exception.weights
+        return self.weights
+
+
+class Cluster(Settings):
+    """Where tasks run."""
+
+    profile: Literal["local", "serial"] = "local"
+    n_workers: PositiveInt | None = None
+    """Worker processes; None takes one for every core that memory allows."""
+    threads_per_worker: PositiveInt | None = None
+
+
+class Study(Settings):
+    """A study: runs, subjects, features, and how they are fitted."""
+
+    name: Annotated[str, Field(min_length=1)]
+    tr_s: PositiveFloat
+    """Repetition time in seconds."""
+    store: Path = Path("results/study.zarr")
+    """The Zarr store; the run folders and the operator cache lie beside it."""
+    note: str = ""
+    """Shown at the head of every report; a simulated study says so here."""
+    runs: Annotated[tuple[Run, ...], Field(min_length=1)]
+    subjects: Subjects
+    bold: Bold
+    models: Models = Models()
+    feature_files: dict[str, FeatureFile] = {}
+    fit: Fit = Fit()
+    cluster: Cluster = Cluster()
+    folder: Path = Field(default=Path(), exclude=True)
+    """Folder of the study file, from which its paths are taken."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Study:
+        problems = []
+        names = [run.name for run in self.runs]
+        if len(set(names)) < len(names):
+            problems.append(f"runs: names must differ, found {names}")
+        unknown = sorted(set(self.fit.test_runs) - set(names))
+        if unknown:
+            problems.append(
+                f"fit.test_runs: no run is called {', '.join(unknown)}; runs are {', '.join(names)}"
+            )
+        for subject, runs in self.subjects.runs_of.items():
+            if set(runs) - set(names):
+                problems.append(
+                    f"subjects.runs_of.{subject}: no run is called {', '.join(set(runs) - set(names))}"
+                )
+        for key in ("stimulus_of", "runs_of"):
+            strangers = sorted(set(getattr(self.subjects, key)) - set(self.subjects.ids))
+            if strangers:
+                problems.append(f"subjects.{key}: not in subjects.ids: {', '.join(strangers)}")
+        for run in self.runs:
+            for segment in run.segments:
+                if segment.start_s >= run.n_trs * self.tr_s:
+                    problems.append(
+                        f"runs.{run.name}: a segment starts at {segment.start_s} s, after the run's end at "
+                        f"{run.n_trs * self.tr_s:g} s"
+                    )
+            shortest_fit = max(self.fit.delays) + 1
+            if run.n_trs < shortest_fit:
+                problems.append(f"runs.{run.name}: {run.n_trs} TRs are fewer than the longest delay needs")
+        if "{subject}" not in self.bold.path or ("{run}" not in self.bold.path and len(self.runs) > 1):
+            problems.append(f"bold.path: must hold {{subject}} and {{run}}, found {self.bold.path!r}")
+        reserved = {"beats", "clip", "cavmae"}
+        for name in self.feature_files:
+            if name in reserved or not name.replace("_", "").replace("-", "").isalnum():
+                problems.append(
+                    f"feature_files.{name}: choose another name (letters, digits, '-' and '_'; not a model's)"
+                )
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def resolve(self, path: Path | str) -> Path:
+        """Absolute path of one that the study file names."""
+        return (self.folder / Path(path).expanduser()).resolve()
+
+    @property
+    def store_path(self) -> Path:
+        """Absolute path of the Zarr store."""
+        return self.resolve(self.store)
+
+    def stimulus_of(self, subject: str) -> str:
+        """Stimulus version that a subject saw."""
+        return self.subjects.stimulus_of.get(subject, self.subjects.stimulus)
+
+    def runs_of(self, subject: str) -> tuple[Run, ...]:
+        """Runs that a subject has, in the study's order."""
+        present = self.subjects.runs_of.get(subject)
+        return tuple(run for run in self.runs if present is None or run.name in present)
+
+
+def load_study(path: Path) -> Study:
+    """Read a study file.
+
+    Parameters
+    ----------
+    path : Path
+        A TOML file; its folder is the one that relative paths start from.
+
+    Raises
+    ------
+    StudyError
+        Every problem of the file at once, each with the key, what was expected and what was found.
+    """
+    try:
+        text = path.read_bytes().decode()
+    except FileNotFoundError:
+        raise StudyError(f"{path}: no such study file. Write one with `hpcenc init`.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path}: cannot be read as a study file: {error}") from None
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise StudyError(f"{path}: not valid TOML: {error}") from None
+    return parse_study(data, folder=path.resolve().parent, where=path.name)
+
+
+def parse_study(data: dict[str, Any], folder: Path, where: str = "study") -> Study:
+    """Study of a parsed TOML table; `load_study` says the rest."""
+    data = {key: value for key, value in data.items() if key != "folder"}
+    try:
+        return Study.model_validate({**data, "folder": folder})
+    except ValidationError as error:
+        raise StudyError([f"{where}: {line}" for line in _problems(error)]) from None
+
+
+def _problems(error: ValidationError) -> list[str]:
+    lines = []
+    items = error.errors()
+    for item in items:
+        # Tags of union members are no part of the user's path.
+        loc = tuple(part for part in item["loc"] if part not in ("str", "dict[str,str]"))
+        if item["type"] == "too_short" and any(
+            other["loc"][: len(loc)] == loc for other in items if other != item
+        ):
+            continue  # pydantic counts the valid members only; the others have lines of their own
+        key = ".".join(str(part + 1 if isinstance(part, int) else part) for part in loc)
+        if item["type"] == "extra_forbidden":
+            known = _known_keys(loc[:-1])
+            near = difflib.get_close_matches(str(loc[-1]), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+            lines.append(f"{key}: unknown key; {hint}")
+            continue
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "missing":
+            lines.append(f"{key}: required, but absent")
+        elif item["type"] == "value_error":
+            lines += [f"{key}: {part}" if key else part for part in message.splitlines()]
+        else:
+            lines.append(f"{key}: {message[0].lower()}{message[1:]}, found {item['input']!r}")
+    return list(dict.fromkeys(lines))
+
+
+def _known_keys(loc: tuple[Any, ...]) -> list[str]:
+    """Keys of the table at a path of the study file."""
+    tables: dict[str, type[Settings]] = {
+        "runs": Run, "segments": Segment, "subjects": Subjects, "bold": Bold, "models": Models,
+        "feature_files": FeatureFile, "fit": Fit, "weights_exceptions": WeightsException, "cluster": Cluster,
+    }  # fmt: skip
+    model: type[Settings] = Study
+    for part in loc:
+        if part in ("beats", "clip", "cavmae"):
+            model = ModelFile
+        model = tables.get(str(part), model)
+    return [key for key in model.model_fields if key != "folder"]

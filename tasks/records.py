@@ -1,0 +1,155 @@
+"""Units of work, the marks that say they are done, and the records tasks return."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from hpcenc.storage.marks import is_done
+
+if TYPE_CHECKING:
+    from hpcenc.storage.store import Store
+
+Fact = str | int | float
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The smallest piece of work that is done or not: one mark of one group.
+
+    Attributes
+    ----------
+    group : str
+        Group of the store that the unit fills a part of.
+    index : int
+        Place of its mark in the group's ``done`` array.
+    digest : str
+        Of everything that decides the group's content.
+    cached : Path or None
+        A folder outside the store that the unit also made and that must still be there.
+    """
+
+    group: str
+    index: int
+    digest: str
+    cached: Path | None = None
+
+    def done(self, store: Path) -> bool:
+        """Whether the unit is complete."""
+        return is_done(store, self.group, self.index, self.digest) and (
+            self.cached is None or self.cached.exists()
+        )
+
+    def __str__(self) -> str:
+        return f"{self.group}#{self.index}"
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """When the job that a task runs in will end, on this machine's clock.
+
+    Attributes
+    ----------
+    end_s : float
+        Seconds since the epoch.
+    """
+
+    end_s: float
+
+    def allows(self, estimate_s: float) -> bool:
+        """Whether a unit of this estimate fits before the end, with half of it to spare."""
+        return time.time() + 1.5 * estimate_s < self.end_s
+
+
+@dataclass(frozen=True)
+class UnitRecord:
+    """What became of one unit."""
+
+    unit: str
+    seconds: float
+    facts: Mapping[str, Fact] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TaskRecord:
+    """What became of one task: small, plain values only.
+
+    Attributes
+    ----------
+    key : str
+    done : tuple of UnitRecord
+        Units done by this call.
+    skipped : int
+        Units that were done before.
+    left : tuple of str
+        Units that no longer fitted before the deadline.
+    """
+
+    key: str
+    done: tuple[UnitRecord, ...] = ()
+    skipped: int = 0
+    left: tuple[str, ...] = ()
+
+
+class Task(Protocol):
+    """A piece of work for one worker: keys in, a record out, arrays through the store."""
+
+    @property
+    def key(self) -> str:
+        """Name of the task, unique in the plan."""
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """What it does, in order."""
+
+    @property
+    def needs(self) -> tuple[Unit, ...]:
+        """Units of earlier stages that must be done before."""
+
+    def run(self, store: Store, deadline: Deadline | None) -> TaskRecord:
+        """Do the units that are not done and fit before the deadline."""
+
+
+def run_units(
+    key: str,
+    units: Sequence[Unit],
+    store: Store,
+    deadline: Deadline | None,
+    work: Callable[[Unit], Mapping[str, Fact]],
+) -> TaskRecord:
+    """Do units one after the other, each followed by its mark.
+
+    Parameters
+    ----------
+    key : str
+        Name of the task.
+    units : sequence of Unit
+    store : Store
+    deadline : Deadline or None
+        None where nothing ends the process from outside.
+    work : callable
+        Computes and writes one unit, data on the disk when it returns; gives facts for the record.
+
+    Returns
+    -------
+    TaskRecord
+        The duration of the longest unit so far is the estimate for the next.
+    """
+    done: list[UnitRecord] = []
+    skipped = 0
+    for place, unit in enumerate(units):
+        if unit.done(store.path):
+            skipped += 1
+            continue
+        estimate = max((record.seconds for record in done), default=0.0)
+        if deadline is not None and not deadline.allows(estimate):
+            left = tuple(str(other) for other in units[place:] if not other.done(store.path))
+            return TaskRecord(key, tuple(done), skipped, left)
+        start = time.perf_counter()
+        facts = work(unit)
+        store.mark(unit.group, unit.index, unit.digest)
+        done.append(UnitRecord(str(unit), time.perf_counter() - start, dict(facts)))
+    return TaskRecord(key, tuple(done), skipped)

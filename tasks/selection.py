@@ -1,0 +1,147 @@
+"""Which feature sets to fit: ``--models`` and ``--layers`` in terms of feature spaces."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hpcenc.storage.errors import StudyError
+from hpcenc.storage.study import Study
+from hpcenc.tasks.models import catalogue
+
+REFERENCE_SETS = ("beats", "clip", "cavmae", "beats+clip")
+"""The feature sets of the reference study, which ``--models all`` fits."""
+
+FILE_LAYER = "values"
+"""The one layer of a feature space that comes from files."""
+
+MODALITIES = {"beats": "audio", "clip": "vision", "cavmae": "audio-visual"}
+
+
+@dataclass(frozen=True)
+class FeatureSpace:
+    """Named features of one model layer, or of the user's files."""
+
+    source: str
+    """A model, or the name of a table of ``feature_files``."""
+    layer: str
+
+    def __str__(self) -> str:
+        return f"{self.source}/{self.layer}"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One layer (or sum of layers) and one set of delays: one place on the variant axis."""
+
+    spaces: tuple[FeatureSpace, ...]
+    delays: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return "+".join(str(space) for space in self.spaces)
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """What is fitted as one model: one feature space, or the sum of several."""
+
+    name: str
+    """As asked for: ``beats+clip``."""
+    label: str
+    """As shown everywhere: ``beats+clip[untrained, seed 0]``."""
+    variants: tuple[Variant, ...]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Models and files whose features it needs."""
+        return tuple(self.name.split("+"))
+
+    @property
+    def modality(self) -> str:
+        """``audio``, ``vision``, ``audio-visual``, or ``given`` for features from files."""
+        kinds = {MODALITIES.get(source, "given") for source in self.sources}
+        return kinds.pop() if len(kinds) == 1 else "audio-visual" if "given" not in kinds else "mixed"
+
+
+def select_feature_sets(study: Study, models: str = "all", layers: str = "default") -> tuple[FeatureSet, ...]:
+    """Feature sets that the command line asks for.
+
+    Parameters
+    ----------
+    study : Study
+    models : str
+        ``all`` (the four of the reference study and every table of ``feature_files``), or names
+        joined by commas; ``a+b`` is the sum of two.
+    layers : str
+        ``default`` (one layer a model), ``all`` (every depth; sums pair equal depths), or
+        ``MODEL/LAYER`` joined by commas.
+
+    Raises
+    ------
+    StudyError
+        All unknown names at once.
+    """
+    known = (*catalogue.MODELS, *study.feature_files)
+    names = (*REFERENCE_SETS, *study.feature_files) if models == "all" else _split(models)
+    if not study.runs[0].movies() and models == "all":
+        names = tuple(study.feature_files)
+    problems = [
+        f"--models: no feature set {name!r}; known: {', '.join((*REFERENCE_SETS, *study.feature_files))}, "
+        "and sums of them"
+        for name in names
+        if not set(name.split("+")) <= set(known)
+    ]
+    problems += [f"--models: {name!r} is named twice" for name in set(names) if names.count(name) > 1]
+    if not names:
+        problems.append("--models: empty; give `all` or names such as `beats,clip`")
+    chosen = {} if layers in ("default", "all") else _chosen_layers(study, layers, problems)
+    if problems:
+        raise StudyError(problems)
+    return tuple(_feature_set(study, name, layers, chosen) for name in names)
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _chosen_layers(study: Study, layers: str, problems: list[str]) -> dict[str, tuple[str, ...]]:
+    chosen: dict[str, tuple[str, ...]] = {}
+    for part in _split(layers):
+        model, _, layer = part.partition("/")
+        if model not in catalogue.MODELS:
+            problems.append(f"--layers: {part!r} is not MODEL/LAYER, such as beats/12, nor `default` or `all`")
+        elif layer not in catalogue.all_layer_names(model, study.models.n_layers):
+            names = ", ".join(catalogue.all_layer_names(model, study.models.n_layers))
+            problems.append(f"--layers: {model} has no layer {layer!r}; it has {names}")
+        else:
+            chosen[model] = (*chosen.get(model, ()), layer)
+    return chosen
+
+
+def _feature_set(study: Study, name: str, layers: str, chosen: dict[str, tuple[str, ...]]) -> FeatureSet:
+    sources = name.split("+")
+    per_source = [_layers_of(study, source, layers, chosen) for source in sources]
+    depth = max(len(names) for names in per_source)
+    # A source with one layer goes with every layer of the others; else equal depths go together.
+    padded = [names * depth if len(names) == 1 else names for names in per_source]
+    if len({len(names) for names in padded}) > 1:
+        raise StudyError(f"--layers: {name} needs equally many layers of {' and '.join(sources)}")
+    variants = tuple(
+        Variant(
+            tuple(FeatureSpace(source, layer) for source, layer in zip(sources, row, strict=True)),
+            study.fit.delays,
+        )
+        for row in zip(*padded, strict=True)
+    )
+    is_model = any(source in catalogue.MODELS for source in sources)
+    label = catalogue.label(name, study.models.weights, study.models.seed) if is_model else name
+    return FeatureSet(name, label, variants)
+
+
+def _layers_of(
+    study: Study, source: str, layers: str, chosen: dict[str, tuple[str, ...]]
+) -> tuple[str, ...]:
+    if source not in catalogue.MODELS:
+        return (FILE_LAYER,)
+    if layers == "all":
+        return catalogue.sweep_layers(source, study.models.n_layers)
+    return chosen.get(source, (catalogue.default_layer(source, study.models.n_layers),))
