@@ -2,45 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hpcenc.storage.spaces import SpaceSource
 from hpcenc.storage.store import Store
-
-
-@dataclass(frozen=True)
-class SpaceSource:
-    """Where a feature space lies in the store.
-
-    Attributes
-    ----------
-    name : str
-        ``"<model>/<layer>"``.
-    arrays : tuple of tuple of str
-        For each run in order, the arrays that make the space.
-    how : {"single", "mean", "concat"}
-        How the arrays of a run are joined.
-    n_features : int
-    """
-
-    name: str
-    arrays: tuple[tuple[str, ...], ...]
-    how: str
-    n_features: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for attributes and digests."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> SpaceSource:
-        """Inverse of `as_dict`, also after a way through JSON."""
-        arrays = tuple(tuple(paths) for paths in values["arrays"])
-        return cls(values["name"], arrays, values["how"], values["n_features"])
 
 
 def read_space(store: Store, source: SpaceSource) -> NDArray[np.float32]:

@@ -24,22 +24,43 @@ class LockOwner:
     boot_id: str
     pid: int
     user: str
+    process_start: str
+    """When the process began, as its kernel counts: process ids come back."""
     job_id: str = ""
     restart_count: int = 0
 
 
 def this_process(run_id: str, job_id: str = "", restart_count: int = 0) -> LockOwner:
     """The owner that this process would be."""
+    host, boot_id = this_host()
     return LockOwner(
-        run_id, socket.gethostname(), boot_id(), os.getpid(), getpass.getuser(), job_id, restart_count
+        run_id=run_id,
+        host=host,
+        boot_id=boot_id,
+        pid=os.getpid(),
+        user=getpass.getuser(),
+        process_start=process_start(os.getpid()),
+        job_id=job_id,
+        restart_count=restart_count,
     )
 
 
-def boot_id() -> str:
-    """Identity of this machine's running kernel; empty where there is none to read."""
+def this_host() -> tuple[str, str]:
+    """Name of this machine, and the identity of its running kernel (empty where it has none)."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
+        boot_id = ""
+    return socket.gethostname(), boot_id
+
+
+def process_start(pid: int) -> str:
+    """When a process of this machine began, in the kernel's ticks; empty where it cannot be told."""
+    try:
+        # The command's name stands in brackets and may hold anything; the start time is the 20th
+        # field after it.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
         return ""
 
 

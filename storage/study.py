@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +21,7 @@ from pydantic import (
 )
 
 from hpcenc.storage.errors import StudyError
+from hpcenc.storage.layout import slug
 
 MAIN_STIMULUS = "main"
 """Stimulus version of a study whose runs name one movie each."""
@@ -216,10 +218,10 @@ class Fit(Settings):
         step = (high - low) / max(self.n_alphas - 1, 1)
         return tuple(low + step * i for i in range(self.n_alphas))
 
-    def weights_of(self, feature_set: str, subject: str) -> Literal["primal", "dual", "none"]:
-        """Form in which the weights of one fit are kept."""
+    def weights_of(self, names: Sequence[str], subject: str) -> Literal["primal", "dual", "none"]:
+        """Form in which the weights of one fit are kept; its feature set may have several names."""
         for exception in self.weights_exceptions:
-            if (exception.feature_set, exception.subject) == (feature_set, subject):
+            if exception.feature_set in names and exception.subject == subject:
                 return exception.weights
         return self.weights
 
@@ -242,7 +244,9 @@ class Study(Settings):
     store: Path = Path("results/study.zarr")
     """The Zarr store; the run folders and the operator cache lie beside it."""
     note: str = ""
-    """Shown at the head of every report; a simulated study says so here."""
+    """Shown at the head of every report."""
+    simulated: bool = False
+    """Whether the BOLD is simulated; said in every figure."""
     runs: Annotated[tuple[Run, ...], Field(min_length=1)]
     subjects: Subjects
     bold: Bold
@@ -285,6 +289,12 @@ class Study(Settings):
                 problems.append(f"runs.{run.name}: {run.n_trs} TRs are fewer than the longest delay needs")
         if "{subject}" not in self.bold.path or ("{run}" not in self.bold.path and len(self.runs) > 1):
             problems.append(f"bold.path: must hold {{subject}} and {{run}}, found {self.bold.path!r}")
+        # Names that differ in case or signs only would share a group of the store.
+        for kind, labels in (("runs", names), ("subjects.ids", list(self.subjects.ids))):
+            slugs = [slug(label) for label in labels]
+            same = [label for label in labels if slugs.count(slug(label)) > 1]
+            if same and len(set(labels)) == len(labels):
+                problems.append(f"{kind}: {', '.join(same)} differ in case or signs only; rename them")
         reserved = {"beats", "clip", "cavmae"}
         for name in self.feature_files:
             if name in reserved or not name.replace("_", "").replace("-", "").isalnum():

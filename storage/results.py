@@ -1,0 +1,144 @@
+"""Results, read from the store: scores of what is done, and everything lazily for notebooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpcenc.storage.errors import StoreError
+from hpcenc.storage.store import Store
+from hpcenc.storage.voxels import VoxelAxis
+
+SCORES = ("r", "r2", "alpha", "chance")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of one feature set in one subject, and what they belong to.
+
+    Attributes
+    ----------
+    attributes : dict
+        Of the fit's group: feature set, subject, folds, variants, delays, runs, ...
+    r, r2, alpha, chance : array of shape (n_folds, n_variants, n_voxels)
+        NaN where the voxel is undefined or its block is not done.
+    blocks_done, blocks : int
+    done : array of bool, shape (n_voxels,)
+        Voxels whose block is done.
+    """
+
+    group: str
+    attributes: dict[str, Any]
+    r: NDArray[np.floating[Any]]
+    r2: NDArray[np.floating[Any]]
+    alpha: NDArray[np.floating[Any]]
+    chance: NDArray[np.floating[Any]]
+    blocks_done: int
+    blocks: int
+    done: NDArray[np.bool_]
+
+
+def fit_groups(store: Store) -> Iterator[str]:
+    """Groups of all fits in the store, feature set by feature set."""
+    for metadata in sorted((store.path / "fits").glob("*/*/zarr.json")):
+        yield str(metadata.parent.relative_to(store.path))
+
+
+def read_scores(store: Store, group: str) -> Scores:
+    """Scores of one fit, of the blocks that are done.
+
+    Raises
+    ------
+    StoreError
+        If a chunk of a block that is marked as done is missing or damaged.
+    """
+    attributes = store.attributes_of(group)
+    block, digest = attributes["block"], attributes["digest"]
+    n_folds, n_variants, n_voxels = store.array(f"{group}/r").shape
+    n_blocks = -(-n_voxels // block)
+    arrays = {name: np.full((n_folds, n_variants, n_voxels), np.nan) for name in SCORES}
+    done = np.zeros(n_voxels, dtype=bool)
+    everything = slice(None)
+    for index in range(n_blocks):
+        if store.is_done(group, index, digest):
+            voxels = slice(index * block, min((index + 1) * block, n_voxels))
+            done[voxels] = True
+            for name, values in arrays.items():
+                part = (everything, everything, voxels)
+                values[part] = store.read(f"{group}/{name}", part)
+    n_done = sum(store.is_done(group, index, digest) for index in range(n_blocks))
+    return Scores(group, attributes, **arrays, blocks_done=n_done, blocks=n_blocks, done=done)
+
+
+def read_voxels(store: Store) -> VoxelAxis:
+    """The voxel axis of a store."""
+    names = ("structure", "vertex", "ijk")
+    return VoxelAxis.from_arrays({name: store.read(name) for name in names}, store.attributes["voxel_axis"])
+
+
+def open_study(path: Path | str) -> Any:
+    """The store as a lazy xarray.DataTree with named coordinates.
+
+    Parameters
+    ----------
+    path : path of the store
+
+    Returns
+    -------
+    xarray.DataTree
+        Nodes as in the store: ``stimulus/...``, ``features/...``, ``operators/...`` and
+        ``fits/<feature set>/<subject>`` with ``r``, ``r2``, ``alpha``, ``chance`` and ``weights``
+        over ``fold``, ``variant`` and ``voxel``; ``fold`` and ``variant`` have their names as
+        coordinates. Blocks that are not marked as done are NaN: a fit in progress shows what it has.
+
+    Examples
+    --------
+    >>> fits = open_study("results/study.zarr")["fits"]  # doctest: +SKIP
+    >>> fits["clip/100610"].r.mean("fold")  # doctest: +SKIP
+    """
+    import xarray
+
+    store = Store(Path(path))
+    tree = xarray.open_datatree(str(store.path), engine="zarr", chunks={})
+    for group in fit_groups(store):
+        tree[group] = _named(store, group, tree[group].to_dataset(inherit=False))
+    return tree
+
+
+def _named(store: Store, group: str, dataset: Any) -> Any:
+    attributes = dataset.attrs
+    n_voxels, block = dataset.sizes["voxel"], attributes["block"]
+    done = np.concatenate(
+        [
+            np.full(min(block, n_voxels - start), store.is_done(group, start // block, attributes["digest"]))
+            for start in range(0, n_voxels, block)
+        ]
+    )
+    dataset = dataset.drop_vars("done").assign_coords(
+        fold=list(attributes["folds"]),
+        variant=[variant["label"] for variant in attributes["variants"]],
+        done=("voxel", done),
+    )
+    if "weights" in dataset:
+        kept = [attributes["folds"][place] for place in attributes["weight_folds"]]
+        dataset = dataset.assign_coords(weight_fold=kept)
+    return dataset.where(dataset.done)
+
+
+def require_scores(store: Store) -> list[Scores]:
+    """Scores of every fit in the store.
+
+    Raises
+    ------
+    StoreError
+        If there is none.
+    """
+    found = [read_scores(store, group) for group in fit_groups(store)]
+    if not found:
+        raise StoreError(f"{store.path}: no fits here yet. `hpcenc submit` makes them.")
+    return found
