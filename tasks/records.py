@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from hpcenc.storage.marks import is_done
 
@@ -153,3 +154,39 @@ def run_units(
         store.mark(unit.group, unit.index, unit.digest)
         done.append(UnitRecord(str(unit), time.perf_counter() - start, dict(facts)))
     return TaskRecord(key, tuple(done), skipped)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitTask(ABC):
+    """A task of one unit.
+
+    Attributes
+    ----------
+    unit : Unit
+    needs : tuple of Unit
+        Units of earlier stages that must be done before.
+    """
+
+    verb: ClassVar[str]
+    """What it does, in its name."""
+
+    unit: Unit
+    needs: tuple[Unit, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Name of the task, unique in the plan."""
+        return f"{self.verb} {self.unit}"
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """Its one unit."""
+        return (self.unit,)
+
+    def run(self, store: Store, deadline: Deadline | None) -> TaskRecord:
+        """Do the unit, unless it is done or does not fit before the deadline."""
+        return run_units(self.key, self.units, store, deadline, lambda _: self.work(store))
+
+    @abstractmethod
+    def work(self, store: Store) -> Mapping[str, Fact]:
+        """Compute and write the unit, data on the disk when it returns; gives facts for the record."""

@@ -108,7 +108,9 @@ def _chosen_layers(study: Study, layers: str, problems: list[str]) -> dict[str, 
     for part in _split(layers):
         model, _, layer = part.partition("/")
         if model not in catalogue.MODELS:
-            problems.append(f"--layers: {part!r} is not MODEL/LAYER, such as beats/12, nor `default` or `all`")
+            problems.append(
+                f"--layers: {part!r} is not MODEL/LAYER, such as beats/12, nor `default` or `all`"
+            )
         elif layer not in catalogue.all_layer_names(model, study.models.n_layers):
             names = ", ".join(catalogue.all_layer_names(model, study.models.n_layers))
             problems.append(f"--layers: {model} has no layer {layer!r}; it has {names}")
@@ -137,9 +139,7 @@ def _feature_set(study: Study, name: str, layers: str, chosen: dict[str, tuple[s
     return FeatureSet(name, label, variants)
 
 
-def _layers_of(
-    study: Study, source: str, layers: str, chosen: dict[str, tuple[str, ...]]
-) -> tuple[str, ...]:
+def _layers_of(study: Study, source: str, layers: str, chosen: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
     if source not in catalogue.MODELS:
         return (FILE_LAYER,)
     if layers == "all":

@@ -1,0 +1,41 @@
+# Two commands do all the set-up: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := demo
+
+.PHONY: demo test test-all lint clean
+
+demo: $(VENV)/installed
+	rm -rf $(DEMO)
+	$(BIN)/hpcenc demo $(DEMO)
+	$(BIN)/hpcenc submit $(DEMO)/study.toml --models all
+
+test: $(VENV)/installed-test lint
+	$(BIN)/pytest
+
+test-all: $(VENV)/installed-test lint
+	$(BIN)/pytest -m "not gpu"
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	mkdir -p build/typing/hpcenc
+	for folder in cluster tasks storage cli slurm; do ln -sfn ../../../$$folder build/typing/hpcenc/$$folder; done
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "python3 -m venv failed: see 'If python3 -m venv is missing' in README.md"; exit 1; }
+
+$(VENV)/installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/installed-test: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $@ $(VENV)/installed
+
+clean:
+	rm -rf $(VENV) build $(DEMO)

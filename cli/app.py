@@ -1,0 +1,222 @@
+"""The ``hpcenc`` command. Heavy packages are imported inside the commands, so that help is instant."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from hpcenc.cli.wording import plan_lines, status_lines
+
+app = typer.Typer(
+    help="Voxel-wise encoding models of the brain: from movies and BOLD to maps, one command.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+StudyFile = Annotated[Path, typer.Argument(metavar="[STUDY]", help="Study file; ./study.toml if left out.")]
+ModelsOption = Annotated[
+    str,
+    typer.Option("--models", help="all, or feature sets joined by commas: beats, clip, cavmae, beats+clip."),
+]
+LayersOption = Annotated[
+    str, typer.Option("--layers", help="default, all, or MODEL/LAYER joined by commas, such as beats/6.")
+]
+SubjectsOption = Annotated[str, typer.Option("--subjects", help="all, or subject ids joined by commas.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+
+STUDY_NAME = Path("study.toml")
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder that holds the BOLD files (and the movies).")],
+    dataset: Annotated[
+        str, typer.Option("--dataset", help="hcp7t, or other: any layout; what can't be found is marked.")
+    ] = "other",
+    movies: Annotated[Path | None, typer.Option("--movies", help="Folder of the movies, if another.")] = None,
+    timing: Annotated[
+        Path | None,
+        typer.Option("--timing", help="HCP_7T_Movie_Clip_Timing.csv, for the built-in table."),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Study file to write.")] = STUDY_NAME,
+) -> None:
+    """Write a study file from what lies in a folder."""
+    from hpcenc.storage.initialise import hcp7t_study, other_study
+
+    with _clear_errors():
+        if dataset not in ("hcp7t", "other"):
+            _refuse(f"--dataset: expected hcp7t or other, found {dataset!r}")
+        if output.exists():
+            _refuse(f"{output} exists already; remove it, or give another --output")
+        for option in (folder, movies):
+            if option is not None and not option.is_dir():
+                _refuse(f"{option} is not a folder")
+        draft = hcp7t_study(folder, movies or folder, timing) if dataset == "hcp7t" else other_study(folder)
+        output.write_text(draft.text)
+    print(f"wrote {output}")
+    for missing in draft.missing:
+        print(f"to fix by hand: {missing}")
+    print(f"next: hpcenc check {output}")
+
+
+@app.command()
+def check(
+    study: StudyFile = STUDY_NAME,
+    models: ModelsOption = "all",
+    layers: LayersOption = "default",
+    subjects: SubjectsOption = "all",
+    as_json: JsonOption = False,
+) -> None:
+    """Look at everything a study names, and say what a submit would do. Writes no results."""
+    _print_plan(study, models, layers, subjects, as_json)
+
+
+@app.command()
+def submit(
+    study: StudyFile = STUDY_NAME,
+    models: ModelsOption = "all",
+    layers: LayersOption = "default",
+    subjects: SubjectsOption = "all",
+    profile: Annotated[
+        str | None,
+        typer.Option("--profile", help="local (worker processes here) or serial (this process only)."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compute what is not done yet, and write the report. Again the same command resumes.
+
+    Exit status: 0 done, 1 something failed or was set aside, 2 wrong usage or input, 3 interrupted
+    and resumable.
+    """
+    if profile not in (None, "local", "serial"):
+        _refuse(f"--profile: expected local or serial, found {profile!r}")
+    if dry_run:
+        _print_plan(study, models, layers, subjects, as_json)
+        return
+    from hpcenc.cli.progress import listener
+    from hpcenc.cluster.submit import EXIT_INTERRUPTED, prepare
+    from hpcenc.cluster.submit import submit as run
+
+    with _clear_errors():
+        try:
+            prepared = prepare(study, models, layers, subjects)
+            with listener(quiet=as_json) as listen:
+                result = run(prepared, profile, sys.argv[1:], listen)
+        except KeyboardInterrupt:
+            _say("interrupted; nothing that was marked as done is lost. The same command resumes.")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+    paths = {
+        "report": str(result.report) if result.report else None,
+        "figures": str(result.report.parent / "figures") if result.report else None,
+        "store": str(prepared.study.store_path),
+        "run": str(result.run_folder),
+    }
+    if as_json:
+        print(json.dumps({**paths, "exit_status": result.exit_status, "units_done": result.units_done,
+                          "set_aside": result.set_aside}, indent=2))  # fmt: skip
+    else:
+        for reason in result.set_aside:
+            _say(f"set aside: {reason}")
+        if result.exit_status == EXIT_INTERRUPTED:
+            _say("interrupted; nothing that was marked as done is lost. The same command resumes.")
+        for name, path in paths.items():
+            if path is not None:
+                print(f"{name:8} {path}")
+    raise typer.Exit(result.exit_status)
+
+
+@app.command()
+def status(study: StudyFile = STUDY_NAME, as_json: JsonOption = False) -> None:
+    """What of the latest submit is done, from files alone."""
+    from hpcenc.cluster.status import read_status
+    from hpcenc.storage.study import load_study
+
+    with _clear_errors():
+        found = read_status(load_study(study))
+    print(json.dumps(found.as_dict(), indent=2) if as_json else "\n".join(status_lines(found)))
+
+
+@app.command()
+def report(study: StudyFile = STUDY_NAME) -> None:
+    """Write the report of what is in the store, without computing anything."""
+    from hpcenc.cluster.run_folder import RunFolder
+    from hpcenc.cluster.status import read_status
+    from hpcenc.storage.study import load_study
+    from hpcenc.tasks.report.build import build_report
+
+    with _clear_errors():
+        loaded = load_study(study)
+        found = read_status(loaded)
+        written = build_report(loaded, found.run, RunFolder(Path(found.folder)).events(), found.set_aside)
+    print(f"report   {written.files.html}")
+
+
+@app.command()
+def models(as_json: JsonOption = False) -> None:
+    """The models: layers, sizes, and which checkpoint files they take."""
+    from hpcenc.cli.wording import model_lines, model_table
+
+    print(json.dumps(model_table(), indent=2) if as_json else "\n".join(model_lines()))
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="New folder for the demo study.")] = Path("demo"),
+    subjects: Annotated[int, typer.Option("--subjects", min=1, max=176, help="Subjects.")] = 3,
+    runs: Annotated[int, typer.Option("--runs", min=3, max=8, help="Runs.")] = 4,
+    trs: Annotated[int, typer.Option("--trs", min=90, max=3655, help="TRs of each run.")] = 180,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of movies, mixes and noise.")] = 0,
+) -> None:
+    """Write a small HCP-like study of SIMULATED BOLD, for trying hpcenc and for its tests."""
+    from hpcenc.tasks.demo.study import DemoSettings, write_demo
+
+    with _clear_errors():
+        if folder.exists() and any(folder.iterdir()):
+            _refuse(f"{folder} exists and is not empty; give another folder, or remove it")
+        path = write_demo(folder, DemoSettings(n_subjects=subjects, n_runs=runs, n_trs=trs, seed=seed))
+    print(f"wrote {path} (simulated BOLD)")
+    print(f"next: hpcenc submit {path} --models all")
+
+
+def main() -> None:
+    """Entry point of the ``hpcenc`` command."""
+    app()
+
+
+def _print_plan(study: Path, models: str, layers: str, subjects: str, as_json: bool) -> None:
+    from hpcenc.cluster.submit import prepare, price
+
+    with _clear_errors():
+        priced = price(prepare(study, models, layers, subjects))
+    print(json.dumps(priced, indent=2) if as_json else "\n".join(plan_lines(priced)))
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """Wrong input ends a command with its messages alone, one line each, and exit status 2."""
+    from hpcenc.storage.errors import BoldError, LockError, StoreError, StudyError
+
+    try:
+        yield
+    except StudyError as error:
+        _refuse(*error.problems)
+    except (BoldError, LockError, StoreError) as error:
+        _refuse(str(error))
+
+
+def _refuse(*problems: str) -> NoReturn:
+    for problem in problems:
+        _say(f"error: {problem}")
+    raise typer.Exit(2)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

@@ -1,0 +1,77 @@
+"""Progress of a run: bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+LINE_EVERY_S = 10.0
+"""Seconds between plain progress lines."""
+
+Event = dict[str, Any]
+Listener = Callable[[Event], None]
+
+
+@contextmanager
+def listener(quiet: bool = False) -> Iterator[Listener]:
+    """A function that shows the events of a run on stderr while the context lasts."""
+    console = Console(stderr=True)
+    if quiet:
+        yield lambda _: None
+    elif console.is_terminal:
+        with Progress(
+            TextColumn("{task.description:10}"), BarColumn(), MofNCompleteColumn(), TextColumn("units"),
+            TimeElapsedColumn(), TimeRemainingColumn(), console=console,
+        ) as bars:  # fmt: skip
+            yield _Bars(bars)
+    else:
+        yield _Lines()
+
+
+class _Bars:
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._current: Any = None
+
+    def __call__(self, event: Event) -> None:
+        if event["event"] == "stage":
+            self._current = self._bars.add_task(event["stage"], total=event["units"])
+        elif event["event"] == "unit":
+            self._bars.advance(self._current)
+        elif event["event"] == "set aside":
+            self._bars.console.print(f"set aside: {event['task']} {event['reason']}", markup=False)
+
+
+class _Lines:
+    def __init__(self) -> None:
+        self._stage = ""
+        self._done = self._total = 0
+        self._said = 0.0
+
+    def __call__(self, event: Event) -> None:
+        if event["event"] == "stage":
+            self._stage, self._total, self._done = event["stage"], event["units"], 0
+            self._say(f"{self._stage}: {self._total} units")
+        elif event["event"] == "unit":
+            self._done += 1
+            if time.monotonic() - self._said > LINE_EVERY_S or self._done == self._total:
+                self._say(f"{self._stage}: {self._done} of {self._total} units done")
+        elif event["event"] == "set aside":
+            self._say(f"set aside: {event['task']} {event['reason']}")
+
+    def _say(self, text: str) -> None:
+        self._said = time.monotonic()
+        print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,77 @@
+"""What commands print: plans, status and models in plain lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hpcenc.cluster.status import Status
+
+
+def plan_lines(priced: Mapping[str, Any]) -> Iterator[str]:
+    """Lines of what a submit would do."""
+    yield f"store {priced['store']}, fits on {priced['backend']}"
+    for stage, units in priced["stages"].items():
+        yield f"  {stage:10} {units['to_do']:6} of {units['units']} units to do"
+    for what in ("new", "reused", "recomputed"):
+        groups = priced[what]
+        shown = ", ".join(groups[:4]) + (f" and {len(groups) - 4} more" if len(groups) > 4 else "")
+        yield f"  {what:10} {len(groups):6} groups{': ' + shown if groups else ''}"
+    yield f"  at most {priced['bytes_to_write'] / 1e9:.2f} GB to write"
+    for reason in priced["set_aside"]:
+        yield f"  set aside: {reason}"
+
+
+def status_lines(status: Status) -> Iterator[str]:
+    """Lines of what a run has done."""
+    state = {None: "running or killed", 0: "done", 1: "done, something was set aside", 3: "interrupted"}
+    holding = (
+        f"; the store is held by run {status.holder.run_id} on {status.holder.host}" if status.holder else ""
+    )
+    if status.ended is None and status.holder is None:
+        holding = "; no run holds the store: `hpcenc submit` resumes"
+    yield f"run {status.run['run_id']} of {status.run['started']}: {state[status.ended]}{holding}"
+    for stage, (done, n_units) in status.stages.items():
+        yield f"  {stage:10} {done:6} of {n_units} units done"
+    for group, (done, n_units) in status.fits.items():
+        if done < n_units:
+            yield f"  {group}: {done} of {n_units} blocks done"
+    for reason in status.set_aside:
+        yield f"  set aside: {reason}"
+
+
+def model_table() -> list[dict[str, Any]]:
+    """Models with their layers and checkpoint files, as plain values."""
+    from hpcenc.tasks.models import catalogue
+    from hpcenc.tasks.selection import MODALITIES
+
+    return [
+        {
+            "model": model,
+            "modality": MODALITIES[model],
+            "default_layer": catalogue.default_layer(model),
+            "layers": list(catalogue.all_layer_names(model)),
+            "checkpoints": [
+                {
+                    "file": file.name,
+                    "megabytes": round(file.size_bytes / 1e6),
+                    "what": file.what,
+                    "from": file.origin,
+                }
+                for file in catalogue.expected_files(model)
+            ],
+        }
+        for model in catalogue.MODELS
+    ]
+
+
+def model_lines() -> Iterator[str]:
+    """Lines of the models."""
+    for model in model_table():
+        yield f"{model['model']} ({model['modality']}), default layer {model['default_layer']}"
+        yield f"  layers: {', '.join(model['layers'])}"
+        for file in model["checkpoints"]:
+            yield f"  checkpoint: {file['file']} ({file['megabytes']} MB)"
+            yield f"      {file['what']}; from {file['from']}"
+    yield "beats+clip and other sums: kernels are added"

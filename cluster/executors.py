@@ -1,0 +1,197 @@
+"""Executors: the same tasks in this process, or on the workers of a Dask cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from hpcenc.storage.study import Cluster
+from hpcenc.tasks.records import Deadline, Task, TaskRecord
+
+WORKER_MEMORY_BYTES = 3_000_000_000
+"""Memory that one worker may need: a model and its activations, or operators and a block."""
+
+IN_FLIGHT_PER_WORKER = 2
+"""Tasks that a worker holds: one at work, one to begin at once after it."""
+
+LostBy = Literal["", "error", "storage", "crash"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one try of a task.
+
+    Attributes
+    ----------
+    record : TaskRecord or None
+        None if the try failed.
+    lost_by : {"", "error", "storage", "crash"}
+        ``error``: the task raised; trying again would raise again. ``storage``: a read or write
+        failed, which may pass. ``crash``: the worker died.
+    message : str
+        Why it failed, in one line, and the traceback below.
+    """
+
+    task: Task
+    record: TaskRecord | None = None
+    lost_by: LostBy = ""
+    message: str = ""
+
+
+class Executor(Protocol):
+    """Runs the tasks of one stage after another."""
+
+    name: str
+
+    def run(self, tasks: Sequence[Task], store: Path, deadline: Deadline | None) -> Iterator[Outcome]:
+        """Run tasks, each once, and yield what became of them as it is known."""
+
+
+def run_task(task: Task, store: Path, deadline: Deadline | None) -> Outcome:
+    """Run one task in this process; whatever it raises becomes its outcome."""
+    from hpcenc.storage.store import Store
+
+    try:
+        return Outcome(task, task.run(Store(store), deadline))
+    except Exception as error:
+        lost_by: LostBy = "storage" if isinstance(error, OSError) else "error"
+        return Outcome(task, None, lost_by, f"{_one_line(error)}\n{traceback.format_exc()}")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+class SerialExecutor:
+    """One task after the other in this process."""
+
+    name = "serial"
+
+    def run(self, tasks: Sequence[Task], store: Path, deadline: Deadline | None) -> Iterator[Outcome]:
+        """Run tasks in their order."""
+        for task in tasks:
+            yield run_task(task, store, deadline)
+
+
+class LocalExecutor:
+    """Worker processes on this machine, by a Dask LocalCluster that lives as long as a stage.
+
+    Parameters
+    ----------
+    n_workers, n_threads : int
+        Processes, and BLAS threads of each.
+    """
+
+    name = "local"
+
+    def __init__(self, n_workers: int, n_threads: int) -> None:
+        self.n_workers = n_workers
+        self.n_threads = n_threads
+
+    def run(self, tasks: Sequence[Task], store: Path, deadline: Deadline | None) -> Iterator[Outcome]:
+        """Run tasks with a bounded number in flight, so that a lost worker costs little."""
+        import dask
+        from distributed import Client, LocalCluster
+
+        threads = {
+            f"distributed.nanny.pre-spawn-environ.{name}": str(self.n_threads)
+            for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+        }
+        settings = {
+            **threads,
+            "distributed.scheduler.allowed-failures": 0,  # attempts are counted by the controller
+            "distributed.worker.memory.terminate": False,  # mapped files alone would trip these
+            "distributed.worker.memory.pause": False,
+            "distributed.worker.memory.spill": False,
+            "distributed.worker.memory.target": False,
+        }
+        n_workers = min(self.n_workers, len(tasks))
+        with (
+            dask.config.set(settings),
+            _quiet(),
+            LocalCluster(
+                n_workers=n_workers,
+                threads_per_worker=1,
+                processes=True,
+                memory_limit=0,
+                dashboard_address=None,
+                silence_logs=50,
+            ) as cluster,
+            Client(cluster) as client,
+        ):
+            yield from _bounded(client, tasks, store, deadline, IN_FLIGHT_PER_WORKER * n_workers)
+
+
+def _bounded(
+    client: Any, tasks: Sequence[Task], store: Path, deadline: Deadline | None, limit: int
+) -> Iterator[Outcome]:
+    from distributed import as_completed
+    from distributed.scheduler import KilledWorker
+
+    waiting = iter(tasks)
+    running: dict[Any, Task] = {}
+
+    def start_one() -> Any | None:
+        task = next(waiting, None)
+        if task is None:
+            return None
+        future = client.submit(run_task, task, store, deadline, pure=False)
+        running[future] = task
+        return future
+
+    first = [future for _ in range(limit) if (future := start_one()) is not None]
+    completed = as_completed(first)
+    for future in completed:
+        task = running.pop(future)
+        error = future.exception()
+        if error is None:
+            outcome = future.result()
+        else:
+            lost_by: LostBy = "crash" if isinstance(error, KilledWorker) else "error"
+            outcome = Outcome(task, None, lost_by, _one_line(error))
+        future.release()
+        if (another := start_one()) is not None:
+            completed.add(another)
+        yield outcome
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Dask's own log lines off the terminal: outcomes say what went wrong."""
+    import logging
+
+    loggers = [logging.getLogger(name) for name in ("distributed", "tornado")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def make_executor(profile: str, settings: Cluster) -> Executor:
+    """Executor of a profile: ``serial`` or ``local``."""
+    if profile == "serial":
+        return SerialExecutor()
+    n_threads = settings.threads_per_worker or 1
+    n_workers = settings.n_workers or max(
+        1, min(n_cores() // n_threads, memory_bytes() // WORKER_MEMORY_BYTES)
+    )
+    return LocalExecutor(n_workers, n_threads)
+
+
+def n_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def memory_bytes() -> int:
+    """Memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,116 @@
+"""The run folder: what was planned and what happened, in files that anyone can read at any time."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import string
+import sys
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from hpcenc.storage.files import write_atomically
+from hpcenc.storage.layout import runs_folder
+from hpcenc.tasks.plan import Plan
+
+VERSIONED = (
+    "hpcenc",
+    "numpy",
+    "scipy",
+    "torch",
+    "open_clip_torch",
+    "timm",
+    "speechbrain",
+    "av",
+    "zarr",
+    "dask",
+)
+"""Packages whose versions a run records."""
+
+Event = dict[str, Any]
+
+
+def new_run_id() -> str:
+    """A name for a run: eight of ``[a-z0-9]``."""
+    return "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
+
+
+def utc_now() -> str:
+    """Now, in UTC."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+class RunFolder:
+    """One run's folder: ``run.json``, ``plan.json`` and ``events.jsonl``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, store: Path, run_id: str, plan: Plan, settings: Mapping[str, Any]) -> RunFolder:
+        """Make the folder of a run that begins now."""
+        started = utc_now()
+        path = runs_folder(store) / f"{started[:19].replace(':', '')}-{run_id}"
+        path.mkdir(parents=True)
+        facts = {
+            "run_id": run_id,
+            "started": started,
+            "store": str(store),
+            "python": sys.version.split()[0],
+            "versions": package_versions(),
+            **settings,
+        }
+        write_atomically(path / "run.json", json.dumps(facts, indent=2).encode())
+        stages = {
+            stage.name: [[unit.group, unit.index, unit.digest] for task in stage.tasks for unit in task.units]
+            for stage in plan.stages
+            if stage.lasting
+        }
+        content = {"stages": stages, "set_aside": plan.set_aside}
+        write_atomically(path / "plan.json", json.dumps(content).encode())
+        return cls(path)
+
+    @classmethod
+    def latest(cls, store: Path) -> RunFolder | None:
+        """The folder of the run that began last."""
+        folders = sorted(path for path in runs_folder(store).glob("*") if (path / "plan.json").exists())
+        return cls(folders[-1]) if folders else None
+
+    def log(self, event: Event) -> None:
+        """Append one event; a line is written whole, also beside other writers."""
+        line = json.dumps({"time": utc_now(), **event}) + "\n"
+        descriptor = os.open(self.path / "events.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, line.encode())
+        finally:
+            os.close(descriptor)
+
+    def read(self, name: str) -> dict[str, Any]:
+        """``run`` or ``plan``, as written at the start."""
+        content: dict[str, Any] = json.loads((self.path / f"{name}.json").read_text())
+        return content
+
+    def events(self) -> Iterator[Event]:
+        """Events so far, in their order."""
+        try:
+            lines = (self.path / "events.jsonl").read_text().splitlines()
+        except FileNotFoundError:
+            return
+        for line in lines:
+            if line:
+                yield json.loads(line)
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that decide results."""
+    found = {}
+    for name in VERSIONED:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    return found

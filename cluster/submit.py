@@ -1,0 +1,270 @@
+"""Submit: from a study file to a filled store and a report."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpcenc.cluster.controller import run_plan
+from hpcenc.cluster.executors import make_executor
+from hpcenc.cluster.liveness import is_gone
+from hpcenc.cluster.run_folder import Event, RunFolder, new_run_id
+from hpcenc.slurm.jobs import this_job
+from hpcenc.storage.errors import StudyError
+from hpcenc.storage.groups import GroupSpec, group_state
+from hpcenc.storage.layout import lock_path
+from hpcenc.storage.lock import acquire, release, this_process
+from hpcenc.storage.study import Study, load_study
+from hpcenc.tasks.backends import resolve_backend
+from hpcenc.tasks.facts import StudyFacts
+from hpcenc.tasks.inspection import check_store, digest_memory, inspect
+from hpcenc.tasks.plan import Plan, make_plan, planned_bytes
+from hpcenc.tasks.records import Deadline
+from hpcenc.tasks.selection import FeatureSet, select_feature_sets
+
+EXIT_DONE, EXIT_FAILED, EXIT_WRONG, EXIT_INTERRUPTED = 0, 1, 2, 3
+
+Listener = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A study that passed the gates, with its plan; nothing is written yet."""
+
+    study: Study
+    feature_sets: tuple[FeatureSet, ...]
+    facts: StudyFacts
+    plan: Plan
+    backend: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended.
+
+    Attributes
+    ----------
+    exit_status : int
+        0 done, 1 something was set aside, 3 interrupted and resumable.
+    report : Path or None
+        The HTML page, if the run came to it.
+    """
+
+    exit_status: int
+    run_folder: Path | None
+    units_done: int
+    set_aside: tuple[str, ...]
+    report: Path | None
+
+
+def prepare(path: Path, models: str = "all", layers: str = "default", subjects: str = "all") -> Prepared:
+    """Read a study, look at everything it names, and plan it.
+
+    Parameters
+    ----------
+    path : Path
+        The study file.
+    models, layers : str
+        As `select_feature_sets` takes them.
+    subjects : str
+        ``all``, or ids joined by commas.
+
+    Raises
+    ------
+    StudyError
+        Everything that is wrong, before anything is computed or written.
+    """
+    study = choose_subjects(load_study(path), subjects)
+    feature_sets = select_feature_sets(study, models, layers)
+    facts = inspect(study, feature_sets, study.subjects.ids, digest_memory(study))
+    backend = resolve_backend(study.fit.backend)
+    try:
+        plan = make_plan(study, feature_sets, facts, backend)
+    except ValueError as error:
+        raise StudyError(str(error)) from error
+    assert facts.voxels is not None
+    check_store(study, facts.voxels, plan)
+    return Prepared(study, feature_sets, facts, plan, backend)
+
+
+def choose_subjects(study: Study, subjects: str) -> Study:
+    """The study with some of its subjects only."""
+    if subjects == "all":
+        return study
+    wanted = [part.strip() for part in subjects.split(",") if part.strip()]
+    unknown = [subject for subject in wanted if subject not in study.subjects.ids]
+    if unknown or not wanted or len(set(wanted)) < len(wanted):
+        raise StudyError(
+            f"--subjects: expected ids of the study, each once, found {subjects!r}; "
+            f"it has {', '.join(study.subjects.ids)}"
+        )
+    kept = study.subjects.model_copy(
+        update={
+            "ids": tuple(wanted),
+            "stimulus_of": {key: value for key, value in study.subjects.stimulus_of.items() if key in wanted},
+            "runs_of": {key: value for key, value in study.subjects.runs_of.items() if key in wanted},
+        }
+    )
+    return study.model_copy(update={"subjects": kept})
+
+
+def price(prepared: Prepared) -> dict[str, Any]:
+    """What a run would do: units by stage, what is reused, recomputed or left over, and bytes."""
+    store = prepared.study.store_path
+    pending = {stage.name: stage for stage in prepared.plan.pending(store)}
+    states: dict[str, list[GroupSpec]] = {}
+    for spec in prepared.plan.groups:
+        states.setdefault(group_state(store, spec), []).append(spec)
+    return {
+        "stages": {
+            stage.name: {
+                "units": sum(len(task.units) for task in stage.tasks),
+                "to_do": sum(
+                    not unit.done(store) for task in pending[stage.name].tasks for unit in task.units
+                ),
+            }
+            for stage in prepared.plan.stages
+        },
+        "new": [spec.group for spec in states.get("absent", [])],
+        "reused": [spec.group for spec in states.get("current", []) + states.get("superseded", [])],
+        "recomputed": [spec.group for spec in states.get("other", [])],
+        "bytes_to_write": planned_bytes(states.get("absent", []) + states.get("other", [])),
+        "set_aside": list(prepared.plan.set_aside),
+        "backend": prepared.backend,
+        "store": str(store),
+    }
+
+
+def submit(
+    prepared: Prepared,
+    profile: str | None = None,
+    command: Sequence[str] = (),
+    listen: Listener = lambda _: None,
+) -> Result:
+    """Run what is left of a prepared study, and write the report.
+
+    Parameters
+    ----------
+    prepared : Prepared
+    profile : str, optional
+        ``local`` or ``serial``; the study's own if absent.
+    command : sequence of str
+        What the user typed, for the run's record.
+    listen : callable
+        Is told what happens, event by event.
+
+    Raises
+    ------
+    LockError
+        If another run holds the store.
+    """
+    study, store = prepared.study, prepared.study.store_path
+    job, run_id = this_job(), new_run_id()
+    owner = this_process(run_id, job.job_id if job else "", job.restart_count if job else 0)
+    acquire(lock_path(store), owner, is_gone)
+    try:
+        return _run(prepared, profile or study.cluster.profile, run_id, command, listen)
+    finally:
+        release(lock_path(store), owner)
+
+
+def _run(prepared: Prepared, profile: str, run_id: str, command: Sequence[str], listen: Listener) -> Result:
+    from hpcenc.tasks.report.build import build_report
+
+    study, store = prepared.study, prepared.study.store_path
+    executor = make_executor(profile, study.cluster)
+    settings = {
+        "command": list(command),
+        "profile": executor.name,
+        "backend": prepared.backend,
+        "n_workers": getattr(executor, "n_workers", 1),
+        "n_threads": getattr(executor, "n_threads", None),
+        "study": study.model_dump(mode="json"),
+        "feature_sets": [feature_set.label for feature_set in prepared.feature_sets],
+    }
+    folder = RunFolder.create(store, run_id, prepared.plan, settings)
+
+    def emit(event: Event) -> None:
+        folder.log(event)
+        listen(event)
+
+    job = this_job()
+    deadline = Deadline(job.end_s) if job is not None and job.end_s else None
+    for reason in prepared.plan.set_aside:
+        emit({"event": "set aside", "task": "", "reason": reason, "details": ""})
+    try:
+        with _terminable():
+            _make_groups(prepared)
+            progress = run_plan(prepared.plan, store, executor, deadline, emit)
+            if not _any_fit(prepared):
+                emit({"event": "end", "status": EXIT_FAILED})
+                return Result(EXIT_FAILED, folder.path, progress.units_done, tuple(progress.set_aside), None)
+            if progress.units_left:
+                emit({"event": "end", "status": EXIT_INTERRUPTED})
+                return Result(EXIT_INTERRUPTED, folder.path, progress.units_done, (), None)
+            emit({"event": "stage", "stage": "report", "tasks": 1, "units": 1})
+            set_aside = (*prepared.plan.set_aside, *progress.set_aside)
+            report = build_report(study, folder.read("run"), folder.events(), set_aside)
+    except KeyboardInterrupt:
+        emit({"event": "end", "status": EXIT_INTERRUPTED})
+        return Result(EXIT_INTERRUPTED, folder.path, 0, (), None)
+    set_aside = (*set_aside, *report.damaged)
+    status = EXIT_FAILED if set_aside else EXIT_DONE
+    emit({"event": "end", "status": status})
+    return Result(status, folder.path, progress.units_done, set_aside, report.files.html)
+
+
+def _make_groups(prepared: Prepared) -> None:
+    """Make the store and all groups that the plan fills; call it under the lock."""
+    from hpcenc.storage.store import Store
+
+    path, voxels = prepared.study.store_path, prepared.facts.voxels
+    assert voxels is not None
+    if not path.exists():
+        arrays, attributes = voxels.to_arrays()
+        Store.create(
+            path,
+            {
+                "study": prepared.study.name,
+                "note": prepared.study.note,
+                "voxels": voxels.digest(),
+                "n_voxels": voxels.n_voxels,
+                "voxel_axis": attributes,
+            },
+            arrays,
+        )
+    store = Store(path)
+    store.sweep()
+    if any(group_state(path, spec) != "current" for spec in prepared.plan.groups):
+        store.drop_consolidated()
+        for spec in prepared.plan.groups:
+            store.ensure_group(spec)
+        store.consolidate()
+
+
+def _any_fit(prepared: Prepared) -> bool:
+    """Whether any unit of a fit is done, so that there is something to report."""
+    store = prepared.study.store_path
+    return any(unit.done(store) for task in prepared.plan.stages[-1].tasks for unit in task.units)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end a run as Ctrl-C does: resumable, and with the lock given back."""
+
+    def interrupt(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
