@@ -68,6 +68,6 @@ def _read(path: Path, array: str | None) -> NDArray[Any]:
 def _pick(arrays: Mapping[str, Any], name: str | None) -> Any:
     if name is None and len(arrays) == 1:
         return next(iter(arrays.values()))
-    if name not in arrays:
+    if name is None or name not in arrays:
         raise ValueError(f"expected an array {name!r}, found {', '.join(arrays)}; name one with `key`")
     return arrays[name]

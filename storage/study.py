@@ -183,7 +183,7 @@ class Fit(Settings):
     repeat_train: Literal["drop", "keep"] = "drop"
     """``keep`` leaves repeated clips in training, where they leak into the test run."""
     repeat_test: Literal["keep", "drop", "only"] = "keep"
-    basis_tolerance: Annotated[float, Field(gt=0, le=1e-2)] = 1e-4
+    basis_tolerance: Annotated[float, Field(gt=0, le=1e-2)] = 1e-5
     weights: Literal["primal", "dual", "none"] = "primal"
     weights_folds: Literal["last", "all"] = "last"
     weights_exceptions: tuple[WeightsException, ...] = ()

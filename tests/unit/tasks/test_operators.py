@@ -1,0 +1,131 @@
+import numpy as np
+import pytest
+
+from hpcenc.storage.design import delayed_design, standardise
+from hpcenc.tasks.folds import RowPolicy, RunRows, outer_folds, run_onsets
+from hpcenc.tasks.gram import base_gram, window_gram
+from hpcenc.tasks.operators import from_arrays, make_operators, ops_to_device, to_arrays
+
+RUNS = (RunRows("a", 60, rest=((0, 8),)), RunRows("b", 45), RunRows("c", 55), RunRows("d", 50))
+DELAYS = (1, 2, 3)
+EXPONENTS = np.linspace(-2, 5, 20)
+
+
+@pytest.fixture(scope="module")
+def fold():
+    return outer_folds(RUNS, DELAYS, RowPolicy())[0]
+
+
+def kernel_and_design(fold, n_features, seed=7):
+    features = np.cumsum(np.random.default_rng(seed).standard_normal((210, n_features)), axis=0)
+    Z, _, _ = standardise(features, fold.train)
+    onsets = run_onsets(RUNS)
+    return window_gram(base_gram(Z), DELAYS, onsets), delayed_design(Z, DELAYS, onsets)
+
+
+def test_alphas_are_relative_to_the_variance_of_the_training_kernel(fold):
+    kernel, design = kernel_and_design(fold, 5)
+    total_variance = design[fold.train].var(axis=0, ddof=1).sum()
+    np.testing.assert_allclose(
+        make_operators(kernel, fold, EXPONENTS).alphas, 10.0**EXPONENTS * total_variance, rtol=1e-10
+    )
+
+
+# 149 training rows span 147 dimensions: the mean is taken out, and the first rows of two runs, whose windows
+# are empty, are alike.
+@pytest.mark.parametrize(("n_features", "rank"), [(5, 15), (100, 147)])
+def test_only_components_with_variance_are_kept(fold, n_features, rank):
+    ops = make_operators(kernel_and_design(fold, n_features)[0], fold, EXPONENTS, dtype=np.float64)
+    assert ops.eigenvectors.shape == (fold.train.sum(), rank)
+    assert ops.eigenvalues.min() > 0
+    np.testing.assert_allclose(ops.eigenvectors.T @ ops.eigenvectors, np.eye(rank), atol=1e-10)
+    np.testing.assert_allclose(ops.eigenvectors.sum(axis=0), 0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("n_features", "thin"), [(5, True), (100, False)])
+def test_few_features_go_through_a_projection(fold, n_features, thin):
+    ops = make_operators(kernel_and_design(fold, n_features)[0], fold, EXPONENTS)
+    assert [inner.projection is not None for inner in ops.inner] == [thin] * 3
+
+
+@pytest.mark.parametrize("n_features", [5, 100])
+def test_basis_filters_combine_to_the_predictions_of_every_alpha(fold, n_features):
+    kernel, design = kernel_and_design(fold, n_features)
+    ops = make_operators(kernel, fold, EXPONENTS, basis_tolerance=1e-13, dtype=np.float64)
+    inner = ops.inner[1]
+    train, val = ops.train_rows[inner.train_rows], ops.train_rows[inner.val_rows]
+    centred = design - design[train].mean(axis=0)
+    mapping = inner.operator if inner.projection is None else inner.projection @ inner.operator
+    by_filter = mapping.reshape(len(train), -1, len(val))
+    for alpha, coefficients in zip(ops.alphas, inner.coefficients, strict=True):
+        penalised = centred[train] @ centred[train].T + alpha * np.eye(len(train))
+        explicit = np.linalg.solve(penalised, centred[train] @ centred[val].T)
+        explicit -= explicit.mean(axis=0)
+        combined = np.tensordot(coefficients, by_filter, axes=(0, 1))
+        np.testing.assert_allclose(combined, explicit, atol=1e-9 * np.abs(explicit).max())
+
+
+def test_the_basis_grows_with_precision_and_not_with_the_number_of_alphas(fold):
+    kernel, _ = kernel_and_design(fold, 100)
+
+    def n_basis(n_alphas, tolerance):
+        ops = make_operators(kernel, fold, np.linspace(-2, 5, n_alphas), tolerance)
+        return ops.inner[0].coefficients.shape[1]
+
+    assert n_basis(20, 1e-3) < n_basis(20, 1e-6)
+    assert n_basis(100, 1e-5) <= n_basis(20, 1e-5) + 1
+
+
+def test_features_that_vary_in_one_training_run_only_are_fitted(fold):
+    features = np.zeros((210, 2))
+    features[60:105] = np.random.default_rng(8).standard_normal((45, 2))
+    kernel = window_gram(base_gram(features), DELAYS, run_onsets(RUNS))
+    ops = make_operators(kernel, fold, EXPONENTS)
+    # Leaving out that run leaves nothing to learn from: zero predictions, not NaN.
+    assert not ops.inner[1].operator.any()
+    assert all(np.isfinite(array).all() for array in to_arrays(ops).values())
+
+
+def test_constant_features_are_refused(fold):
+    with pytest.raises(ValueError, match="fold 'd': the kernel of its 149 training rows is zero"):
+        make_operators(np.zeros((210, 210)), fold, EXPONENTS)
+
+
+@pytest.mark.parametrize("exponents", [(), (1.0, 1.0), (2.0, 1.0)])
+def test_exponents_must_rise(fold, exponents):
+    with pytest.raises(ValueError, match="alpha exponents"):
+        make_operators(np.eye(210), fold, exponents)
+
+
+@pytest.mark.parametrize("n_features", [5, 100])
+def test_operators_come_back_from_memory_mapped_files(fold, n_features, tmp_path):
+    ops = make_operators(kernel_and_design(fold, n_features)[0], fold, EXPONENTS)
+    for name, array in to_arrays(ops).items():
+        np.save(tmp_path / f"{name}.npy", array)
+    mapped = {path.stem: np.load(path, mmap_mode="r") for path in tmp_path.iterdir()}
+    again = from_arrays(mapped)
+    assert isinstance(again.inner[2].operator, np.memmap)
+    assert to_arrays(again).keys() == to_arrays(ops).keys()
+    for name, array in to_arrays(again).items():
+        assert array.dtype == to_arrays(ops)[name].dtype
+        np.testing.assert_array_equal(array, to_arrays(ops)[name])
+
+
+def test_a_missing_array_is_an_error(fold):
+    arrays = to_arrays(make_operators(kernel_and_design(fold, 5)[0], fold, EXPONENTS))
+    del arrays["inner-1-coefficients"]
+    with pytest.raises(KeyError, match="inner-1-coefficients"):
+        from_arrays(arrays)
+
+
+def test_every_matrix_and_no_row_index_moves_to_the_device(fold):
+    ops = make_operators(kernel_and_design(fold, 5)[0], fold, EXPONENTS)
+    moved = []
+    again = ops_to_device(ops, lambda array: moved.append(id(array)) or array)
+    stays = {"train_rows", "test_rows"} | {
+        f"inner-{index}-{name}" for index in range(3) for name in ("train_rows", "val_rows")
+    }
+    arrays = to_arrays(ops)
+    assert set(moved) == {id(array) for name, array in arrays.items() if name not in stays}
+    assert len(moved) == len(arrays) - len(stays)
+    assert again.train_rows is ops.train_rows
