@@ -1,0 +1,215 @@
+"""The report as files: one self-contained HTML page, and its figures, tables and maps beside it."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+
+from hpcenc.storage.exports import write_dscalar
+from hpcenc.storage.files import write_atomically
+from hpcenc.storage.geometry import HCP_ACKNOWLEDGEMENT
+from hpcenc.storage.layout import slug
+from hpcenc.tasks.report.alphas import AlphaRow, alpha_row, alpha_warnings
+from hpcenc.tasks.report.data import ReportData, mean_over_subjects
+from hpcenc.tasks.report.illustrations import (
+    SHOWN_MAPS,
+    Illustration,
+    cortical_maps,
+    hidden_subjects,
+    illustrate,
+)
+from hpcenc.tasks.report.surface_map import has_cortical_map
+from hpcenc.tasks.report.tables import (
+    ModelRow,
+    csv_text,
+    fold_rows,
+    format_score,
+    format_share,
+    model_table,
+    progress_warnings,
+)
+
+
+@dataclass(frozen=True)
+class ReportFiles:
+    """Where a report's files are."""
+
+    html: Path
+    figures: tuple[Path, ...]
+    tables: tuple[Path, ...]
+    maps: tuple[Path, ...]
+
+
+def write_report(data: ReportData, folder: Path) -> ReportFiles:
+    """Write a report: ``report.html``, ``figures/*.png``, ``tables/*.csv`` and ``maps/*.dscalar.nii``.
+
+    The page holds its figures itself. The same data give the same bytes; each file replaces an
+    older one as a whole, the page last, so that it never shows figures that are not there yet.
+
+    Parameters
+    ----------
+    data : ReportData
+    folder : Path
+        Made if it is not there. Files of other names in it are left as they are.
+    """
+    for name in ("figures", "tables", "maps"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    means, rows = model_table(data)
+    alphas = tuple(alpha_row(fit) for fit in data.scores)
+    tables = {
+        "models": csv_text((*means, *rows)),
+        "folds": csv_text([row for fit in data.scores for row in fold_rows(fit)]),
+        "alpha_edges": csv_text(alphas),
+    }
+    table_paths = tuple(folder / "tables" / f"{name}.csv" for name in tables)
+    for path, text in zip(table_paths, tables.values(), strict=True):
+        write_atomically(path, text.encode())
+    illustrations = tuple(illustrate(data))
+    names = file_names(illustration.name for illustration in illustrations)
+    figure_paths = tuple(folder / "figures" / f"{name}.png" for name in names)
+    for path, illustration in zip(figure_paths, illustrations, strict=True):
+        write_atomically(path, illustration.png)
+    map_paths = _write_maps(data, folder / "maps")
+    paths = (*table_paths, *map_paths, *figure_paths)
+    page = render_page(
+        data, means, rows, alphas, illustrations, [path.relative_to(folder).as_posix() for path in paths]
+    )
+    html = folder / "report.html"
+    write_atomically(html, page.encode())
+    return ReportFiles(html, figure_paths, table_paths, map_paths)
+
+
+def render_page(
+    data: ReportData,
+    means: Sequence[ModelRow],
+    rows: Sequence[ModelRow],
+    alphas: Sequence[AlphaRow],
+    illustrations: Sequence[Illustration],
+    file_list: Sequence[str],
+) -> str:
+    """HTML of the report's page, with its figures inside.
+
+    Parameters
+    ----------
+    data : ReportData
+    means, rows : sequence of ModelRow
+        Lines of the model table: means over subjects, and single fits.
+    alphas : sequence of AlphaRow
+        Where the warnings on the alpha grid come from.
+    illustrations : sequence of Illustration
+    file_list : sequence of str
+        Files beside the page, by their path relative to it.
+    """
+    by_section: dict[str, list[Illustration]] = {}
+    for illustration in illustrations:
+        by_section.setdefault(illustration.section, []).append(illustration)
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"data_uri": data_uri, "score": format_score, "share": format_share}
+    template = files("hpcenc.tasks.report").joinpath("report.html.j2").read_text("utf-8")
+    page: str = environment.from_string(template).render(
+        data=data,
+        means=means,
+        rows=rows,
+        warnings=_warnings(data, rows, alphas),
+        figures=by_section,
+        map_remark=_map_remark(data),
+        hidden_subjects=hidden_subjects(data),
+        chance_remark=_chance_remark(data),
+        file_list=file_list,
+        acknowledgements=_acknowledgements(data),
+    )
+    return page
+
+
+def file_names(labels: Iterable[str]) -> list[str]:
+    """File names of labels, in their order; different ones, also where only signs or case tell labels apart.
+
+    Examples
+    --------
+    >>> file_names(["r map S1", "r map s1", "r map s/1"])
+    ['r-map-s1', 'r-map-s1-2', 'r-map-s-1']
+    """
+    names: list[str] = []
+    for label in labels:
+        stem = slug(label)
+        name, count = stem, 1
+        while name in names:
+            count += 1
+            name = f"{stem}-{count}"
+        names.append(name)
+    return names
+
+
+def data_uri(png: bytes) -> str:
+    """A PNG as text that an ``img`` takes as its source."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def _write_maps(data: ReportData, folder: Path) -> tuple[Path, ...]:
+    """Write r (mean over folds) of all feature sets: a file per subject, and one of means over subjects."""
+    if data.voxels.is_plain or not data.scores:
+        return ()
+    maps = {
+        f"r {subject}": {label: fit.mean_r for label, fit in data.fits_by_label(subject).items()}
+        for subject in data.subjects
+    }
+    complete = {
+        label: [fit for fit in data.scores if data.label(fit) == label and fit.complete]
+        for label in data.labels
+    }
+    means = {label: mean_over_subjects(fits) for label, fits in complete.items() if len(fits) > 1}
+    if means:
+        maps = {"r mean of subjects": means} | maps
+    paths = tuple(folder / f"{name}.dscalar.nii" for name in file_names(maps))
+    for path, of_subject in zip(paths, maps.values(), strict=True):
+        write_dscalar(path, {f"r {label}": r for label, r in of_subject.items()}, data.voxels)
+    return paths
+
+
+def _warnings(data: ReportData, rows: Sequence[ModelRow], alphas: Sequence[AlphaRow]) -> tuple[str, ...]:
+    return (*data.warnings, *progress_warnings(rows), *alpha_warnings(alphas))
+
+
+def _map_remark(data: ReportData) -> str:
+    """Sentence on the maps that are not shown; empty if all are."""
+    if data.voxels.is_plain:
+        return "No cortical maps: the BOLD files are plain arrays, which do not say where a voxel lies."
+    if not has_cortical_map(data.voxels):
+        return (
+            "No cortical maps: the voxels do not lie on the fs_LR 32k surface, the only one that hpcenc can "
+            "paint. The files in maps/ can be opened with the data's own surfaces in wb_view."
+        )
+    n_maps = len(cortical_maps(data))
+    if n_maps > SHOWN_MAPS:
+        return f"The first {SHOWN_MAPS} of {n_maps} maps are shown; the files in maps/ hold all of them."
+    return ""
+
+
+def _chance_remark(data: ReportData) -> str:
+    """How many vertices exceed their chance level without any effect."""
+    n_shifts = [count for fit in data.scores for count in fit.n_shifts if count > 0]
+    if not n_shifts:
+        return "The test runs are too short for circular shifts, so that there is no chance level."
+    expected = max(0.001, 1 / (min(n_shifts) + 1))
+    span = f"{min(n_shifts)}" if min(n_shifts) == max(n_shifts) else f"{min(n_shifts)} to {max(n_shifts)}"
+    return (
+        f"There are {span} shifts in a fold: up to about {format_share(expected)} of vertices exceed the "
+        "level without any effect."
+    )
+
+
+def _acknowledgements(data: ReportData) -> tuple[str, ...]:
+    """The study's acknowledgements, and HCP's where its surfaces are shown."""
+    ours = (HCP_ACKNOWLEDGEMENT,) if data.scores and has_cortical_map(data.voxels) else ()
+    return tuple(dict.fromkeys((*data.acknowledgements, *ours)))

@@ -1,0 +1,87 @@
+"""How the report's figures look: sizes, type and colours, in one place.
+
+Settings are made on the figures themselves, never in matplotlib's global ones: reports may be
+drawn in a process with other figures in it.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from typing import Any
+
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+FIGURE_WIDTH_IN = 7.2
+"""Width of a figure in inches: two columns of most journals."""
+
+DPI = 150
+
+TITLE_SIZE = 9
+"""Points of a panel's title."""
+
+TEXT_COLOR = "#222222"
+MUTED_COLOR = "#666666"
+LEFT_OUT_COLOR = "#ececec"
+MEASURED_COLOR = "#444444"
+
+SURFACE_COLORS = matplotlib.colormaps["viridis"]
+"""Perceptually uniform, and readable with any colour vision and in grey."""
+
+# Okabe and Ito's colours without yellow and black, which vanish on white or in axes.
+_LINE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_LINE_STYLES = ("-", "--", ":", "-.")
+
+
+def new_figure(width_in: float = FIGURE_WIDTH_IN, height_in: float = 3.2) -> Figure:
+    """Empty figure on an Agg canvas: drawn in memory, unknown to pyplot."""
+    figure = Figure(figsize=(width_in, height_in), dpi=DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def line_style(index: int) -> dict[str, Any]:
+    """Colour and dashes of the ``index``-th feature set; different for the first 24."""
+    dashes = _LINE_STYLES[index // len(_LINE_COLORS) % len(_LINE_STYLES)]
+    return {"color": _LINE_COLORS[index % len(_LINE_COLORS)], "linestyle": dashes}
+
+
+def style_axes(axes: Any) -> None:
+    """Axes with two spines and quiet ticks."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8, colors=TEXT_COLOR, width=0.6, length=3)
+    axes.xaxis.label.set_fontsize(9)
+    axes.yaxis.label.set_fontsize(9)
+
+
+def set_title(figure: Figure, title: str, remark: str = "") -> None:
+    """Title at the upper left, and a remark in small type at the upper right."""
+    figure.text(0.012, 0.985, escape(title), ha="left", va="top", fontsize=10.5, fontweight="bold")
+    if remark:
+        figure.text(0.988, 0.985, escape(remark), ha="right", va="top", fontsize=8.5, color=MUTED_COLOR)
+
+
+def escape(text: str) -> str:
+    """Text that matplotlib draws as it stands: a pair of dollar signs would be read as a formula."""
+    return text.replace("$", r"\$")
+
+
+def png_bytes(figure: Figure) -> bytes:
+    """PNG of a figure, the same bytes for the same figure."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def panel_grid(n_panels: int, n_columns: int = 4) -> tuple[int, int]:
+    """Rows and columns for some panels of equal size."""
+    columns = min(n_panels, n_columns)
+    return -(-n_panels // columns), columns
+
+
+def hide_unused(axes: Iterable[Any], n_used: int) -> None:
+    """Take away the panels of a grid that nothing is drawn in."""
+    for panel in list(axes)[n_used:]:
+        panel.set_visible(False)

@@ -1,0 +1,189 @@
+"""Cortical maps: both hemispheres of the inflated fs_LR 32k surface, lateral and medial, painted headless.
+
+A painter's algorithm in two dimensions: the faces turned to the viewer, sorted by depth, as one
+matplotlib collection. It needs no display and no 3-D library.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, cast
+
+import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import Colormap, Normalize
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from hpcenc.storage.geometry import STRUCTURES, Hemisphere, sulcal_depth, surface
+from hpcenc.storage.voxels import VoxelAxis
+from hpcenc.tasks.report.style import FIGURE_WIDTH_IN, MUTED_COLOR, SURFACE_COLORS, new_figure, set_title
+
+Side = Literal["lateral", "medial"]
+
+N_VERTICES = 32_492
+"""Vertices of one hemisphere's fs_LR 32k surface, the only one there are faces for."""
+
+VEIL = 0.14
+"""White that gyral crowns have over their colour; small, so that values can be read off the colour bar."""
+
+SULCAL_RANGE = (-1.0, 0.5)
+"""Sulcal depths, in the units of HCP's file, that are darkest and brightest."""
+
+BARE_CORTEX = 0.85
+"""Grey of gyral crowns without a value."""
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """One hemisphere from one side, ready to be coloured: its faces in the order of painting."""
+
+    faces: NDArray[np.int32]
+    """Vertices of each face turned to the viewer, farthest first, ``(n_faces, 3)``."""
+    outlines: NDArray[np.float32]
+    """Their corners in the plane of the picture, in mm, ``(n_faces, 3, 2)``."""
+    shade: NDArray[np.float32]
+    """Brightness of each face between 0 and 1: light from the viewer, less of it in sulci, ``(n_faces,)``."""
+    extent: tuple[float, float, float, float]
+    """Left, right, bottom and top of the picture in mm."""
+
+
+def has_cortical_map(axis: VoxelAxis) -> bool:
+    """Whether an axis lies on a fs_LR 32k surface, so that a map of it can be painted."""
+    sizes = {axis.n_vertices[name] for name in STRUCTURES.values() if name in axis.n_vertices}
+    return sizes == {N_VERTICES}
+
+
+def paint_cortex(
+    values: NDArray[np.floating[Any]],
+    axis: VoxelAxis,
+    *,
+    limits: tuple[float, float],
+    unit: str,
+    title: str,
+    remark: str = "",
+) -> Figure:
+    """Paint values on the inflated cortex: left and right hemisphere, lateral above medial.
+
+    Parameters
+    ----------
+    values : array of shape (n_voxels,)
+        NaN is shown as bare cortex, grey, like the medial wall and a hemisphere without data.
+    axis : VoxelAxis
+        An axis for which `has_cortical_map` holds.
+    limits : (float, float)
+        Values of the two ends of the colour map; what lies beyond has the colour of the end.
+    unit : str
+        Label of the colour bar: what is shown and its unit.
+    title, remark : str
+        Title, and a remark in small type beside it.
+
+    Raises
+    ------
+    ValueError
+        If the axis has no fs_LR 32k surface.
+    """
+    if not has_cortical_map(axis):
+        raise ValueError(
+            f"the voxel axis has surfaces {axis.n_vertices}; expected cortex of {N_VERTICES} vertices. "
+            "Use a .dscalar.nii and the data's own surfaces in wb_view"
+        )
+    figure = new_figure(width_in=FIGURE_WIDTH_IN, height_in=5.1)
+    colors = Normalize(*limits, clip=True)
+    for column, hemisphere in enumerate(cast(tuple[Hemisphere, ...], ("left", "right"))):
+        structure = STRUCTURES[hemisphere]
+        whole = (
+            axis.surface(values, structure) if structure in axis.n_vertices else np.full(N_VERTICES, np.nan)
+        )
+        for row, side in enumerate(cast(tuple[Side, ...], ("lateral", "medial"))):
+            axes = figure.add_axes((0.01 + 0.435 * column, 0.51 - 0.45 * row, 0.42, 0.4))
+            _paint_view(axes, view(hemisphere, side), whole, colors)
+            axes.set_title(f"{hemisphere} {side}", y=-0.09, fontsize=8.5, color=MUTED_COLOR)
+    _add_color_bar(figure, values[axis.positions("cortex")], colors, unit)
+    set_title(figure, title, remark)
+    return figure
+
+
+@lru_cache(maxsize=4)
+def view(hemisphere: Hemisphere, side: Side) -> View:
+    """Faces of the inflated surface that are seen from one side.
+
+    The picture's right is forward where the viewer stands on the subject's right, and backward
+    where on the left; up is up.
+    """
+    vertices, faces = surface(hemisphere, "inflated")
+    # The viewer's place along x, which points to the subject's right.
+    toward = 1.0 if (hemisphere == "right") == (side == "lateral") else -1.0
+    plane = np.stack([toward * vertices[:, 1], vertices[:, 2]], axis=1)
+    corners = vertices[faces]
+    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    facing = toward * normals[:, 0] / np.linalg.norm(normals, axis=1)
+    depth = toward * corners[:, :, 0].mean(axis=1)
+    order = np.argsort(depth, kind="stable")
+    order = order[facing[order] > 0]
+    left, bottom = plane.min(axis=0)
+    right, top = plane.max(axis=0)
+    return View(
+        faces=faces[order],
+        outlines=plane[faces[order]],
+        shade=_light(facing[order]) * _sulcal_shade(hemisphere)[faces[order]].mean(axis=1),
+        extent=(float(left), float(right), float(bottom), float(top)),
+    )
+
+
+def face_colors(
+    values: NDArray[np.floating[Any]], view: View, colors: Normalize, color_map: Colormap = SURFACE_COLORS
+) -> NDArray[np.floating[Any]]:
+    """Colour of every face of a view, ``(n_faces, 4)``.
+
+    A face has the mean of its corners' values; one with a NaN corner is bare cortex, so that no
+    colour reaches into the medial wall.
+    """
+    of_face = values[view.faces].mean(axis=1)
+    bare = np.isnan(of_face)
+    rgba: NDArray[np.floating[Any]] = color_map(colors(np.where(bare, 0.0, of_face)))
+    shade = view.shade[~bare, None]
+    # Darkened in sulci and veiled in white on gyri: darkening alone would not show in dark colours.
+    rgba[~bare, :3] = rgba[~bare, :3] * (0.75 + 0.25 * shade) + VEIL * shade * (1 - rgba[~bare, :3])
+    rgba[bare, :3] = BARE_CORTEX * (0.45 + 0.55 * view.shade[bare, None])
+    return rgba
+
+
+def _paint_view(axes: Any, view: View, values: NDArray[np.floating[Any]], colors: Normalize) -> None:
+    rgba = face_colors(values, view, colors)
+    outlines: Any = view.outlines  # matplotlib's stubs ask for a list, which takes three times as long
+    # Edges in the face's own colour close the hairlines that antialiasing leaves between neighbours.
+    axes.add_collection(PolyCollection(outlines, facecolors=rgba, edgecolors=rgba, linewidths=0.25))
+    left, right, bottom, top = view.extent
+    axes.set_xlim(left - 1, right + 1)
+    axes.set_ylim(bottom - 1, top + 1)
+    axes.set_aspect("equal")
+    axes.set_axis_off()
+
+
+def _add_color_bar(figure: Figure, values: NDArray[np.floating[Any]], colors: Normalize, unit: str) -> None:
+    finite = values[np.isfinite(values)]
+    below, above = bool((finite < colors.vmin).any()), bool((finite > colors.vmax).any())
+    extend = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}
+    bar = figure.colorbar(
+        ScalarMappable(colors, SURFACE_COLORS),
+        cax=figure.add_axes((0.895, 0.2, 0.018, 0.55)),
+        extend=extend[below, above],
+    )
+    bar.set_label(unit, fontsize=9)
+    bar.ax.tick_params(labelsize=8.5, width=0.6, length=3)
+    bar.outline.set_linewidth(0.5)
+
+
+def _light(facing: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Brightness of faces under a light at the viewer, from the cosine of their angle to it: 0 at the rim."""
+    return np.clip(facing, 0, 1) ** 0.6
+
+
+def _sulcal_shade(hemisphere: Hemisphere) -> NDArray[np.float32]:
+    """Brightness of vertices: 0 in deep sulci to 1 on gyral crowns; even on the medial wall."""
+    depth = np.nan_to_num(sulcal_depth(hemisphere), nan=0.1)
+    shade: NDArray[np.float32] = np.interp(depth, SULCAL_RANGE, (0.0, 1.0)).astype(np.float32)
+    return shade

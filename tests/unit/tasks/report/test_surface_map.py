@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from matplotlib.colors import Normalize
+from PIL import Image
+
+from hpcenc.storage.geometry import medial_wall, surface
+from hpcenc.storage.voxels import CORTEX_LEFT, CORTEX_RIGHT, VoxelAxis
+from hpcenc.tasks.report.style import png_bytes
+from hpcenc.tasks.report.surface_map import face_colors, has_cortical_map, paint_cortex, view
+
+LIMITS = {"limits": (0.0, 0.5), "unit": "r", "title": "a map"}
+
+
+def _pixels(figure):
+    return np.asarray(Image.open(io.BytesIO(png_bytes(figure))).convert("RGB")).astype(float)
+
+
+def _is_colored(pixels):
+    """Pixels that are not grey."""
+    return np.ptp(pixels, axis=-1) > 30
+
+
+@pytest.mark.parametrize(("hemisphere", "side"), [("left", "lateral"), ("right", "medial")])
+def test_nearer_faces_are_painted_last(hemisphere, side):
+    seen = view(hemisphere, side)
+    vertices, _ = surface(hemisphere)
+    depth = vertices[seen.faces][:, :, 0].mean(axis=1)
+    from_the_left = (hemisphere, side) in (("left", "lateral"), ("right", "medial"))
+    assert (np.diff(-depth if from_the_left else depth) >= 0).all()
+
+
+def test_the_two_sides_share_no_face():
+    lateral, medial = (view("left", side).faces for side in ("lateral", "medial"))
+    _, faces = surface("left")
+    assert not {tuple(face) for face in lateral} & {tuple(face) for face in medial}
+    assert len(lateral) + len(medial) <= len(faces)
+
+
+def test_lateral_views_have_the_front_on_the_outer_side():
+    # The frontal pole is the vertex farthest forward; the left lateral view shows it at its left edge.
+    for hemisphere, edge in (("left", np.min), ("right", np.max)):
+        vertices, _ = surface(hemisphere)
+        seen = view(hemisphere, "lateral")
+        corners = vertices[seen.faces][:, :, 1].ravel()
+        across = seen.outlines[:, :, 0].ravel()
+        assert across[np.argmax(corners)] == edge(across)
+
+
+def test_medial_wall_stays_grey(cortex):
+    values = cortex.surface(np.full(cortex.n_voxels, 0.5), CORTEX_LEFT)
+    seen = view("left", "medial")
+    rgb = face_colors(values, seen, Normalize(0, 0.5, clip=True))[:, :3]
+    on_wall = medial_wall("left")[seen.faces].any(axis=1)
+    assert on_wall.any()
+    np.testing.assert_allclose(np.ptp(rgb[on_wall], axis=1), 0, atol=1e-6)
+    assert (np.ptp(rgb[~on_wall], axis=1) > 0.2).all()
+
+
+def test_colors_follow_the_values_and_not_the_sulci():
+    seen = view("left", "lateral")
+    colors = Normalize(0, 0.5, clip=True)
+    low, high = (face_colors(np.full(32_492, value), seen, colors) for value in (0.0, 0.5))
+    assert np.array_equal(face_colors(np.full(32_492, 0.9), seen, colors), high), "beyond the end: its colour"
+    assert np.abs(high[:, :3] - low[:, :3]).max(axis=1).min() > 0.5
+
+
+def test_map_has_colors_only_where_the_values_are(cortex):
+    everywhere = _is_colored(_pixels(paint_cortex(np.full(cortex.n_voxels, 0.4), cortex, **LIMITS)))
+    left_only = np.where(cortex.structure == 0, 0.4, np.nan)
+    left = _is_colored(_pixels(paint_cortex(left_only, cortex, **LIMITS)))
+    n_columns = everywhere.shape[1]
+    left_half, right_half = (
+        slice(0, int(0.43 * n_columns)),
+        slice(int(0.45 * n_columns), int(0.87 * n_columns)),
+    )
+    assert everywhere[:, left_half].mean() > 0.3
+    assert everywhere[:, right_half].mean() > 0.3
+    assert left[:, left_half].mean() > 0.3
+    assert left[:, right_half].sum() == 0
+
+
+def test_the_same_map_gives_the_same_bytes(cortex):
+    values = np.random.default_rng(0).normal(size=cortex.n_voxels)
+    first, second = (png_bytes(paint_cortex(values, cortex, **LIMITS)) for _ in range(2))
+    assert first == second
+
+
+def test_other_axes_have_no_map(cortex):
+    finer = replace(cortex, n_vertices={CORTEX_LEFT: 59_292, CORTEX_RIGHT: 59_292})
+    for axis in (VoxelAxis.from_count(10), finer):
+        assert not has_cortical_map(axis)
+        with pytest.raises(ValueError, match="expected cortex of 32492 vertices"):
+            paint_cortex(np.zeros(axis.n_voxels), axis, **LIMITS)
+
+
+def test_one_hemisphere_is_enough(cortex):
+    left = cortex.take(np.flatnonzero(cortex.structure == 0))
+    assert has_cortical_map(left)
+    assert _is_colored(_pixels(paint_cortex(np.full(left.n_voxels, 0.4), left, **LIMITS))).any()
