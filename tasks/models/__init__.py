@@ -1,0 +1,1 @@
+"""The feature models: what they are, their checkpoints, and their extractors."""

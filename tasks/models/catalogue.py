@@ -1,0 +1,279 @@
+"""The feature models hpcenc knows: their layers, sizes and checkpoint files.
+
+The plan reads this on a login node, so it imports the standard library only.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+SAMPLE_RATE = 16_000
+"""Samples per second of the mono audio that every audio model hears."""
+
+MODELS = ("beats", "clip", "cavmae")
+
+EXTRACTOR_VERSIONS: Mapping[str, int] = MappingProxyType({"beats": 1, "clip": 1, "cavmae": 1})
+"""Part of the digest of features: raised by hand whenever an extractor's results change."""
+
+WIDTH = 768
+"""Features of every layer of the three models, except CLIP's projection."""
+
+PROJECTED_WIDTH = 512
+OFFICIAL_N_LAYERS = 12
+CAVMAE_MAX_WINDOW_S = 10.255
+"""Longest audio context of CAV-MAE: its 1024 spectrogram rows of 10 ms, each 25 ms long."""
+
+MIN_WINDOW_S = 0.175
+"""Shortest audio context: one time step of 16 spectrogram rows of 10 ms, each 25 ms long."""
+
+_CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "model": MODELS,
+        "weights": ("pretrained", "untrained"),
+        "align": ("causal", "centred"),
+        "pool": ("tr", "window"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything that decides what an extractor computes; hashable and picklable.
+
+    Raises
+    ------
+    ValueError
+        If a choice is unknown, the model has too few layers, or the audio window is
+        shorter than the TR or of a length that the model cannot take.
+    """
+
+    model: str
+    """``"beats"``, ``"clip"`` or ``"cavmae"``."""
+
+    weights: str = "pretrained"
+    """``"pretrained"``, or ``"untrained"``: the library's own initialisation under ``seed``."""
+
+    checkpoint: str | None = None
+    """Path of the checkpoint file; None if untrained."""
+
+    seed: int = 0
+    """Seed of untrained weights; pretrained ones ignore it."""
+
+    n_layers: int = OFFICIAL_N_LAYERS
+    """Depth; for CAV-MAE, n_layers - 1 blocks per modality and the unified block."""
+
+    tr_s: float = 1.0
+    """Repetition time in seconds, the spacing of the rows."""
+
+    window_s: float = 10.0
+    """Audio context of a row in seconds."""
+
+    align: str = "causal"
+    """``"causal"``: the window ends with the row's TR; ``"centred"``: on the TR's middle."""
+
+    pool: str = "tr"
+    """Audio tokens averaged for a row: those of its TR, or of the whole ``"window"``."""
+
+    def __post_init__(self) -> None:
+        for field, choices in _CHOICES.items():
+            value = getattr(self, field)
+            if value not in choices:
+                raise ValueError(f"{field} = {value!r}: expected one of {', '.join(choices)}.")
+        _check_depth(self.model, self.n_layers)
+        if self.tr_s <= 0:
+            raise ValueError(f"tr_s = {self.tr_s}: expected a TR in seconds, above 0.")
+        if self.model != "clip":
+            self._check_window()
+
+    def _check_window(self) -> None:
+        longest = CAVMAE_MAX_WINDOW_S if self.model == "cavmae" else float("inf")
+        if not max(self.tr_s, MIN_WINDOW_S) <= self.window_s <= longest:
+            raise ValueError(
+                f"window_s = {self.window_s} of {self.model}: expected at least one TR ({self.tr_s} s), "
+                f"at least {MIN_WINDOW_S} s"
+                + (
+                    f", and at most {longest} s, the longest sequence it knows."
+                    if self.model == "cavmae"
+                    else "."
+                )
+            )
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One array that an extractor returns for every row."""
+
+    name: str
+    n_features: int
+
+
+@dataclass(frozen=True)
+class LayerSource:
+    """The stored arrays that make a feature space.
+
+    ``how`` is ``"single"`` (one array as it is), ``"mean"`` or ``"concat"`` (of the arrays'
+    features, in the order given).
+    """
+
+    arrays: tuple[str, ...]
+    how: Literal["single", "mean", "concat"]
+
+
+@dataclass(frozen=True)
+class CheckpointFile:
+    """An official checkpoint: what the file is, how large, and whose it is."""
+
+    name: str
+    size_bytes: int
+    """Approximate: for messages, not for checks."""
+
+    what: str
+    origin: str
+
+
+_CHECKPOINT_FILES: Mapping[str, tuple[CheckpointFile, ...]] = MappingProxyType(
+    {
+        "beats": (
+            CheckpointFile(
+                "BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt",
+                363_000_000,
+                "BEATs iter3+, fine-tuned on AudioSet (527 tags)",
+                "the table of models in the folder 'beats' of microsoft/unilm",
+            ),
+            CheckpointFile(
+                "BEATs_iter3_plus_AS2M.pt",
+                361_000_000,
+                "BEATs iter3+, self-supervised on AudioSet",
+                "the table of models in the folder 'beats' of microsoft/unilm",
+            ),
+        ),
+        "clip": (
+            CheckpointFile(
+                "open_clip_model.safetensors",
+                605_000_000,
+                "OpenAI's CLIP ViT-B/32 as a state dict (QuickGELU)",
+                "open_clip's copy of OpenAI's weights, timm/vit_base_patch32_clip_224.openai",
+            ),
+            CheckpointFile(
+                "open_clip_pytorch_model.bin",
+                605_000_000,
+                "the same as a PyTorch file",
+                "open_clip's copy of OpenAI's weights, timm/vit_base_patch32_clip_224.openai",
+            ),
+        ),
+        "cavmae": (
+            CheckpointFile(
+                "cav-mae-scale++.pth",
+                764_000_000,
+                "CAV-MAE Scale++, self-supervised on AudioSet",
+                "the pretrained models of YuanGongND/cav-mae",
+            ),
+            CheckpointFile(
+                "audio_model.21.pth",
+                764_000_000,
+                "the same under the name it is released with",
+                "the pretrained models of YuanGongND/cav-mae",
+            ),
+        ),
+    }
+)
+
+
+def expected_files(model: str) -> tuple[CheckpointFile, ...]:
+    """The official checkpoint files of a model; any one of them will do."""
+    _check_model(model)
+    return _CHECKPOINT_FILES[model]
+
+
+def stored_layers(spec: ModelSpec) -> tuple[Layer, ...]:
+    """The arrays that the extractor of a model returns, from shallow to deep.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+
+    Returns
+    -------
+    tuple of Layer
+        BEATs: tokens after each layer. CLIP: the class token after each block, its
+        768-d ``embedding`` (normed) and the 512-d ``projected`` one. CAV-MAE: tokens of each
+        modality after each block, the last being the unified block, and the normed
+        ``audio`` and ``visual`` outputs.
+    """
+    depths = range(1, spec.n_layers + 1)
+    if spec.model == "beats":
+        return tuple(Layer(str(i), WIDTH) for i in depths)
+    if spec.model == "clip":
+        blocks = tuple(Layer(str(i), WIDTH) for i in depths)
+        return (*blocks, Layer("embedding", WIDTH), Layer("projected", PROJECTED_WIDTH))
+    suffixes = (*(f"-{i}" for i in depths), "")
+    return tuple(
+        Layer(f"{modality}{suffix}", WIDTH) for modality in ("audio", "visual") for suffix in suffixes
+    )
+
+
+def default_layer(model: str, n_layers: int = OFFICIAL_N_LAYERS) -> str:
+    """The layer that stands for a model where none is asked for: its deepest.
+
+    That is BEATs' last layer, CLIP's 768-d class embedding before the projection, and the
+    mean of CAV-MAE's normed outputs.
+    """
+    _check_depth(model, n_layers)
+    return {"beats": str(n_layers), "clip": "embedding", "cavmae": "mean"}[model]
+
+
+def sweep_layers(model: str, n_layers: int = OFFICIAL_N_LAYERS) -> tuple[str, ...]:
+    """The layers of a sweep over depth: ``n_layers`` of them, the last the default layer."""
+    prefix = "mean-" if model == "cavmae" else ""
+    return (*(f"{prefix}{i}" for i in range(1, n_layers)), default_layer(model, n_layers))
+
+
+def all_layer_names(model: str, n_layers: int = OFFICIAL_N_LAYERS) -> tuple[str, ...]:
+    """Every layer of a model that a study may name."""
+    stored = tuple(layer.name for layer in stored_layers(ModelSpec(model, n_layers=n_layers)))
+    if model != "cavmae":
+        return stored
+    suffixes = (*(f"-{i}" for i in range(1, n_layers + 1)), "")
+    return (*stored, *(f"{how}{suffix}" for how in ("mean", "concat") for suffix in suffixes))
+
+
+def compose(model: str, layer: str) -> LayerSource:
+    """The stored arrays that make a layer's features, and how they are joined.
+
+    Parameters
+    ----------
+    model : str
+    layer : str
+        One of `all_layer_names`; its depth is not checked here.
+
+    Returns
+    -------
+    LayerSource
+        CAV-MAE's ``mean-i`` and ``concat-i`` join the ``audio-i`` and ``visual-i`` arrays;
+        everything else is one array.
+    """
+    _check_model(model)
+    if model == "cavmae":
+        for how in ("mean", "concat"):
+            kind, dash, depth = layer.partition("-")
+            if kind == how:
+                return LayerSource((f"audio{dash}{depth}", f"visual{dash}{depth}"), how)
+    return LayerSource((layer,), "single")
+
+
+def label(model: str, weights: str = "pretrained", seed: int = 0) -> str:
+    """A model's name in tables and maps; untrained weights are always named as such."""
+    return model if weights == "pretrained" else f"{model}[{weights}, seed {seed}]"
+
+
+def _check_model(model: str) -> None:
+    if model not in MODELS:
+        raise ValueError(f"unknown model {model!r}: expected one of {', '.join(MODELS)}.")
+
+
+def _check_depth(model: str, n_layers: int) -> None:
+    _check_model(model)
+    fewest = 2 if model == "cavmae" else 1
+    if n_layers < fewest:
+        raise ValueError(f"n_layers = {n_layers} of {model}: expected at least {fewest}.")

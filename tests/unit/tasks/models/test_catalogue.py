@@ -1,0 +1,106 @@
+"""What the plan knows of the models."""
+
+import pickle
+import subprocess
+import sys
+
+import pytest
+
+from hpcenc.tasks.models.catalogue import (
+    MODELS,
+    LayerSource,
+    ModelSpec,
+    all_layer_names,
+    compose,
+    default_layer,
+    expected_files,
+    label,
+    stored_layers,
+    sweep_layers,
+)
+
+
+def test_importing_it_loads_neither_torch_nor_numpy():
+    code = (
+        "import sys; import hpcenc.tasks.models.catalogue, hpcenc.tasks.models.checkpoints; "
+        "print(sorted({'torch', 'numpy', 'timm', 'safetensors'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("n_layers", [2, 4, 12])
+def test_a_sweep_has_one_layer_per_depth_and_ends_with_the_default(model, n_layers):
+    sweep = sweep_layers(model, n_layers)
+    assert len(sweep) == len(set(sweep)) == n_layers
+    assert sweep[-1] == default_layer(model, n_layers)
+    assert set(sweep) <= set(all_layer_names(model, n_layers))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_layer_is_made_of_stored_arrays(model):
+    stored = {layer.name: layer.n_features for layer in stored_layers(ModelSpec(model, n_layers=4))}
+    names = all_layer_names(model, 4)
+    assert len(names) == len(set(names))
+    assert set(stored) <= set(names)
+    for name in names:
+        source = compose(model, name)
+        assert set(source.arrays) <= set(stored)
+        assert (len(source.arrays) == 1) == (source.how == "single")
+
+
+def test_the_reference_layers_are_the_defaults():
+    assert [default_layer(model) for model in MODELS] == ["12", "embedding", "mean"]
+    assert compose("cavmae", "mean") == LayerSource(("audio", "visual"), "mean")
+    assert compose("cavmae", "concat-3") == LayerSource(("audio-3", "visual-3"), "concat")
+    assert compose("clip", "embedding") == LayerSource(("embedding",), "single")
+
+
+def test_widths_are_those_of_the_models():
+    widths = {layer.name: layer.n_features for layer in stored_layers(ModelSpec("clip"))}
+    assert (widths["12"], widths["embedding"], widths["projected"]) == (768, 768, 512)
+    assert {layer.n_features for layer in stored_layers(ModelSpec("cavmae"))} == {768}
+    assert len(stored_layers(ModelSpec("cavmae"))) == 2 * 13
+
+
+def test_untrained_weights_are_named_as_such():
+    assert label("clip") == "clip"
+    assert label("clip", "untrained", 3) == "clip[untrained, seed 3]"
+
+
+def test_a_spec_is_hashable_and_picklable():
+    spec = ModelSpec("beats", weights="untrained", n_layers=4)
+    assert pickle.loads(pickle.dumps(spec)) == spec
+    assert hash(spec) == hash(ModelSpec("beats", weights="untrained", n_layers=4))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"model": "resnet"}, "model = 'resnet': expected one of beats, clip, cavmae"),
+        ({"model": "beats", "weights": "random"}, "weights = 'random'"),
+        ({"model": "beats", "align": "acausal"}, "align = 'acausal'"),
+        ({"model": "beats", "pool": "second"}, "pool = 'second'"),
+        ({"model": "cavmae", "n_layers": 1}, "expected at least 2"),
+        ({"model": "beats", "tr_s": 0.0}, "expected a TR"),
+        ({"model": "beats", "tr_s": 2.0, "window_s": 1.0}, "at least one TR"),
+        ({"model": "beats", "tr_s": 0.1, "window_s": 0.1}, "at least 0.175 s"),
+        ({"model": "cavmae", "window_s": 12.0}, "at most 10.255 s"),
+    ],
+)
+def test_what_no_model_can_do_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        ModelSpec(**wrong)
+
+
+def test_a_vision_model_has_no_use_for_a_window():
+    assert ModelSpec("clip", tr_s=20.0).window_s == 10.0
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_says_which_files_will_do(model):
+    for file in expected_files(model):
+        assert file.size_bytes > 3e8
+        assert file.name
+        assert file.origin

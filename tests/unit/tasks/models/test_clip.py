@@ -1,0 +1,80 @@
+"""CLIP's image tower against the official code."""
+
+import numpy as np
+import pytest
+import torch
+from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from safetensors.torch import save_file
+
+from hpcenc.tasks.models.catalogue import ModelSpec
+from hpcenc.tasks.models.checkpoints import inspect_checkpoint
+from hpcenc.tasks.models.clip import ClipExtractor
+from hpcenc.tasks.models.images import normalised_frames
+from hpcenc.tasks.models.loading import build_pretrained, load_extractor, read_weights
+from hpcenc.tasks.models.windows import MovieChunk
+
+
+@pytest.fixture
+def tiny(reference, official_file, tmp_path):
+    fixture = reference("clip/tiny_vit")
+    path = official_file(fixture, tmp_path)
+    return fixture, build_pretrained("clip", path, read_weights("clip", path))
+
+
+def still(image):
+    return MovieChunk(0, 1, 1.0, image[np.newaxis], None, 0)
+
+
+def test_network_input_is_bit_equal_to_the_official_one(reference):
+    for clip in reference("clip/tiny_vit").clips.values():
+        frame = torch.from_numpy(clip["image_u8"])[None]
+        images = normalised_frames(frame, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
+        np.testing.assert_array_equal(images[0, :, ::4, ::4], clip["input_sub"])
+
+
+def test_every_layer_equals_the_official_one(tiny):
+    fixture, network = tiny
+    extractor = ClipExtractor(network, ModelSpec("clip", n_layers=3), {})
+    for clip in fixture.clips.values():
+        layers = extractor.extract(still(clip["image_u8"]))
+        assert list(layers) == ["1", "2", "3", "embedding", "projected"]
+        for i in (1, 2, 3):
+            np.testing.assert_allclose(layers[str(i)][0], clip["cls_per_layer"][i], atol=1e-5, rtol=0)
+        np.testing.assert_allclose(layers["embedding"][0], clip["pre_projection"], atol=1e-5, rtol=0)
+        np.testing.assert_allclose(layers["projected"][0], clip["projected"], atol=1e-5, rtol=0)
+
+
+def test_plain_gelu_would_be_noticed(tiny):
+    fixture, network = tiny
+    for block in network.visual.transformer.resblocks:
+        block.mlp.gelu = torch.nn.GELU()
+    clip = fixture.clips["a"]
+    layers = ClipExtractor(network, ModelSpec("clip", n_layers=3), {}).extract(still(clip["image_u8"]))
+    assert np.abs(layers["projected"][0] - clip["projected"]).max() > 1e-3
+
+
+def test_a_frame_already_at_224_is_only_cropped():
+    wide = np.random.default_rng(0).integers(0, 256, (1, 224, 300, 3), dtype=np.uint8)
+    images = normalised_frames(torch.from_numpy(wide), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    np.testing.assert_array_equal((images[0] * 255).round(), wide[0, :, 38:262].transpose(2, 0, 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_a_file_of_official_size_gives_the_official_features(reference, tmp_path, suffix):
+    fixture = reference("clip/full_vit_b32_seeded")
+    path = tmp_path / f"open_clip{suffix}"
+    if suffix == ".safetensors":
+        save_file(fixture.state, path)
+    else:
+        torch.save(fixture.state, path)
+    info = inspect_checkpoint("clip", path)
+    assert (info.n_layers, info.width) == (12, 768)
+    extractor = load_extractor(ModelSpec("clip", checkpoint=str(path)))
+    assert extractor.metadata["activation"] == "QuickGELU"
+    clip = fixture.clips["a"]
+    layers = extractor.extract(still(clip["image_u8"]))
+    for i in range(1, 13):
+        np.testing.assert_allclose(layers[str(i)][0], clip["cls_per_layer"][i], atol=1e-4, rtol=0)
+    np.testing.assert_allclose(layers["embedding"][0], clip["pre_projection"], atol=1e-4, rtol=0)
+    np.testing.assert_allclose(layers["projected"][0], clip["projected"], atol=1e-4, rtol=0)
