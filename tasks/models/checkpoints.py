@@ -93,11 +93,11 @@ def find_checkpoint(model: str, weights_dir: Path | str, name: str | None = None
     if name is not None:
         path = folder / name
         if not path.is_file():
-            raise CheckpointError(_missing(model, folder, f"expected {name!r}, found no such file"))
+            raise CheckpointError(_missing(model, folder, f"{name!r} is not there"))
         return path
     found = [file.name for file in expected_files(model) if (folder / file.name).is_file()]
     if not found:
-        raise CheckpointError(_missing(model, folder, "found none of the files"))
+        raise CheckpointError(_missing(model, folder, "none of the files is there"))
     if len(found) > 1:
         raise CheckpointError(
             f"{model}: expected one checkpoint in {str(folder)!r}, found {' and '.join(found)}. "
@@ -124,7 +124,7 @@ def check_file(model: str, path: Path | str) -> CheckpointForm:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(_missing(model, path.parent, f"expected {path.name!r}, found no such file"))
+        raise CheckpointError(_missing(model, path.parent, f"{path.name!r} is not there"))
     with path.open("rb") as file:
         head = file.read(512)
     if head.lstrip().startswith(b"<"):

@@ -1,6 +1,7 @@
 """Models with their weights: from a checkpoint, checked, or untrained under a seed."""
 
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType, ModuleType
@@ -28,6 +29,9 @@ _NETWORKS: Mapping[str, type[torch.nn.Module]] = MappingProxyType(
 _EXTRACTORS: Mapping[str, type[Extractor]] = MappingProxyType(
     {"beats": beats.BeatsExtractor, "clip": clip.ClipExtractor, "cavmae": cavmae.CavmaeExtractor}
 )
+_ODD_CONTENTS = (KeyError, ValueError, TypeError, AttributeError, AssertionError, RuntimeError)
+"""What unpacking or building a model raises on contents that only look like its own."""
+
 _MAX_LISTED = 3
 
 
@@ -69,7 +73,7 @@ def inspect_weights(model: str, path: Path) -> CheckpointInfo:
     """Check names and shapes in a checkpoint; see `hpcenc.tasks.models.checkpoints.inspect_checkpoint`."""
     weights = read_weights(model, path, device="meta")
     _check_size(model, path, weights, OFFICIAL_N_LAYERS)
-    _check_shapes(model, path, weights, build_seeded(model, weights.config, seed=0))
+    _matching_network(model, path, weights)
     return CheckpointInfo(
         path=str(path),
         model=model,
@@ -100,7 +104,7 @@ def read_weights(model: str, path: Path, device: str = "cpu") -> Weights:
         )
     try:
         weights: Weights = _MODULES[model].unpack(contents)
-    except (KeyError, ValueError, AttributeError) as error:
+    except _ODD_CONTENTS as error:
         raise CheckpointError(
             f"{model}: {str(path)!r} looks like {model} but lacks what tells its sizes ({error!r}). "
             f"Expected one of\n{describe_files(model)}"
@@ -133,8 +137,7 @@ def build_pretrained(model: str, path: Path, weights: Weights) -> torch.nn.Modul
     CheckpointError
         If names or shapes differ from the network's, or a weight is NaN or Inf.
     """
-    network = build_seeded(model, weights.config, seed=0)
-    _check_shapes(model, path, weights, network)
+    network = _matching_network(model, path, weights)
     broken = [
         key
         for key, value in weights.state.items()
@@ -169,12 +172,16 @@ def _read_contents(model: str, path: Path, device: str) -> Any:
             return _read_safetensors(path, device)
         return torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
+        # torch's own message advises to read the file with weights_only=False, and must not be passed on
+        code = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+        if code is None:
+            raise damaged(model, path, "it cannot be unpickled") from error
         raise CheckpointError(
-            f"{model}: {str(path)!r} holds more than tensors and plain values, or is no checkpoint: {error}. "
-            f"Expected one of\n{describe_files(model)}"
+            f"{model}: {str(path)!r} would run code when read ({code[1]}) and was not read: expected "
+            f"tensors and plain values only. Expected one of\n{describe_files(model)}"
         ) from error
     except (RuntimeError, EOFError, OSError, safetensors.SafetensorError) as error:
-        raise damaged(model, path, str(error).splitlines()[0]) from error
+        raise damaged(model, path, str(error).partition("\n")[0]) from error
 
 
 def _read_safetensors(path: Path, device: str) -> dict[str, torch.Tensor]:
@@ -192,9 +199,17 @@ def _check_size(model: str, path: Path, weights: Weights, n_layers: int) -> None
         )
 
 
-def _check_shapes(model: str, path: Path, weights: Weights, network: torch.nn.Module) -> None:
+def _matching_network(model: str, path: Path, weights: Weights) -> torch.nn.Module:
+    """A network of the checkpoint's sizes, whose names and shapes are those of its weights."""
+    try:
+        network = build_seeded(model, weights.config, seed=0)
+        found = {key: tuple(value.shape) for key, value in weights.state.items()}
+    except _ODD_CONTENTS as error:
+        raise CheckpointError(
+            f"{model}: {str(path)!r}: no {model} can be built from what it holds ({error!r}). "
+            f"Expected one of\n{describe_files(model)}"
+        ) from error
     expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    found = {key: tuple(value.shape) for key, value in weights.state.items()}
     other = [
         f"{key} {found[key]}, expected {expected[key]}"
         for key in expected.keys() & found.keys()
@@ -214,6 +229,7 @@ def _check_shapes(model: str, path: Path, weights: Weights, network: torch.nn.Mo
             f"{model}: {str(path)!r} does not hold the model's weights; {'; '.join(problems)}. "
             f"Expected one of\n{describe_files(model)}"
         )
+    return network
 
 
 def _listed(names: Any) -> str:
