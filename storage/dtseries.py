@@ -38,7 +38,8 @@ def write_dtseries(path: Path, data: NDArray[np.float32], axis: VoxelAxis, tr_s:
     """
     if data.ndim != 2 or data.shape[1] != axis.n_voxels or data.dtype != np.float32:
         raise ValueError(
-            f"{path.name}: expected float32 of shape (n_trs, {axis.n_voxels}), found {data.dtype} of {data.shape}."
+            f"{path.name}: expected float32 of shape (n_trs, {axis.n_voxels}), "
+            f"found {data.dtype} of {data.shape}."
         )
     series = SeriesAxis(start=0, step=tr_s, size=data.shape[0], unit="SECOND")
     image = nibabel.Cifti2Image(data, Cifti2Header.from_axes((series, axis.to_cifti())))

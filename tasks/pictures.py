@@ -13,9 +13,7 @@ from numpy.typing import NDArray
 
 from hpcenc.tasks.movie_file import MovieError, MovieFile
 
-CLOCK_TOLERANCE_S = (
-    1e-6  # (k + 1/2) * TR is rounded: a stamp this little above it is meant to be the same time
-)
+CLOCK_TOLERANCE_S = 1e-6  # (k + 1/2) * TR is rounded: a stamp this little above it means the same time
 _STAMP_ROUNDING_S = 1e-3  # Matroska's
 _LONGEST_HOLD_S = 2.0  # of a picture, where longer would be odd for the container and its other pictures
 _SEEK_BACK_S = (0, 1, 4, 16, 64)
@@ -72,9 +70,9 @@ def _check_coverage(decoder: _Decoder, shown: Picture, until_s: float, time_s: f
 
     Where the frame rate varies, pictures are held long; damage has to be told from that. In every container,
     a packet between the picture and the time that gave no picture tells it (if the hold is long, too: VP8 has
-    packets that are never shown). From a damaged Matroska file packets vanish, so there a hold is believed only
-    if it is short and other pictures are irregular as well. An mp4 lists its packets, so only a damaged list can
-    lose any: a hold is believed if it is short, or other pictures are irregular.
+    packets that are never shown). From a damaged Matroska file packets vanish, so there a hold is believed
+    only if it is short and other pictures are irregular as well. An mp4 lists its packets, so only a damaged
+    list can lose any: a hold is believed if it is short, or other pictures are irregular.
     """
     movie = decoder.movie
     period_s = 1 / movie.fps
@@ -91,7 +89,7 @@ def _check_coverage(decoder: _Decoder, shown: Picture, until_s: float, time_s: f
         way_out = "Copy the file again."
     elif hold_s > longest_s and held_s > period_s - _STAMP_ROUNDING_S:
         problem = f"there is none from {shown.start_s:.3f} s to {until_s:.3f} s"
-        way_out = "Copy the file again; if that picture does stand still, convert the movie to a constant frame rate."
+        way_out = "Copy the file again; if it does stand still, convert the movie to a constant frame rate."
     else:
         return
     raise MovieError(f"movie '{movie.path}': expected a picture at {time_s:.3f} s, but {problem}. {way_out}")

@@ -316,6 +316,12 @@ def test_variable_rate_mp4_may_hold_a_picture_for_long(
     assert read_numbers(read_frames(path, [1.0, 6.0, 6.5, 9.99]).frames) == [2, 2, 151, 239]
 
 
+def test_a_regular_mp4_holds_no_picture_for_long(tmp_path: Path, number_movie: Movie) -> None:
+    path = number_movie(tmp_path / "list.mp4", numbers=[*range(60), *range(120, 240)])  # as of a damaged list
+    with pytest.raises(MovieError, match=r"there is none from 2\.458 s to 5\.000 s"):
+        read_frames(path, [4.0])
+
+
 def test_a_hole_in_a_regular_matroska_movie_is_refused(
     tmp_path: Path, short_movie: Callable[[str], Path], remux: Movie
 ) -> None:
@@ -434,6 +440,7 @@ def test_real_movies_are_what_their_readme_says(name: str, expected: tuple[objec
 
 
 def test_two_encodings_of_a_real_movie_agree() -> None:
+    # One shows the same scene up to two frames before the other, so rows on a cut differ: none is at this TR.
     times = row_times(20, 1.49)
     mp4, webm = real_movie(REAL_MP4), real_movie(REAL_WEBM)
     luma = [read_frames(path, times).frames.mean(axis=(1, 2, 3)) for path in (mp4, webm)]
