@@ -176,7 +176,8 @@ def demo(
     seed: Annotated[int, typer.Option("--seed", help="Seed of movies, mixes and noise.")] = 0,
 ) -> None:
     """Write a small HCP-like study of SIMULATED BOLD, for trying hpcenc and for its tests."""
-    from hpcenc.tasks.demo.study import DemoSettings, write_demo
+    from hpcenc.tasks.demo.settings import DemoSettings
+    from hpcenc.tasks.demo.study import write_demo
 
     with _clear_errors():
         if folder.exists() and any(folder.iterdir()):
@@ -208,7 +209,7 @@ def _clear_errors() -> Iterator[None]:
         yield
     except StudyError as error:
         _refuse(*error.problems)
-    except (BoldError, LockError, StoreError) as error:
+    except (BoldError, LockError, StoreError, OSError) as error:
         _refuse(str(error))
 
 

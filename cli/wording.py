@@ -25,13 +25,13 @@ def plan_lines(priced: Mapping[str, Any]) -> Iterator[str]:
 
 def status_lines(status: Status) -> Iterator[str]:
     """Lines of what a run has done."""
-    state = {None: "running or killed", 0: "done", 1: "done, something was set aside", 3: "interrupted"}
-    holding = (
-        f"; the store is held by run {status.holder.run_id} on {status.holder.host}" if status.holder else ""
-    )
-    if status.ended is None and status.holder is None:
-        holding = "; no run holds the store: `hpcenc submit` resumes"
-    yield f"run {status.run['run_id']} of {status.run['started']}: {state[status.ended]}{holding}"
+    ends = {0: "done", 1: "done, something was set aside", 3: "interrupted"}
+    if status.ended is not None:
+        state = ends[status.ended]
+    else:
+        state = "running" if status.holder else "killed; `hpcenc submit` resumes"
+    holding = f"; run {status.holder.run_id} on {status.holder.host} holds the store" if status.holder else ""
+    yield f"run {status.run['run_id']} of {status.run['started']}: {state}{holding}"
     for stage, (done, n_units) in status.stages.items():
         yield f"  {stage:10} {done:6} of {n_units} units done"
     for group, (done, n_units) in status.fits.items():

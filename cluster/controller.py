@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from hpcenc.cluster.executors import Executor, Outcome
@@ -27,7 +28,9 @@ class Progress:
     set_aside: list[str] = field(default_factory=list)
 
 
-def run_plan(plan: Plan, store: Path, executor: Executor, deadline: Deadline | None, emit: Emit) -> Progress:
+def run_plan(
+    plan: Plan, store: Path, executor: Executor, deadline: Deadline | None, emit: Emit, progress: Progress
+) -> None:
     """Run what is left of a plan.
 
     Parameters
@@ -40,17 +43,16 @@ def run_plan(plan: Plan, store: Path, executor: Executor, deadline: Deadline | N
         When the job that this runs in ends.
     emit : callable
         Is told what happens, event by event.
-
-    Returns
-    -------
-    Progress
-        A task that fails is set aside with its reason, and so is what needs it; the rest goes on.
+    progress : Progress
+        Is kept up to date, so that it is right after an interruption too. A task that fails is set
+        aside with its reason, and so is what needs it; the rest goes on. A stage that leaves units
+        for the next job is the last: what needs them is not wrong, only not due yet.
     """
-    progress = Progress()
     for stage in plan.pending(store):
         if stage.tasks:
             _run_stage(stage, store, executor, deadline, emit, progress)
-    return progress
+        if progress.units_left:
+            return
 
 
 def _run_stage(
@@ -67,9 +69,10 @@ def _run_stage(
     n_units = sum(not unit.done(store) for task in ready for unit in task.units)
     emit({"event": "stage", "stage": stage.name, "tasks": len(ready), "units": n_units})
     tries: Counter[str] = Counter()
-    while ready:
+    batches = [ready] if ready else []
+    while batches:
         again: list[Task] = []
-        for outcome in executor.run(ready, store, deadline):
+        for outcome in chain.from_iterable(executor.run(batch, store, deadline) for batch in batches):
             tries[outcome.task.key] += 1
             if outcome.record is not None:
                 _note(outcome, stage, emit, progress)
@@ -78,7 +81,8 @@ def _run_stage(
                 again.append(outcome.task)
             else:
                 _set_aside(outcome.task, outcome.message, emit, progress)
-        ready = again
+        # A worker that dies takes the task that waits beside it along: alone, only the guilty one fails.
+        batches = [[task] for task in again]
     emit({"event": "stage end", "stage": stage.name})
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from hpcenc.cluster.threads import THREAD_VARIABLES, limited_threads
 from hpcenc.storage.study import Cluster
 from hpcenc.tasks.records import Deadline, Task, TaskRecord
 
@@ -47,6 +48,8 @@ class Executor(Protocol):
     """Runs the tasks of one stage after another."""
 
     name: str
+    n_workers: int
+    n_threads: int
 
     def run(self, tasks: Sequence[Task], store: Path, deadline: Deadline | None) -> Iterator[Outcome]:
         """Run tasks, each once, and yield what became of them as it is known."""
@@ -68,14 +71,25 @@ def _one_line(error: BaseException) -> str:
 
 
 class SerialExecutor:
-    """One task after the other in this process."""
+    """One task after the other in this process, to the same bytes as worker processes would write.
+
+    Parameters
+    ----------
+    n_threads : int
+        Threads of the numerical libraries.
+    """
 
     name = "serial"
+    n_workers = 1
+
+    def __init__(self, n_threads: int) -> None:
+        self.n_threads = n_threads
 
     def run(self, tasks: Sequence[Task], store: Path, deadline: Deadline | None) -> Iterator[Outcome]:
         """Run tasks in their order."""
-        for task in tasks:
-            yield run_task(task, store, deadline)
+        with limited_threads(self.n_threads):
+            for task in tasks:
+                yield run_task(task, store, deadline)
 
 
 class LocalExecutor:
@@ -99,8 +113,7 @@ class LocalExecutor:
         from distributed import Client, LocalCluster
 
         threads = {
-            f"distributed.nanny.pre-spawn-environ.{name}": str(self.n_threads)
-            for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+            f"distributed.nanny.pre-spawn-environ.{name}": str(self.n_threads) for name in THREAD_VARIABLES
         }
         settings = {
             **threads,
@@ -119,7 +132,7 @@ class LocalExecutor:
                 threads_per_worker=1,
                 processes=True,
                 memory_limit=0,
-                dashboard_address=None,
+                dashboard_address="127.0.0.1:0",
                 silence_logs=50,
             ) as cluster,
             Client(cluster) as client,
@@ -178,9 +191,9 @@ def _quiet() -> Iterator[None]:
 
 def make_executor(profile: str, settings: Cluster) -> Executor:
     """Executor of a profile: ``serial`` or ``local``."""
-    if profile == "serial":
-        return SerialExecutor()
     n_threads = settings.threads_per_worker or 1
+    if profile == "serial":
+        return SerialExecutor(n_threads)
     n_workers = settings.n_workers or max(
         1, min(n_cores() // n_threads, memory_bytes() // WORKER_MEMORY_BYTES)
     )

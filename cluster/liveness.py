@@ -11,20 +11,26 @@ from hpcenc.storage.lock import LockOwner, process_start, this_host
 def is_gone(owner: LockOwner) -> bool:
     """Whether a run's process is no more; False when in doubt.
 
-    A job is gone when squeue says so, whatever host it ran on. Without a job, only the owner's own
-    machine can tell: after a restart, or when its process id is free or another process has it.
+    On the machine that it runs on, its process tells, in a job too: a job goes on after a command in
+    it was killed, and a requeued job is the same job again. From elsewhere, a job is gone when squeue
+    says so. Without a job, a machine that was started anew has ended the process; any other is in doubt.
     """
+    host, boot_id = this_host()
+    if owner.host == host and owner.boot_id and owner.boot_id == boot_id:
+        return _has_ended(owner)
     if owner.job_id:
         return job_is_gone(owner.job_id)
-    host, boot_id = this_host()
-    if owner.host != host or not owner.boot_id:
-        return False
-    if owner.boot_id != boot_id:
-        return True
+    return owner.host == host and bool(owner.boot_id) and bool(boot_id)
+
+
+def _has_ended(owner: LockOwner) -> bool:
+    """Whether a process of this machine has ended, or its id belongs to another one by now."""
     try:
         os.kill(owner.pid, 0)
+        is_visible = True
     except ProcessLookupError:
         return True
-    except PermissionError:
-        return False
-    return process_start(owner.pid) != owner.process_start
+    except PermissionError:  # another user's, whose start the machine may hide
+        is_visible = False
+    start = process_start(owner.pid)
+    return start != owner.process_start and (is_visible or bool(start))

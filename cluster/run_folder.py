@@ -54,7 +54,8 @@ class RunFolder:
     def create(cls, store: Path, run_id: str, plan: Plan, settings: Mapping[str, Any]) -> RunFolder:
         """Make the folder of a run that begins now."""
         started = utc_now()
-        path = runs_folder(store) / f"{started[:19].replace(':', '')}-{run_id}"
+        # To the millisecond: `latest` goes by the name, and a finished study is submitted in a moment.
+        path = runs_folder(store) / f"{started[:23].replace(':', '')}-{run_id}"
         path.mkdir(parents=True)
         facts = {
             "run_id": run_id,

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from hpcenc.cluster.liveness import is_gone
 from hpcenc.cluster.run_folder import RunFolder
 from hpcenc.storage.errors import StudyError
 from hpcenc.storage.layout import lock_path
@@ -25,7 +26,7 @@ class Status:
     stages : mapping of str to (done, all)
         Units of every stage whose results last.
     holder : LockOwner or None
-        The run that holds the store now.
+        The run that holds the store now; None too if it was killed and left its lock behind.
     """
 
     run: dict[str, Any]
@@ -63,6 +64,7 @@ def read_status(study: Study) -> Status:
             for (group, _, _), unit_done in zip(units, done, strict=True):
                 all_units[group] += 1
                 done_units[group] += unit_done
+    holder = read_lock(lock_path(store))
     events = list(folder.events())
     ends = [event["status"] for event in events if event["event"] == "end"]
     return Status(
@@ -72,5 +74,5 @@ def read_status(study: Study) -> Status:
         fits={group: (done_units[group], n_units) for group, n_units in all_units.items()},
         set_aside=tuple(event["reason"] for event in events if event["event"] == "set aside"),
         ended=ends[-1] if ends else None,
-        holder=read_lock(lock_path(store)),
+        holder=None if holder is None or is_gone(holder) else holder,
     )

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpcenc.cluster.controller import run_plan
+from hpcenc.cluster.controller import Progress, run_plan
 from hpcenc.cluster.executors import make_executor
 from hpcenc.cluster.liveness import is_gone
 from hpcenc.cluster.run_folder import Event, RunFolder, new_run_id
 from hpcenc.slurm.jobs import this_job
+from hpcenc.storage.digests import FileDigests
 from hpcenc.storage.errors import StudyError
 from hpcenc.storage.groups import GroupSpec, group_state
 from hpcenc.storage.layout import lock_path
@@ -40,6 +42,7 @@ class Prepared:
     facts: StudyFacts
     plan: Plan
     backend: str
+    digests: FileDigests
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,8 @@ def prepare(path: Path, models: str = "all", layers: str = "default", subjects: 
     """
     study = choose_subjects(load_study(path), subjects)
     feature_sets = select_feature_sets(study, models, layers)
-    facts = inspect(study, feature_sets, study.subjects.ids, digest_memory(study))
+    digests = digest_memory(study)
+    facts = inspect(study, feature_sets, study.subjects.ids, digests)
     backend = resolve_backend(study.fit.backend)
     try:
         plan = make_plan(study, feature_sets, facts, backend)
@@ -88,7 +92,7 @@ def prepare(path: Path, models: str = "all", layers: str = "default", subjects: 
         raise StudyError(str(error)) from error
     assert facts.voxels is not None
     check_store(study, facts.voxels, plan)
-    return Prepared(study, feature_sets, facts, plan, backend)
+    return Prepared(study, feature_sets, facts, plan, backend, digests)
 
 
 def choose_subjects(study: Study, subjects: str) -> Study:
@@ -167,22 +171,21 @@ def submit(
     owner = this_process(run_id, job.job_id if job else "", job.restart_count if job else 0)
     acquire(lock_path(store), owner, is_gone)
     try:
+        prepared.digests.save()
         return _run(prepared, profile or study.cluster.profile, run_id, command, listen)
     finally:
         release(lock_path(store), owner)
 
 
 def _run(prepared: Prepared, profile: str, run_id: str, command: Sequence[str], listen: Listener) -> Result:
-    from hpcenc.tasks.report.build import build_report
-
     study, store = prepared.study, prepared.study.store_path
     executor = make_executor(profile, study.cluster)
     settings = {
         "command": list(command),
         "profile": executor.name,
         "backend": prepared.backend,
-        "n_workers": getattr(executor, "n_workers", 1),
-        "n_threads": getattr(executor, "n_threads", None),
+        "n_workers": executor.n_workers,
+        "n_threads": executor.n_threads,
         "study": study.model_dump(mode="json"),
         "feature_sets": [feature_set.label for feature_set in prepared.feature_sets],
     }
@@ -192,6 +195,12 @@ def _run(prepared: Prepared, profile: str, run_id: str, command: Sequence[str], 
         folder.log(event)
         listen(event)
 
+    progress = Progress(set_aside=list(prepared.plan.set_aside))
+
+    def end(status: int, report: Path | None = None) -> Result:
+        emit({"event": "end", "status": status})
+        return Result(status, folder.path, progress.units_done, tuple(progress.set_aside), report)
+
     job = this_job()
     deadline = Deadline(job.end_s) if job is not None and job.end_s else None
     for reason in prepared.plan.set_aside:
@@ -199,23 +208,19 @@ def _run(prepared: Prepared, profile: str, run_id: str, command: Sequence[str], 
     try:
         with _terminable():
             _make_groups(prepared)
-            progress = run_plan(prepared.plan, store, executor, deadline, emit)
-            if not _any_fit(prepared):
-                emit({"event": "end", "status": EXIT_FAILED})
-                return Result(EXIT_FAILED, folder.path, progress.units_done, tuple(progress.set_aside), None)
+            run_plan(prepared.plan, store, executor, deadline, emit, progress)
             if progress.units_left:
-                emit({"event": "end", "status": EXIT_INTERRUPTED})
-                return Result(EXIT_INTERRUPTED, folder.path, progress.units_done, (), None)
+                return end(EXIT_INTERRUPTED)
+            if not _any_fit(prepared):
+                return end(EXIT_FAILED)
             emit({"event": "stage", "stage": "report", "tasks": 1, "units": 1})
-            set_aside = (*prepared.plan.set_aside, *progress.set_aside)
-            report = build_report(study, folder.read("run"), folder.events(), set_aside)
+            from hpcenc.tasks.report.build import build_report
+
+            report = build_report(study, folder.read("run"), folder.events(), progress.set_aside)
     except KeyboardInterrupt:
-        emit({"event": "end", "status": EXIT_INTERRUPTED})
-        return Result(EXIT_INTERRUPTED, folder.path, 0, (), None)
-    set_aside = (*set_aside, *report.damaged)
-    status = EXIT_FAILED if set_aside else EXIT_DONE
-    emit({"event": "end", "status": status})
-    return Result(status, folder.path, progress.units_done, set_aside, report.files.html)
+        return end(EXIT_INTERRUPTED)
+    progress.set_aside += report.damaged
+    return end(EXIT_FAILED if progress.set_aside else EXIT_DONE, report.files.html)
 
 
 def _make_groups(prepared: Prepared) -> None:
@@ -243,6 +248,8 @@ def _make_groups(prepared: Prepared) -> None:
         store.drop_consolidated()
         for spec in prepared.plan.groups:
             store.ensure_group(spec)
+    # A run may have been killed between the last group and here.
+    if "consolidated_metadata" not in json.loads((path / "zarr.json").read_bytes()):
         store.consolidate()
 
 

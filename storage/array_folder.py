@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import uuid
@@ -13,7 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcenc.storage.errors import StoreError
-from hpcenc.storage.files import sync
+from hpcenc.storage.files import sync, write_atomically
+
+CONTENTS = "arrays.json"
+"""Names of the arrays in a folder: without it, a lost file would pass for an array that never was."""
 
 
 def save_arrays(folder: Path, arrays: Mapping[str, NDArray[Any]]) -> int:
@@ -26,9 +30,12 @@ def save_arrays(folder: Path, arrays: Mapping[str, NDArray[Any]]) -> int:
     for name, values in arrays.items():
         np.save(partial / f"{name}.npy", values)
         sync(partial / f"{name}.npy")
-    sync(partial)
+    write_atomically(partial / CONTENTS, json.dumps(sorted(arrays)).encode())
     if folder.exists():
-        shutil.rmtree(folder)
+        # In one step too: readers, and a kill halfway, shall see the old folder or none.
+        old = partial.with_name(f"{partial.name}.old")
+        os.rename(folder, old)
+        shutil.rmtree(old)
     os.rename(partial, folder)
     sync(folder.parent)
     return sum(values.nbytes for values in arrays.values())
@@ -40,11 +47,12 @@ def load_arrays(folder: Path) -> dict[str, NDArray[Any]]:
     Raises
     ------
     StoreError
-        If the folder is not there or holds something else.
+        If the folder is not there, lacks one of its arrays, or holds something else.
     """
     try:
-        return {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.iterdir())}
-    except (OSError, ValueError) as error:
+        names = json.loads((folder / CONTENTS).read_bytes())
+        return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
+    except (OSError, EOFError, ValueError) as error:
         raise StoreError(
             f"{folder}: the cached operators cannot be read ({error}). Remove the folder and submit again."
         ) from error

@@ -50,8 +50,8 @@ class FileDigests:
     def __init__(self, memory: Path) -> None:
         self._memory = memory
         try:
-            self._known: dict[str, str] = json.loads(memory.read_text())
-        except (OSError, ValueError):
+            self._known: dict[str, str] = dict(json.loads(memory.read_text()))
+        except (OSError, ValueError, TypeError):
             self._known = {}
 
     def __call__(self, path: Path) -> str:

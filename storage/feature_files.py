@@ -34,7 +34,7 @@ def read_feature_file(path: Path, array: str | None, n_trs: int) -> NDArray[np.f
     """
     try:
         values = _read(path, array)
-    except (OSError, EOFError, ValueError, NotImplementedError) as error:
+    except Exception as error:  # zip, zlib and scipy fail on damaged files in a dozen ways
         raise ValueError(f"{path}: cannot be read as features: {error}") from error
     if values.ndim != 2 or values.dtype.kind not in "fiu" or 0 in values.shape:
         raise ValueError(
@@ -43,14 +43,17 @@ def read_feature_file(path: Path, array: str | None, n_trs: int) -> NDArray[np.f
         )
     if len(values) != n_trs:
         raise ValueError(f"{path}: expected {n_trs} rows, one for each TR of the run, found {len(values)}")
-    finite = np.isfinite(values)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused as such
+        features = np.ascontiguousarray(values, dtype=np.float32)
+    finite = np.isfinite(features)
     if not finite.all():
         row, column = np.argwhere(~finite)[0]
         raise ValueError(
-            f"{path}: {np.sum(~finite)} values are NaN or infinite, the first at row {row}, column {column}. "
+            f"{path}: {np.sum(~finite)} values are NaN or infinite in float32, the first, "
+            f"{values[row, column]}, at row {row}, column {column}. "
             "Features must be finite: leave the column out, or fill it."
         )
-    return np.ascontiguousarray(values, dtype=np.float32)
+    return features
 
 
 def _read(path: Path, array: str | None) -> NDArray[Any]:
@@ -58,7 +61,7 @@ def _read(path: Path, array: str | None) -> NDArray[Any]:
         return np.asarray(np.load(path, allow_pickle=False))
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as archive:
-            return np.asarray(_pick(dict(archive), array))
+            return np.asarray(_pick(archive, array))
     if path.suffix == ".mat":
         contents = scipy.io.loadmat(path)
         return np.asarray(_pick({name: contents[name] for name in contents if name[:2] != "__"}, array))
@@ -68,6 +71,9 @@ def _read(path: Path, array: str | None) -> NDArray[Any]:
 def _pick(arrays: Mapping[str, Any], name: str | None) -> Any:
     if name is None and len(arrays) == 1:
         return next(iter(arrays.values()))
-    if name is None or name not in arrays:
-        raise ValueError(f"expected an array {name!r}, found {', '.join(arrays)}; name one with `key`")
+    found = ", ".join(arrays) or "none"
+    if name is None:
+        raise ValueError(f"expected one array, found {found}; name one with `key`")
+    if name not in arrays:
+        raise ValueError(f"expected an array {name!r}, found {found}; correct `key`")
     return arrays[name]

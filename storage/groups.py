@@ -10,16 +10,27 @@ from typing import Any, Literal
 
 import numpy as np
 
+from hpcenc.storage.errors import StoreError
 from hpcenc.storage.layout import superseded_folder
 
 
 def group_attributes(store: Path, group: str) -> dict[str, Any] | None:
-    """Attributes of a group, or None if there is no such group."""
+    """Attributes of a group, or None if there is no such group.
+
+    Raises
+    ------
+    StoreError
+        If its metadata are damaged.
+    """
+    path = store / group / "zarr.json"
     try:
-        attributes = json.loads((store / group / "zarr.json").read_bytes())["attributes"]
-    except FileNotFoundError:
+        return dict(json.loads(path.read_bytes()).get("attributes", {}))
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    return dict(attributes)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise StoreError(
+            f"{path}: damaged metadata ({error}). Remove {path.parent} and submit again."
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,8 @@ class ArraySpec:
     dtype : str
     dims : tuple of str
         Names of the axes.
+    attributes : mapping, optional
+        Plain values for readers.
     """
 
     shape: tuple[int, ...]
@@ -80,9 +93,8 @@ GroupState = Literal["absent", "current", "other", "superseded"]
 def group_state(store: Path, spec: GroupSpec) -> GroupState:
     """Whether a group is there under its digest, under another one, or set aside from before."""
     attributes = group_attributes(store, spec.group)
-    if attributes is not None:
-        if attributes.get("digest") == spec.digest:
-            return "current"
-        if not superseded_folder(store, spec.digest, spec.group).exists():
-            return "other"
-    return "superseded" if superseded_folder(store, spec.digest, spec.group).exists() else "absent"
+    if attributes is not None and attributes.get("digest") == spec.digest:
+        return "current"
+    if superseded_folder(store, spec.digest, spec.group).exists():
+        return "superseded"
+    return "absent" if attributes is None else "other"

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hpcenc.storage.errors import LockError
+from hpcenc.storage.files import sync
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,19 @@ def this_process(run_id: str, job_id: str = "", restart_count: int = 0) -> LockO
         host=host,
         boot_id=boot_id,
         pid=os.getpid(),
-        user=getpass.getuser(),
+        user=_user(),
         process_start=process_start(os.getpid()),
         job_id=job_id,
         restart_count=restart_count,
     )
+
+
+def _user() -> str:
+    """Name of the user, or the number where a container does not know the name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def this_host() -> tuple[str, str]:
@@ -55,11 +64,12 @@ def this_host() -> tuple[str, str]:
 
 
 def process_start(pid: int) -> str:
-    """When a process of this machine began, in the kernel's ticks; empty where it cannot be told."""
+    """When a process of this machine began, in the kernel's ticks; empty if it has ended, or is hidden."""
     try:
         # The command's name stands in brackets and may hold anything; the start time is the 20th
-        # field after it.
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        # field after it, the state the first.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if fields[0] in "ZX" else fields[19]  # a zombie has ended, its parent has not looked
     except (OSError, IndexError):
         return ""
 
@@ -70,6 +80,8 @@ def read_lock(path: Path) -> LockOwner | None:
         return LockOwner(**json.loads(path.read_text()))
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise LockError(f"{path}: the lock cannot be read ({error}). Ask its owner.") from None
     except (ValueError, TypeError) as error:
         raise LockError(
             f"{path}: not a lock file of hpcenc ({error}). If no run is at work, remove it."
@@ -91,11 +103,12 @@ def acquire(path: Path, owner: LockOwner, is_gone: Callable[[LockOwner], bool]) 
     Raises
     ------
     LockError
-        If somebody else holds it.
+        If somebody else holds it, or the file system has no means for locks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     ours = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     ours.write_text(json.dumps(asdict(owner)))
+    sync(ours)
     try:
         for _ in range(100):
             try:
@@ -103,6 +116,12 @@ def acquire(path: Path, owner: LockOwner, is_gone: Callable[[LockOwner], bool]) 
                 return
             except FileExistsError:
                 holder = read_lock(path)
+            except OSError as error:
+                raise LockError(
+                    f"{path}: cannot be made ({error}). The store's folder must allow hard links."
+                ) from error
+            if holder == owner:  # NFS may repeat a request whose answer was lost
+                return
             if holder is not None:
                 _remove_stale(path, holder, is_gone)
         raise LockError(f"{path}: the lock changes hands without end; try again")
@@ -118,10 +137,16 @@ def _remove_stale(path: Path, holder: LockOwner, is_gone: Callable[[LockOwner], 
             "Wait for it or end it; if it is certainly gone, remove the lock file."
         )
     # Two takers may have seen the same dead owner: one at a time, and only if it is still that owner's.
-    with path.with_name(path.name + ".guard").open("w") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)
-        if read_lock(path) == holder:
-            path.unlink()
+    try:
+        with path.with_name(path.name + ".guard").open("w") as guard:
+            fcntl.flock(guard, fcntl.LOCK_EX)
+            if read_lock(path) == holder:
+                path.unlink()
+    except OSError as error:  # another user's folder, or a file system without flock
+        raise LockError(
+            f"{path}: run {holder.run_id} of {holder.user} is gone, but its lock cannot be taken over "
+            f"({error}). Remove the lock file."
+        ) from error
 
 
 def release(path: Path, owner: LockOwner) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +105,9 @@ def open_study(path: Path | str) -> Any:
     import xarray
 
     store = Store(Path(path))
-    tree = xarray.open_datatree(str(store.path), engine="zarr", chunks={})
+    with warnings.catch_warnings():  # while a run makes groups there is no consolidated metadata
+        warnings.filterwarnings("ignore", "Failed to open Zarr store with consolidated metadata")
+        tree = xarray.open_datatree(str(store.path), engine="zarr", chunks={})
     for group in fit_groups(store):
         tree[group] = _named(store, group, tree[group].to_dataset(inherit=False))
     return tree

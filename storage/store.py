@@ -1,15 +1,17 @@
 """The Zarr store: groups made by the controller, arrays filled by workers, complete reads.
 
-Rules that keep a killed run harmless: the controller makes groups and arrays, each in one rename;
-workers write whole shards only, one writer each, and bring them to the disk before the mark that
-says so; nothing rewrites metadata that exists. A missing chunk would read as data, so `read`
-checks that every file it needs is there.
+Rules that keep a killed run harmless: the controller makes each group beside the store, with its
+arrays, and moves it in by one rename; workers write whole shards only, one writer each, and bring
+them to the disk before the mark that says so; nothing rewrites metadata that exists. A missing chunk
+would read as data, so `read` checks that every file it needs is there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import shutil
 import time
 import uuid
@@ -26,7 +28,7 @@ from numpy.typing import NDArray
 
 from hpcenc.storage.errors import StoreError
 from hpcenc.storage.files import sync, write_atomically
-from hpcenc.storage.groups import GroupSpec, GroupState, group_attributes, group_state
+from hpcenc.storage.groups import ArraySpec, GroupSpec, GroupState, group_attributes, group_state
 from hpcenc.storage.layout import LAYOUT_VERSION, superseded_folder
 from hpcenc.storage.marks import MARKS, is_done, write_mark
 
@@ -76,16 +78,14 @@ class Store:
             Root arrays (the voxel axis), each of shape (n_voxels, ...), first axis named ``voxel``.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        partial = _partial_beside(path)
         root = zarr.create_group(
             str(partial), zarr_format=3, attributes={"hpcenc_layout": LAYOUT_VERSION, **attributes}
         )
         for name, values in arrays.items():
             dims = ("voxel", *(f"{name}_{axis}" for axis in range(1, values.ndim)))
-            array = root.create_array(
-                name, shape=values.shape, chunks=values.shape, dtype=values.dtype, dimension_names=dims
-            )
-            array[...] = values
+            spec = ArraySpec(values.shape, values.shape, str(values.dtype), dims)
+            _create_array(root, name, spec)[...] = values
         _sync_tree(partial)
         os.rename(partial, path)
         sync(path.parent)
@@ -111,6 +111,7 @@ class Store:
                 shutil.rmtree(old)
             old.parent.mkdir(parents=True, exist_ok=True)
             os.rename(final, old)
+            sync(old.parent)
         kept = superseded_folder(self.path, spec.digest, spec.group)
         if kept.exists():
             os.rename(kept, final)
@@ -121,23 +122,13 @@ class Store:
         return state
 
     def _create_group(self, spec: GroupSpec, final: Path) -> None:
-        partial = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
+        # Beside the store: readers list a group inside it as soon as it has metadata.
+        partial = _partial_beside(self.path)
         group = zarr.create_group(
             str(partial), zarr_format=3, attributes={"digest": spec.digest, **spec.attributes}
         )
         for name, array in spec.arrays.items():
-            group.create_array(
-                name,
-                shape=array.shape,
-                chunks=array.chunks,
-                shards=array.shards,
-                dtype=array.dtype,
-                fill_value=float("nan") if np.dtype(array.dtype).kind == "f" else 0,
-                dimension_names=array.dims,
-                compressors=_compressors(array.dtype),
-                chunk_key_encoding={"name": "v2", "separator": "."},
-                attributes=dict(array.attributes or {}),
-            )
+            _create_array(group, name, array)
         group.create_array(
             MARKS, shape=(spec.n_units,), chunks=(1,), dtype="int64", fill_value=0, compressors=None,
             dimension_names=("unit",), chunk_key_encoding={"name": "v2", "separator": "."},
@@ -169,15 +160,12 @@ class Store:
 
     def sweep(self) -> None:
         """Remove what killed processes left half made. Call it under the lock only."""
-        for folder, names, files in os.walk(self.path):
-            for name in [name for name in names if _is_partial(name)]:
-                shutil.rmtree(Path(folder, name))
-                names.remove(name)
+        for folder, _, files in os.walk(self.path):
             for name in files:
                 if name.endswith(".partial"):
                     Path(folder, name).unlink()
-        for leftover in self.path.parent.glob(f".{self.path.name}.*"):
-            if _is_partial(leftover.name):
+        for leftover in self.path.parent.iterdir():
+            if re.fullmatch(rf"\.{re.escape(self.path.name)}\.[0-9a-f]{{32}}", leftover.name):
                 shutil.rmtree(leftover)
 
     # Marks and arrays: workers.
@@ -210,6 +198,10 @@ class Store:
                 self._arrays[path] = zarr.open_array(str(self.path / path), mode="r+")
             except FileNotFoundError:
                 raise StoreError(f"{self.path}: no array {path!r}.") from None
+            except (ValueError, TypeError, KeyError) as error:
+                raise StoreError(
+                    f"{self.path / path}: damaged metadata ({error}). Remove its group and submit again."
+                ) from error
         return self._arrays[path]
 
     def write(self, path: str, selection: Selection, values: NDArray[Any]) -> None:
@@ -223,15 +215,23 @@ class Store:
             Begins and ends at shard edges, or at the array's end: another writer may be at work in
             the next shard, and a shard written in part would be read, changed and written back.
         values : array of the selection's shape
+
+        Raises
+        ------
+        StoreError
+            If the selection is not whole shards, or the values have another shape.
         """
         array = self.array(path)
-        for axis, part in enumerate(selection):
-            size, step = array.shape[axis], (array.shards or array.chunks)[axis]
+        shape = []
+        for axis, (part, size, step) in enumerate(zip(selection, array.shape, _steps(array), strict=True)):
             start, stop, _ = part.indices(size)
             if start % step or (stop % step and stop != size):
                 raise StoreError(
                     f"{path}: rows {start} to {stop} of axis {axis} are not whole shards of {step}"
                 )
+            shape.append(stop - start)
+        if values.shape != tuple(shape):  # zarr would broadcast or cut them
+            raise StoreError(f"{path}: expected values of shape {tuple(shape)}, found {values.shape}")
         array[selection] = values
         folder = self.path / path
         for key in _chunk_keys(array, selection):
@@ -257,13 +257,14 @@ class Store:
         selection = selection or tuple(slice(None) for _ in array.shape)
         folder = self.path / path
         deadline = time.monotonic() + wait_s
-        while missing := [key for key in _chunk_keys(array, selection) if not (folder / key).exists()]:
+        while missing := [key for key in _chunk_keys(array, selection) if not _has_data(folder / key)]:
             if time.monotonic() > deadline:
                 raise StoreError(
                     f"{folder}: {len(missing)} of the chunks asked for are missing, {missing[0]} among them. "
                     "They were not written, or were deleted since: remove the array's group and submit again."
                 )
-            os.listdir(folder)  # makes network file systems look again
+            with contextlib.suppress(FileNotFoundError):
+                os.listdir(folder)  # makes network file systems look again
             time.sleep(0.1)
         try:
             return np.asarray(array[selection])
@@ -273,10 +274,43 @@ class Store:
             ) from error
 
 
-def _chunk_keys(array: Any, selection: Selection) -> Iterator[str]:
+def _partial_beside(path: Path) -> Path:
+    """Where something is made that a rename will move into the store; `Store.sweep` knows the name."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+
+
+def _create_array(group: Any, name: str, spec: ArraySpec) -> Any:
+    return group.create_array(
+        name,
+        shape=spec.shape,
+        chunks=spec.chunks,
+        shards=spec.shards,
+        dtype=spec.dtype,
+        fill_value=float("nan") if np.dtype(spec.dtype).kind == "f" else 0,
+        dimension_names=spec.dims,
+        compressors=_compressors(spec.dtype),
+        chunk_key_encoding={"name": "v2", "separator": "."},
+        attributes=dict(spec.attributes or {}),
+    )
+
+
+def _steps(array: Any) -> Sequence[int]:
+    """Edges of what one writer writes, and of what one file holds."""
     steps: Sequence[int] = array.shards or array.chunks
+    return steps
+
+
+def _has_data(path: Path) -> bool:
+    """Whether a chunk's file is there; zarr reads an empty one as an absent one, which is the fill value."""
+    try:
+        return path.stat().st_size > 0
+    except FileNotFoundError:
+        return False
+
+
+def _chunk_keys(array: Any, selection: Selection) -> Iterator[str]:
     ranges = []
-    for part, size, step in zip(selection, array.shape, steps, strict=True):
+    for part, size, step in zip(selection, array.shape, _steps(array), strict=True):
         start, stop, _ = part.indices(size)
         ranges.append(range(start // step, -(-stop // step)))
     for index in product(*ranges):
@@ -288,10 +322,6 @@ def _compressors(dtype: str) -> tuple[Any, ...]:
     if np.dtype(dtype) == np.uint8:  # frames compress; noise-like floats do not
         return (zarr.codecs.ZstdCodec(level=1), checksum)
     return (checksum,)
-
-
-def _is_partial(name: str) -> bool:
-    return name.startswith(".") and len(name.rpartition(".")[2]) == 32
 
 
 def _sync_tree(folder: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import json
+import math
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -21,7 +23,7 @@ from pydantic import (
 )
 
 from hpcenc.storage.errors import StudyError
-from hpcenc.storage.layout import slug
+from hpcenc.storage.study_checks import cross_problems
 
 MAIN_STIMULUS = "main"
 """Stimulus version of a study whose runs name one movie each."""
@@ -30,7 +32,7 @@ MAIN_STIMULUS = "main"
 class Settings(BaseModel):
     """Base of all settings: frozen, and unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True, allow_inf_nan=False)
 
 
 class Segment(Settings):
@@ -87,8 +89,9 @@ class Run(Settings):
         spans = []
         for segment in self.segments:
             if segment.kind == kind:
-                start = int(segment.start_s / tr_s + 1e-9)
-                stop = -int(-segment.end_s / tr_s + 1e-9)
+                # Seconds over TR need not be whole in floating point where they are in decimals.
+                start = math.floor(segment.start_s / tr_s + 1e-9)
+                stop = math.ceil(segment.end_s / tr_s - 1e-9)
                 spans.append((segment.group or segment.name, start, min(stop, self.n_trs)))
         return tuple(spans)
 
@@ -259,49 +262,7 @@ class Study(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Study:
-        problems = []
-        names = [run.name for run in self.runs]
-        if len(set(names)) < len(names):
-            problems.append(f"runs: names must differ, found {names}")
-        unknown = sorted(set(self.fit.test_runs) - set(names))
-        if unknown:
-            problems.append(
-                f"fit.test_runs: no run is called {', '.join(unknown)}; runs are {', '.join(names)}"
-            )
-        for subject, runs in self.subjects.runs_of.items():
-            if set(runs) - set(names):
-                problems.append(
-                    f"subjects.runs_of.{subject}: no run is called {', '.join(set(runs) - set(names))}"
-                )
-        for key in ("stimulus_of", "runs_of"):
-            strangers = sorted(set(getattr(self.subjects, key)) - set(self.subjects.ids))
-            if strangers:
-                problems.append(f"subjects.{key}: not in subjects.ids: {', '.join(strangers)}")
-        for run in self.runs:
-            for segment in run.segments:
-                if segment.start_s >= run.n_trs * self.tr_s:
-                    problems.append(
-                        f"runs.{run.name}: a segment starts at {segment.start_s} s, after the run's end at "
-                        f"{run.n_trs * self.tr_s:g} s"
-                    )
-            shortest_fit = max(self.fit.delays) + 1
-            if run.n_trs < shortest_fit:
-                problems.append(f"runs.{run.name}: {run.n_trs} TRs are fewer than the longest delay needs")
-        if "{subject}" not in self.bold.path or ("{run}" not in self.bold.path and len(self.runs) > 1):
-            problems.append(f"bold.path: must hold {{subject}} and {{run}}, found {self.bold.path!r}")
-        # Names that differ in case or signs only would share a group of the store.
-        for kind, labels in (("runs", names), ("subjects.ids", list(self.subjects.ids))):
-            slugs = [slug(label) for label in labels]
-            same = [label for label in labels if slugs.count(slug(label)) > 1]
-            if same and len(set(labels)) == len(labels):
-                problems.append(f"{kind}: {', '.join(same)} differ in case or signs only; rename them")
-        reserved = {"beats", "clip", "cavmae"}
-        for name in self.feature_files:
-            if name in reserved or not name.replace("_", "").replace("-", "").isalnum():
-                problems.append(
-                    f"feature_files.{name}: choose another name (letters, digits, '-' and '_'; not a model's)"
-                )
-        if problems:
+        if problems := tuple(cross_problems(self)):
             raise ValueError("\n".join(problems))
         return self
 
@@ -352,19 +313,29 @@ def load_study(path: Path) -> Study:
 
 def parse_study(data: dict[str, Any], folder: Path, where: str = "study") -> Study:
     """Study of a parsed TOML table; `load_study` says the rest."""
-    data = {key: value for key, value in data.items() if key != "folder"}
+    problems = []
+    if "folder" in data:  # a field of the study, but no key of its file
+        problems.append(f"folder: unknown key; known keys: {', '.join(_known_keys(()))}")
     try:
-        return Study.model_validate({**data, "folder": folder})
+        # By way of JSON, where strict means what it does in TOML: "10" is no number, a list is a tuple.
+        text = json.dumps({**data, "folder": str(folder)}, default=str)
+        study = Study.model_validate_json(text, strict=True)
     except ValidationError as error:
-        raise StudyError([f"{where}: {line}" for line in _problems(error)]) from None
+        problems += _problems(error)
+    if problems:
+        raise StudyError([f"{where}: {problem}" for problem in problems])
+    return study
+
+
+_UNION_TAGS = ("constrained-str", "dict[constrained-str,constrained-str]")
+"""What pydantic adds to the path of a movie, which may be a text or a table."""
 
 
 def _problems(error: ValidationError) -> list[str]:
     lines = []
     items = error.errors()
     for item in items:
-        # Tags of union members are no part of the user's path.
-        loc = tuple(part for part in item["loc"] if part not in ("str", "dict[str,str]"))
+        loc = tuple(part for part in item["loc"] if part not in _UNION_TAGS)
         if item["type"] == "too_short" and any(
             other["loc"][: len(loc)] == loc for other in items if other != item
         ):
@@ -388,13 +359,15 @@ def _problems(error: ValidationError) -> list[str]:
 
 def _known_keys(loc: tuple[Any, ...]) -> list[str]:
     """Keys of the table at a path of the study file."""
-    tables: dict[str, type[Settings]] = {
-        "runs": Run, "segments": Segment, "subjects": Subjects, "bold": Bold, "models": Models,
-        "feature_files": FeatureFile, "fit": Fit, "weights_exceptions": WeightsException, "cluster": Cluster,
-    }  # fmt: skip
-    model: type[Settings] = Study
+    table: type[Settings] = Study
     for part in loc:
-        if part in ("beats", "clip", "cavmae"):
-            model = ModelFile
-        model = tables.get(str(part), model)
-    return [key for key in model.model_fields if key != "folder"]
+        field = table.model_fields.get(str(part))
+        table = table if field is None else _table_of(field.annotation) or table
+    return [key for key in table.model_fields if key != "folder"]
+
+
+def _table_of(annotation: Any) -> type[Settings] | None:
+    """The settings in a type such as ``tuple[Run, ...]`` or ``dict[str, FeatureFile]``."""
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _table_of(part))), None)

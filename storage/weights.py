@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,13 @@ def standardised_features(
     -------
     tuple of array of shape (n_trs, n_features)
         One for each space; a column that was constant over the training rows is zero.
+
+    Raises
+    ------
+    StoreError
+        If the features were made anew since, from other inputs: their statistics do not fit them.
     """
+    _check_features(store, spaces, operators_group)
     mean = store.read(f"{operators_group}/feature_mean")
     scale = store.read(f"{operators_group}/feature_scale")
     standardised = []
@@ -66,12 +73,13 @@ def read_weights(
     Raises
     ------
     StoreError
-        If the fit is not there, or its weights were not kept.
+        If the fit is not there, its weights were not kept, or a block asked for is not done.
     """
     group = fit_group(feature_set, subject)
     attributes = store.attributes_of(group)
     if attributes["weights"] == "none":
         raise StoreError(f"{group}: weights were not kept. Set fit.weights and submit again.")
+    _check_done(store, group, attributes, voxels)
     kept_folds = attributes["weight_folds"]
     place = range(len(kept_folds))[fold]
     source = attributes["variants"][variant]
@@ -97,3 +105,22 @@ def read_weights(
         space.name: part.reshape(n_delays, space.n_features, -1)
         for space, part in zip(spaces, parts, strict=True)
     }
+
+
+def _check_features(store: Store, spaces: Sequence[SpaceSource], operators_group: str) -> None:
+    made_from = store.attributes_of(operators_group)["features"]
+    for space, (digests, *_) in zip(spaces, made_from, strict=True):
+        for paths, expected in zip(space.arrays, digests, strict=True):
+            group = paths[0].rpartition("/")[0]
+            if store.attributes_of(group)["digest"] != expected:
+                raise StoreError(
+                    f"{group}: the features were made anew since this fit. Submit again for its subject."
+                )
+
+
+def _check_done(store: Store, group: str, attributes: Mapping[str, Any], voxels: slice) -> None:
+    n_voxels, block = store.array(f"{group}/weights").shape[-1], attributes["block"]
+    start, stop, _ = voxels.indices(n_voxels)
+    for index in range(start // block, -(-stop // block)):
+        if not store.is_done(group, index, attributes["digest"]):
+            raise StoreError(f"{group}: block {index} is not done yet. Submit again to do what is left.")

@@ -73,7 +73,7 @@ class DecodeFrames(UnitTask):
         from hpcenc.tasks.movies import read_frames, row_times
 
         rows = chunk_rows(self.unit.index, self.n_trs)
-        decoded = read_frames(self.movie, row_times(self.n_trs, self.tr_s)[rows], SHORT_SIDE)
+        decoded = read_frames(self.movie, row_times(self.n_trs, self.tr_s)[rows].tolist(), SHORT_SIDE)
         everything = slice(None)
         store.write(f"{self.unit.group}/frames", (rows, everything, everything, everything), decoded.frames)
         return {"rows_padded": decoded.n_padded}

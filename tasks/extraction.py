@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,6 +49,16 @@ def needs_frames(spec: ModelSpec) -> bool:
 def needs_audio(spec: ModelSpec) -> bool:
     """Whether a model hears audio."""
     return spec.model != "clip"
+
+
+def deciding_values(spec: ModelSpec) -> dict[str, str | int | float]:
+    """What of a spec decides the features: the place of a checkpoint does not, nor a setting without effect."""
+    idle = {"checkpoint"}
+    if spec.weights == "pretrained":
+        idle |= {"seed"}
+    if not needs_audio(spec):
+        idle |= {"window_s", "align", "pool"}
+    return {name: value for name, value in asdict(spec).items() if name not in idle}
 
 
 @dataclass(frozen=True, kw_only=True)

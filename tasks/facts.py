@@ -16,12 +16,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MovieFacts:
-    """A movie file; height and width are those of cached frames."""
+    """A movie file.
+
+    Attributes
+    ----------
+    height, width : int
+        Of cached frames.
+    rows_padded : int
+        Rows of the run after the movie's end, which show its last frame.
+    """
 
     path: Path
     digest: str
     height: int
     width: int
+    rows_padded: int = 0
 
 
 @dataclass(frozen=True)

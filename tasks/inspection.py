@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,7 +14,7 @@ from hpcenc.storage.bold import BoldHeader, find_bold, read_axes, read_header
 from hpcenc.storage.digests import FileDigests
 from hpcenc.storage.errors import BoldError, StudyError
 from hpcenc.storage.feature_files import read_feature_file
-from hpcenc.storage.groups import group_attributes
+from hpcenc.storage.groups import group_attributes, group_state
 from hpcenc.storage.layout import LAYOUT_VERSION, cache_folder
 from hpcenc.storage.study import Run, Study
 from hpcenc.storage.voxels import VoxelAxis
@@ -42,7 +43,7 @@ def inspect(
     feature_sets : sequence of FeatureSet
     subjects : sequence of str
     digests : FileDigests
-        Remembers the hashes of movies and checkpoints from run to run.
+        Remembers the hashes of movies and checkpoints from run to run; the caller saves it.
 
     Returns
     -------
@@ -76,7 +77,6 @@ def inspect(
     bold, voxels, set_aside = gate.bold(subjects)
     if gate.problems:
         raise StudyError(list(dict.fromkeys(gate.problems)))
-    digests.save()
     return StudyFacts(movies, found_models, files, bold, voxels, tuple(set_aside))
 
 
@@ -111,7 +111,7 @@ class _Gate:
         return self._try(lambda: self._movie(run, path, with_audio))
 
     def _movie(self, run: Run, path: Path, with_audio: bool) -> MovieFacts:
-        from hpcenc.tasks.movies import check_duration, frame_size, probe_movie
+        from hpcenc.tasks.movies import check_duration, frame_size, probe_movie, row_times
 
         if not path.is_file():
             raise StudyError(f"runs.{run.name}: no movie at {path}. Correct `movie` in the study file.")
@@ -123,7 +123,8 @@ class _Gate:
                 "Give a movie with sound, or choose --models clip."
             )
         height, width = frame_size(info.height, info.width, SHORT_SIDE)
-        return MovieFacts(path, self.digests(path), height, width)
+        padded = int((row_times(run.n_trs, self.study.tr_s) >= info.duration_s).sum())
+        return MovieFacts(path, self.digests(path), height, width, padded)
 
     def model(self, name: str) -> ModelFacts | None:
         """Facts of a model and its checkpoint."""
@@ -132,30 +133,25 @@ class _Gate:
     def _model(self, name: str) -> ModelFacts:
         settings = self.study.models
         label = catalogue.label(name, settings.weights, settings.seed)
-        common = {
-            "model": name,
-            "weights": settings.weights,
-            "seed": settings.seed,
-            "n_layers": settings.n_layers,
-            "tr_s": self.study.tr_s,
-            "window_s": settings.audio_window_s,
-            "align": settings.audio_align,
-            "pool": settings.audio_pool,
-        }
+        spec = ModelSpec(
+            model=name,
+            weights=settings.weights,
+            seed=settings.seed,
+            n_layers=settings.n_layers,
+            tr_s=self.study.tr_s,
+            window_s=settings.audio_window_s,
+            align=settings.audio_align,
+            pool=settings.audio_pool,
+        )
         if settings.weights == "untrained":
-            return ModelFacts(ModelSpec(**common), label, "untrained")
+            return ModelFacts(spec, label, "untrained")
         from hpcenc.tasks.models.checkpoints import find_checkpoint, inspect_checkpoint
 
-        path = find_checkpoint(
-            name, self.study.resolve(settings.weights_dir), getattr(settings, name).checkpoint
-        )
+        folder = self.study.resolve(settings.weights_dir)
+        path = find_checkpoint(name, folder, getattr(settings, name).checkpoint)
         info = inspect_checkpoint(name, path)
-        return ModelFacts(
-            ModelSpec(**common, checkpoint=str(path)),
-            label,
-            self.digests(path),
-            {"file": path.name, **info.facts},
-        )
+        spec = replace(spec, checkpoint=str(path))
+        return ModelFacts(spec, label, self.digests(path), {"file": path.name, **info.facts})
 
     def feature_file(self, name: str, run: Run) -> FeatureFileFacts | None:
         """Facts of a user's feature file of one run."""
@@ -191,7 +187,8 @@ class _Gate:
         for subject in subjects:
             for run in self.study.runs_of(subject):
                 try:
-                    header = read_header(find_bold(self.study.bold.path, self.study.folder, subject, run.name))
+                    path = find_bold(self.study.bold.path, self.study.folder, subject, run.name)
+                    header = read_header(path)
                 except StudyError as error:
                     self.problems += error.problems
                     continue
@@ -259,10 +256,9 @@ def check_store(study: Study, voxels: VoxelAxis, plan: Plan) -> None:
     path = study.store_path
     problems = []
     parent = next(folder for folder in path.parents if folder.exists())
-    if not os.access(parent, os.W_OK):
-        problems.append(
-            f"store: {path} cannot be made, for {parent} cannot be written. Choose another place."
-        )
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        state = "cannot be written" if parent.is_dir() else "is a file"
+        problems.append(f"store: {path} cannot be made, for {parent} {state}. Choose another place.")
     attributes = group_attributes(path, "") if path.exists() else None
     if path.exists() and attributes is None:
         problems.append(
@@ -286,8 +282,9 @@ def check_store(study: Study, voxels: VoxelAxis, plan: Plan) -> None:
                 "than the study names now. Choose another place for this study's store."
             )
     if not problems:
-        absent = [spec for spec in plan.groups if group_attributes(path, spec.group) is None]
-        wanted, free = planned_bytes(absent), shutil.disk_usage(parent).free
+        # What is made under a new digest needs its own place: the old one moves aside.
+        new = [spec for spec in plan.groups if group_state(path, spec) in ("absent", "other")]
+        wanted, free = planned_bytes(new), shutil.disk_usage(parent).free
         if wanted > free:
             problems.append(
                 f"store: {parent} has {free / 1e9:.1f} GB free, the plan writes {wanted / 1e9:.1f} GB. "

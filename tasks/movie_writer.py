@@ -59,9 +59,9 @@ def write_movie(
         Frame ``i`` appears at ``frame_numbers[i] / fps`` s; by default 0, 1, 2, … Numbers left out make a
         variable frame rate, a first number above 0 makes a picture that begins later than the sound.
     gop : int
-        Frames from one keyframe to the next, at most.
+        Frames from one keyframe to the next.
     n_bframes : int
-        Consecutive B-frames (H.264 only).
+        B-frames between two other frames (H.264 only).
     crf : int
         Constant quality, lower is better: 0 to 51 in H.264, 4 to 63 in VP8.
 
@@ -105,7 +105,9 @@ def _add_video(
     options = {"crf": str(crf)}
     if codec == "libx264":
         # x264's macroblock tree, on in slower presets, gave other bytes in a fifth of repeated encodings.
-        options |= {"preset": "superfast", "mbtree": "0", "bf": str(n_bframes)}
+        # No picture is judged, so that keyframes and B-frames come where they were asked for.
+        options |= {"preset": "superfast", "mbtree": "0", "sc_threshold": "0", "b_strategy": "0"}
+        options |= {"bf": str(n_bframes)}
     else:
         options |= {"deadline": "realtime", "cpu-used": "8"}
     stream = container.add_stream(codec, rate=fps, options=options)

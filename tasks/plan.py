@@ -145,9 +145,14 @@ class _Planner:
         chunks = decoding.n_chunks(run.n_trs)
         if group not in self.groups:
             arrays = decoding.stimulus_arrays(run.n_trs, self.study.tr_s, movie.height, movie.width)
-            self.groups[group] = GroupSpec(
-                group, key, arrays, chunks + 1, {**inputs, "stimulus": version, "run": run.name}
-            )
+            attributes = {
+                **inputs,
+                "stimulus": version,
+                "run": run.name,
+                "file": movie.path.name,
+                "rows_padded": movie.rows_padded,
+            }
+            self.groups[group] = GroupSpec(group, key, arrays, chunks + 1, attributes)
         frames = [Unit(group, chunk, key) for chunk in range(chunks)]
         return group, frames, decoding.audio_unit(group, run.n_trs, key)
 
@@ -157,12 +162,11 @@ class _Planner:
         group = features_group(found.label, version, run.name)
         stimulus, frames, audio = self._decode(version, run)
         movie = self.facts.movies[version, run.name]
-        spec = {key: value for key, value in asdict(found.spec).items() if key != "checkpoint"}
         inputs = {
             "version": catalogue.EXTRACTOR_VERSIONS[model],
             "stimulus": self.groups[stimulus].digest,
             "weights": found.weights,
-            "spec": spec,
+            "spec": extraction.deciding_values(found.spec),
         }
         key = digest(inputs)
         units = [Unit(group, chunk, key) for chunk in range(len(frames))]

@@ -23,6 +23,7 @@ from hpcenc.tasks.report.data import Facts, FitScores, ReportData, TimeCourse
 from hpcenc.tasks.report.page import ReportFiles, write_report
 from hpcenc.tasks.ridge import refit, run_lengths, zscore_runs
 from hpcenc.tasks.scores import circular_shift_count, pearson_r
+from hpcenc.tasks.selection import REFERENCE_SETS
 
 Events = Iterable[Mapping[str, Any]]
 
@@ -60,7 +61,7 @@ def build_report(study: Study, run: Mapping[str, Any], events: Events, set_aside
         If the store has no fits, or a chunk of them is damaged.
     """
     store = Store(study.store_path)
-    found = require_scores(store)
+    found = sorted(require_scores(store), key=_reading_order)
     voxels = read_voxels(store)
     damaged = tuple(line for scores in found if (line := _damage(scores)))
     fits = tuple(fit for scores in found for fit in _fits(store, scores))
@@ -75,6 +76,12 @@ def build_report(study: Study, run: Mapping[str, Any], events: Events, set_aside
         warnings=tuple(f"Set aside: {reason}" for reason in (*set_aside, *damaged)),
     )
     return Report(write_report(data, report_folder(study.store_path)), damaged)
+
+
+def _reading_order(scores: Scores) -> int:
+    """Feature sets in the order of the reference study, others after them."""
+    name = str(scores.attributes["feature_set"]).partition("[")[0]
+    return REFERENCE_SETS.index(name) if name in REFERENCE_SETS else len(REFERENCE_SETS)
 
 
 def _damage(scores: Scores) -> str:
@@ -228,11 +235,12 @@ def _facts(
                                                     "n_workers", "n_threads") if key in run]),
         ("Time of this run", _timings(events)),
         ("Rows", _rows(store, found)),
+        ("Stimuli", _stimuli(store)),
         ("Features", _features(store)),
         ("Fit settings", [(key, _text(value)) for key, value in _fit_settings(run).items()]),
         ("Digests", [(scores.group, scores.attributes["digest"]) for scores in found]),
         ("Versions", [(name, str(version)) for name, version in run.get("versions", {}).items()]),
-        ("Set aside", [(str(count), reason) for count, reason in enumerate(set_aside, 1)] or [("", "nothing")]),
+        ("Set aside", [(str(place), reason) for place, reason in enumerate(set_aside, 1)] or [("", "none")]),
     )  # fmt: skip
 
 
@@ -266,6 +274,21 @@ def _rows(store: Store, found: Sequence[Scores]) -> list[tuple[str, str]]:
             text = f"{fold['n_train']} training, {fold['n_test']} test; left out: {dropped}"
             lines.setdefault(f"test run {fold['fold']} (of {runs})", text)
     return list(lines.items())
+
+
+def _stimuli(store: Store) -> list[tuple[str, str]]:
+    """Movies, and how much of each run lies after its movie's end."""
+    lines = []
+    for metadata in sorted((store.path / "stimulus").glob("*/*/zarr.json")):
+        movie = json.loads(metadata.read_bytes())["attributes"]
+        lines.append(
+            (
+                f"{movie['run']} (stimulus {movie['stimulus']})",
+                f"{movie['file']}, {movie['n_trs']} rows, {movie['rows_padded']} of them padded; "
+                f"sha256 {movie['movie'][:16]}",
+            )
+        )
+    return lines
 
 
 def _features(store: Store) -> list[tuple[str, str]]:

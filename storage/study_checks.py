@@ -1,0 +1,99 @@
+"""What the tables of a study file must agree on, beyond what each of them says by itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from hpcenc.storage.layout import slug
+
+if TYPE_CHECKING:
+    from hpcenc.storage.study import Study
+
+MODEL_NAMES = ("beats", "clip", "cavmae")
+
+
+def cross_problems(study: Study) -> Iterator[str]:
+    """Every disagreement, one line each that begins with the key.
+
+    Parameters
+    ----------
+    study : Study
+        Whose tables are valid one by one.
+    """
+    yield from _run_problems(study)
+    yield from _subject_problems(study)
+    yield from _name_problems(study)
+    low, high = study.fit.alpha_exponents
+    if low == high and study.fit.n_alphas > 1:
+        yield f"fit.alpha_exponents: {study.fit.n_alphas} alphas need a range, found {[low, high]}"
+
+
+def _run_problems(study: Study) -> Iterator[str]:
+    """What is wrong between the runs and what names them."""
+    names = [run.name for run in study.runs]
+    if len(set(names)) < len(names):
+        yield f"runs: names must differ, found {names}"
+    named = {"fit.test_runs": study.fit.test_runs} | {
+        f"subjects.runs_of.{subject}": runs for subject, runs in study.subjects.runs_of.items()
+    }
+    for key, runs in named.items():
+        unknown = sorted(set(runs) - set(names))
+        if unknown:
+            yield f"{key}: no run is called {', '.join(unknown)}; runs are {', '.join(names)}"
+    for run in study.runs:
+        end_s = run.n_trs * study.tr_s
+        for segment in run.segments:
+            if segment.start_s >= end_s:
+                yield (
+                    f"runs.{run.name}: a segment starts at {segment.start_s} s, "
+                    f"after the run's end at {end_s:g} s"
+                )
+        if run.n_trs <= max(study.fit.delays):
+            yield f"runs.{run.name}: {run.n_trs} TRs are fewer than the longest delay needs"
+    if "{subject}" not in study.bold.path or ("{run}" not in study.bold.path and len(names) > 1):
+        yield f"bold.path: must hold {{subject}} and {{run}}, found {study.bold.path!r}"
+    for name, file in study.feature_files.items():
+        if "{run}" not in file.path and len(names) > 1:
+            yield f"feature_files.{name}.path: must hold {{run}}, one file for each; found {file.path!r}"
+
+
+def _subject_problems(study: Study) -> Iterator[str]:
+    """What is wrong between the subjects and what names them."""
+    subjects = study.subjects
+    named = {
+        "subjects.stimulus_of": list(subjects.stimulus_of),
+        "subjects.runs_of": list(subjects.runs_of),
+        "fit.weights_exceptions": [exception.subject for exception in study.fit.weights_exceptions],
+    }
+    for key, ids in named.items():
+        strangers = sorted(set(ids) - set(subjects.ids))
+        if strangers:
+            yield f"{key}: not in subjects.ids: {', '.join(strangers)}"
+    for subject, runs in subjects.runs_of.items():
+        if not runs:
+            yield f"subjects.runs_of.{subject}: names no run; leave the subject out of subjects.ids instead"
+
+
+def _name_problems(study: Study) -> Iterator[str]:
+    """Names that make no group of the store, or the same one as another name."""
+    versions = dict.fromkeys(version for run in study.runs for version in run.movies())
+    for key, labels in {
+        "runs": [run.name for run in study.runs],
+        "runs.movie": list(versions),
+        "subjects.ids": list(study.subjects.ids),
+        "feature_files": list(study.feature_files),
+    }.items():
+        groups: dict[str, list[str]] = {}
+        for label in dict.fromkeys(labels):
+            try:
+                groups.setdefault(slug(label), []).append(label)
+            except ValueError as error:
+                yield f"{key}: {error}"
+        for same in groups.values():
+            if len(same) > 1:
+                yield f"{key}: {', '.join(same)} differ in case or signs only; rename them"
+    for name in study.feature_files:
+        if name in MODEL_NAMES or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+            yield f"feature_files.{name}: choose another name (letters, digits, '-' and '_'; not a model's)"

@@ -1,0 +1,192 @@
+"""Commands in this process, on a study of feature files with a few voxels."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from hpcenc.cli.app import app
+from hpcenc.cluster.submit import prepare, submit
+from hpcenc.storage.study import load_study
+
+STUDY = """\
+name = "x"
+tr_s = 1.0
+runs = [{ name = "A", n_trs = 40 }, { name = "B", n_trs = 40 }, { name = "C", n_trs = 40 }]
+subjects = { ids = ["s1", "s2"] }
+bold = { path = "{subject}/{run}.npy" }
+feature_files = { mylab = { path = "mylab_{run}.npy" } }
+fit = { delays = [1, 2], backend = "numpy" }
+"""
+
+
+@pytest.fixture
+def study_file(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for run in "ABC":
+        np.save(tmp_path / f"mylab_{run}.npy", rng.standard_normal((40, 3), dtype=np.float32))
+        for subject in ("s1", "s2"):
+            (tmp_path / subject).mkdir(exist_ok=True)
+            np.save(tmp_path / subject / f"{run}.npy", rng.standard_normal((40, 20), dtype=np.float32))
+    path = tmp_path / "study.toml"
+    path.write_text(STUDY)
+    return path
+
+
+def run(*command: object) -> Result:
+    result = CliRunner().invoke(app, [str(part) for part in command])
+    assert isinstance(result.exception, SystemExit | None), result.exception
+    assert "Traceback" not in result.output
+    return result
+
+
+def stop_before_report(event: dict[str, Any]) -> None:
+    if event.get("stage") == "report":
+        raise KeyboardInterrupt
+
+
+def test_help_names_the_commands() -> None:
+    result = run("--help")
+    assert result.exit_code == 0
+    for command in ("init", "check", "submit", "status", "report", "models", "demo"):
+        assert command in result.stdout
+
+
+@pytest.mark.parametrize("command", ["init", "check", "submit", "status", "report", "models", "demo"])
+def test_every_command_has_help(command: str) -> None:
+    assert run(command, "--help").exit_code == 0
+
+
+@pytest.mark.parametrize("command", [["nosuch"], ["submit", "--nosuch"], ["demo", "x", "--runs", "1"]])
+def test_wrong_usage_ends_with_2(command: list[str]) -> None:
+    result = run(*command)
+    assert (result.exit_code, result.stdout) == (2, "")
+
+
+def test_a_profile_that_does_not_exist_is_refused(study_file: Path) -> None:
+    result = run("submit", study_file, "--profile", "cloud")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == "error: --profile: expected local or serial, found 'cloud'\n"
+
+
+def test_check_and_a_dry_run_tell_the_same_and_write_nothing(study_file: Path) -> None:
+    before = sorted(study_file.parent.rglob("*"))
+    checked, dry = run("check", study_file), run("submit", study_file, "--dry-run")
+    assert (checked.exit_code, dry.exit_code) == (0, 0)
+    assert checked.stdout == dry.stdout
+    assert "3 of 3 units to do" in checked.stdout
+    assert sorted(study_file.parent.rglob("*")) == before
+
+
+def test_a_dry_run_as_json_is_json_alone(study_file: Path) -> None:
+    result = run("submit", study_file, "--dry-run", "--json", "--subjects", "s2")
+    assert json.loads(result.stdout)["stages"]["fit"] == {"units": 1, "to_do": 1}
+    assert result.stderr == ""
+
+
+def test_status_before_anything_was_submitted(study_file: Path) -> None:
+    result = run("status", study_file)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "nothing was submitted yet" in result.stderr
+
+
+def test_status_of_an_interrupted_run(study_file: Path) -> None:
+    submit(prepare(study_file), "serial", (), stop_before_report)
+    result = run("status", study_file)
+    assert result.exit_code == 0
+    assert "interrupted" in result.stdout
+    assert "fit             2 of 2 units done" in result.stdout
+    as_json = json.loads(run("status", study_file, "--json").stdout)
+    assert as_json["stages"] == {"extract": [3, 3], "fit": [2, 2]}
+    assert (as_json["ended"], as_json["holder"]) == (3, None)
+
+
+@pytest.mark.parametrize("command", ["report", "status"])
+def test_reading_commands_make_nothing(command: str, study_file: Path) -> None:
+    before = sorted(study_file.parent.rglob("*"))
+    assert run(command, study_file).exit_code == 2
+    assert sorted(study_file.parent.rglob("*")) == before
+
+
+def test_ctrl_c_while_files_are_looked_at_ends_with_3(
+    study_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hpcenc.cluster.submit.inspect", interrupt)
+    result = run("submit", study_file)
+    assert result.exit_code == 3
+    assert "The same command resumes" in result.stderr
+
+
+def test_models_are_listed() -> None:
+    assert "open_clip_model.safetensors (605 MB)" in run("models").stdout
+    assert [row["model"] for row in json.loads(run("models", "--json").stdout)] == ["beats", "clip", "cavmae"]
+
+
+def test_init_writes_a_study_of_any_layout(study_file: Path) -> None:
+    output = study_file.with_name("found.toml")
+    for run_name in "ABC":
+        (study_file.parent / f"mylab_{run_name}.npy").unlink()  # without movies, nothing tells them from BOLD
+    result = run("init", study_file.parent, "--output", output)
+    assert result.exit_code == 0
+    assert f"wrote {output}" in result.stdout
+    assert "to fix by hand: tr_s" in result.stdout
+    assert 'ids = [\n    "s1", "s2",\n]' in output.read_text()
+
+
+def test_init_knows_hcp(tmp_path: Path) -> None:
+    scans = {"MOVIE1": "AP", "MOVIE2": "PA", "MOVIE3": "PA", "MOVIE4": "AP"}
+    for run_name, direction in scans.items():
+        scan = f"tfMRI_{run_name}_7T_{direction}"
+        path = tmp_path / "100610" / "MNINonLinear" / "Results" / scan
+        path.mkdir(parents=True)
+        (path / f"{scan}_Atlas_MSMAll_hp2000_clean.dtseries.nii").touch()
+    for movie in ("7T_MOVIE1_CC1_v2", "7T_MOVIE2_HO1_v2", "7T_MOVIE3_CC2_v2", "7T_MOVIE4_HO2_v2"):
+        (tmp_path / f"{movie}.mp4").touch()
+    output = tmp_path / "study.toml"
+    result = run("init", tmp_path, "--dataset", "hcp7t", "--output", output)
+    assert result.exit_code == 0
+    assert "fix by hand" not in result.stdout
+    assert [run.n_trs for run in load_study(output).runs] == [921, 918, 915, 901]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["{folder}/nowhere"], "is not a folder"),
+        (["{folder}", "--dataset", "nosuch"], "expected hcp7t or other, found 'nosuch'"),
+        (["{folder}", "--output", "{folder}/study.toml"], "exists already"),
+        (["{folder}", "--output", "{folder}/nowhere/study.toml"], "No such file or directory"),
+    ],
+)
+def test_init_refuses_what_it_cannot_do(options: list[str], said: str, study_file: Path) -> None:
+    before = study_file.read_text()
+    result = run("init", *[option.format(folder=study_file.parent) for option in options])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert said in result.stderr
+    assert study_file.read_text() == before
+
+
+def test_demo_does_not_write_over_what_is_there(study_file: Path) -> None:
+    result = run("demo", study_file.parent)
+    assert result.exit_code == 2
+    assert "not empty" in result.stderr
+
+
+def test_the_installed_command_ends_with_the_status(study_file: Path) -> None:
+    study_file.unlink()
+    program = [sys.executable, "-c", "from hpcenc.cli.app import main; main()"]
+    result = subprocess.run([*program, "check", str(study_file)], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: ")
+    assert len(result.stderr.splitlines()) == 1

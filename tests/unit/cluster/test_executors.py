@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hpcenc.cluster.executors import (
+    LocalExecutor,
+    SerialExecutor,
+    make_executor,
+    memory_bytes,
+    n_cores,
+    run_task,
+)
+from hpcenc.cluster.threads import THREAD_VARIABLES
+from hpcenc.storage.store import Store
+from hpcenc.storage.study import Cluster
+from hpcenc.tasks.records import Task, TaskRecord, UnitRecord
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return Store.create(tmp_path / "study.zarr", {}, {"vertex": np.arange(4)}).path
+
+
+@pytest.fixture
+def make_task() -> Callable[..., Task]:
+    """A task that tells where it ran, or fails; a local class, for workers cannot import this module."""
+
+    @dataclass(frozen=True)
+    class Toy:
+        key: str
+        raises: str = ""
+        units: tuple[Any, ...] = ()
+        needs: tuple[Any, ...] = ()
+
+        def run(self, store: Any, deadline: Any) -> TaskRecord:
+            if self.raises:
+                raise {"error": ValueError, "storage": OSError}[self.raises](f"{self.key} went wrong")
+            threads = {name: os.environ.get(name, "") for name in THREAD_VARIABLES}
+            return TaskRecord(self.key, (UnitRecord(self.key, 0.0, {"pid": os.getpid(), **threads}),))
+
+    return Toy
+
+
+def test_errors_become_outcomes(make_task: Callable[..., Task], store: Path) -> None:
+    outcome = run_task(make_task("a", "error"), store, None)
+    assert (outcome.record, outcome.lost_by) == (None, "error")
+    first, _, rest = outcome.message.partition("\n")
+    assert first == "ValueError: a went wrong"
+    assert "Traceback" in rest
+    assert run_task(make_task("a", "storage"), store, None).lost_by == "storage"
+
+
+def test_a_store_that_is_gone_becomes_an_outcome(make_task: Callable[..., Task], tmp_path: Path) -> None:
+    assert "no store here" in run_task(make_task("a"), tmp_path / "gone", None).message
+
+
+def test_serial_runs_in_this_process_in_order(make_task: Callable[..., Task], store: Path) -> None:
+    tasks = [make_task(f"t{index}", "error" if index == 1 else "") for index in range(3)]
+    outcomes = list(SerialExecutor(3).run(tasks, store, None))
+    assert [outcome.task.key for outcome in outcomes] == ["t0", "t1", "t2"]
+    assert [outcome.lost_by for outcome in outcomes] == ["", "error", ""]
+    assert outcomes[0].record is not None
+    facts = outcomes[0].record.done[0].facts
+    assert facts["pid"] == os.getpid()
+    assert {facts[name] for name in THREAD_VARIABLES} == {"3"}
+
+
+def test_threads_are_as_before_after_a_serial_run(make_task: Callable[..., Task], store: Path) -> None:
+    before = dict(os.environ)
+    list(SerialExecutor(3).run([make_task("a")], store, None))
+    assert dict(os.environ) == before
+
+
+def test_local_runs_every_task_once_on_worker_processes(make_task: Callable[..., Task], store: Path) -> None:
+    tasks = [make_task(f"t{index}", "storage" if index == 5 else "") for index in range(12)]
+    outcomes = {outcome.task.key: outcome for outcome in LocalExecutor(2, 1).run(tasks, store, None)}
+    assert set(outcomes) == {task.key for task in tasks}
+    assert outcomes["t5"].lost_by == "storage"
+    records = [outcome.record for outcome in outcomes.values() if outcome.record is not None]
+    assert len(records) == 11
+    facts = [record.done[0].facts for record in records]
+    assert os.getpid() not in {each["pid"] for each in facts}
+    assert {each[name] for each in facts for name in THREAD_VARIABLES} == {"1"}
+
+
+def test_profiles_name_executors() -> None:
+    serial = make_executor("serial", Cluster(threads_per_worker=2))
+    assert (serial.name, serial.n_workers, serial.n_threads) == ("serial", 1, 2)
+    local = make_executor("local", Cluster(n_workers=7))
+    assert (local.name, local.n_workers, local.n_threads) == ("local", 7, 1)
+
+
+def test_as_many_workers_as_cores_and_memory_allow() -> None:
+    chosen = make_executor("local", Cluster()).n_workers
+    assert 1 <= chosen <= n_cores()
+    assert chosen == 1 or chosen * 3_000_000_000 <= memory_bytes()
+    assert make_executor("local", Cluster(threads_per_worker=10_000)).n_workers == 1

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from hpcenc.cluster.run_folder import RunFolder, new_run_id, package_versions
+from hpcenc.tasks.plan import Plan, Stage
+from hpcenc.tasks.records import Fact, Unit, UnitTask
+
+
+class Nothing(UnitTask):
+    verb = "do"
+
+    def work(self, store: object) -> dict[str, Fact]:
+        return {}
+
+
+PLAN = Plan(
+    (
+        Stage("passing", "cpu", (Nothing(unit=Unit("p", 0, "1" * 64)),), lasting=False),
+        Stage("lasting", "gpu", (Nothing(unit=Unit("q", 3, "2" * 64)),), lasting=True),
+    ),
+    (),
+    ("subject s9: damaged",),
+)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "results" / "study.zarr"
+
+
+def test_a_run_tells_what_it_was(store: Path) -> None:
+    folder = RunFolder.create(store, "abcdefgh", PLAN, {"profile": "serial"})
+    run = folder.read("run")
+    assert (run["run_id"], run["profile"], run["store"]) == ("abcdefgh", "serial", str(store))
+    assert run["started"].endswith("+00:00"), "times are UTC"
+    assert set(run["versions"]) >= {"hpcenc", "numpy", "torch"}
+
+
+def test_the_plan_holds_the_units_that_last(store: Path) -> None:
+    plan = RunFolder.create(store, "abcdefgh", PLAN, {}).read("plan")
+    assert plan == {"stages": {"lasting": [["q", 3, "2" * 64]]}, "set_aside": ["subject s9: damaged"]}
+
+
+def test_the_latest_run_is_the_one_that_began_last(store: Path) -> None:
+    assert RunFolder.latest(store) is None
+    for run_id in ("zzzzzzzz", "mmmmmmmm", "aaaaaaaa"):
+        folder = RunFolder.create(store, run_id, PLAN, {})
+        latest = RunFolder.latest(store)
+        assert latest is not None
+        assert latest.path == folder.path
+
+
+def test_a_folder_without_its_plan_is_no_run_yet(store: Path) -> None:
+    folder = RunFolder.create(store, "abcdefgh", PLAN, {})
+    (folder.path.parent / "9999-12-31T000000-killed").mkdir()
+    latest = RunFolder.latest(store)
+    assert latest is not None
+    assert latest.path == folder.path
+
+
+def test_events_are_read_in_their_order_with_their_times(store: Path) -> None:
+    folder = RunFolder.create(store, "abcdefgh", PLAN, {})
+    assert list(folder.events()) == []
+    for number in range(3):
+        folder.log({"event": "unit", "number": number, "text": "two\nlines"})
+    events = list(folder.events())
+    assert [event["number"] for event in events] == [0, 1, 2]
+    assert events[0]["text"] == "two\nlines"
+    assert events[0]["time"] <= events[2]["time"]
+
+
+def test_lines_of_several_writers_stay_whole(store: Path) -> None:
+    folder = RunFolder.create(store, "abcdefgh", PLAN, {})
+
+    def write(writer: int) -> None:
+        for number in range(50):
+            folder.log({"event": "unit", "writer": writer, "number": number, "filling": "x" * 5_000})
+
+    threads = [threading.Thread(target=write, args=(writer,)) for writer in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    lines = (folder.path / "events.jsonl").read_text().splitlines()
+    found = {(event["writer"], event["number"]) for event in map(json.loads, lines)}
+    assert len(lines) == len(found) == 200
+
+
+def test_run_ids_differ_and_go_into_names() -> None:
+    ids = {new_run_id() for _ in range(100)}
+    assert len(ids) == 100
+    assert all(len(run_id) == 8 and run_id.isalnum() and run_id == run_id.lower() for run_id in ids)
+
+
+def test_versions_of_absent_packages_are_told_too() -> None:
+    assert all(package_versions().values())

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hpcenc.cluster.run_folder import RunFolder
+from hpcenc.cluster.status import read_status
+from hpcenc.storage.errors import StudyError
+from hpcenc.storage.layout import lock_path
+from hpcenc.storage.lock import acquire, this_process
+from hpcenc.storage.marks import write_mark
+from hpcenc.storage.study import Study, parse_study
+from hpcenc.tasks.plan import Plan, Stage
+from hpcenc.tasks.records import Fact, Unit, UnitTask
+
+KEY = "3" * 64
+
+
+class Nothing(UnitTask):
+    verb = "do"
+
+    def work(self, store: object) -> dict[str, Fact]:
+        return {}
+
+
+def stage(name: str, *groups: str) -> Stage:
+    units = [Unit(group, index, KEY) for group in groups for index in range(2)]
+    return Stage(name, "cpu", tuple(Nothing(unit=unit) for unit in units), lasting=True)
+
+
+PLAN = Plan((stage("extract", "features/clip/main/a"), stage("fit", "fits/clip/s1", "fits/clip/s2")), (), ())
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    return parse_study(
+        {
+            "name": "x",
+            "tr_s": 1.0,
+            "runs": [{"name": "A", "n_trs": 40}],
+            "subjects": {"ids": ["s1", "s2"]},
+            "bold": {"path": "{subject}/{run}.npy"},
+        },
+        tmp_path,
+    )
+
+
+def mark(study: Study, group: str, index: int) -> None:
+    (study.store_path / group / "done").mkdir(parents=True, exist_ok=True)
+    write_mark(study.store_path, group, index, KEY)
+
+
+def test_nothing_was_submitted(study: Study) -> None:
+    with pytest.raises(StudyError, match="nothing was submitted yet"):
+        read_status(study)
+
+
+def test_marks_are_counted_by_stage_and_fit(study: Study) -> None:
+    RunFolder.create(study.store_path, "abcdefgh", PLAN, {})
+    for group, index in (("features/clip/main/a", 0), ("features/clip/main/a", 1), ("fits/clip/s2", 1)):
+        mark(study, group, index)
+    found = read_status(study)
+    assert found.stages == {"extract": (2, 2), "fit": (1, 4)}
+    assert found.fits == {"fits/clip/s1": (0, 2), "fits/clip/s2": (1, 2)}
+    assert (found.ended, found.set_aside, found.holder) == (None, (), None)
+
+
+def test_marks_of_other_inputs_do_not_count(study: Study) -> None:
+    RunFolder.create(study.store_path, "abcdefgh", PLAN, {})
+    mark(study, "fits/clip/s1", 0)
+    write_mark(study.store_path, "fits/clip/s1", 0, "4" * 64)
+    assert read_status(study).stages["fit"] == (0, 4)
+
+
+def test_the_end_and_what_was_set_aside_are_those_of_the_latest_run(study: Study) -> None:
+    first = RunFolder.create(study.store_path, "abcdefgh", PLAN, {})
+    first.log({"event": "set aside", "task": "t", "reason": "broken", "details": ""})
+    first.log({"event": "end", "status": 1})
+    found = read_status(study)
+    assert (found.ended, found.set_aside) == (1, ("broken",))
+    RunFolder.create(study.store_path, "aaaaaaaa", PLAN, {})
+    found = read_status(study)
+    assert (found.run["run_id"], found.ended, found.set_aside) == ("aaaaaaaa", None, ())
+
+
+def test_a_living_run_holds_the_store_and_a_dead_one_does_not(study: Study) -> None:
+    RunFolder.create(study.store_path, "abcdefgh", PLAN, {})
+    path = lock_path(study.store_path)
+    acquire(path, this_process("abcdefgh"), lambda _: False)
+    holder = read_status(study).holder
+    assert holder is not None
+    assert (holder.run_id, holder.pid) == ("abcdefgh", os.getpid())
+    path.unlink()
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    acquire(path, replace(this_process("abcdefgh"), pid=ended.pid), lambda _: False)
+    assert read_status(study).holder is None
+
+
+def test_a_status_is_plain_values(study: Study) -> None:
+    RunFolder.create(study.store_path, "abcdefgh", PLAN, {})
+    assert read_status(study).as_dict()["fits"] == {"fits/clip/s1": (0, 2), "fits/clip/s2": (0, 2)}

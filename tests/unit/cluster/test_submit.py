@@ -1,0 +1,146 @@
+"""Submit on a study of feature files with a few voxels; its report is left to the system tests."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hpcenc.cluster.submit import choose_subjects, prepare, price, submit
+from hpcenc.storage.errors import LockError, StudyError
+from hpcenc.storage.layout import lock_path
+from hpcenc.storage.lock import acquire, read_lock, this_process
+from hpcenc.storage.study import load_study
+
+STUDY = """\
+name = "x"
+tr_s = 1.0
+runs = [{ name = "A", n_trs = 40 }, { name = "B", n_trs = 40 }, { name = "C", n_trs = 40 }]
+[subjects]
+ids = ["s1", "s2", "s3"]
+stimulus_of = { s2 = "v2" }
+runs_of = { s3 = ["A", "B", "C"] }
+[bold]
+path = "{subject}/{run}.npy"
+[feature_files.mylab]
+path = "{run}.npy"
+[fit]
+delays = [1, 2]
+backend = "numpy"
+"""
+
+
+@pytest.fixture
+def study_file(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for run in "ABC":
+        np.save(tmp_path / f"{run}.npy", rng.standard_normal((40, 3), dtype=np.float32))
+        for subject in ("s1", "s2", "s3"):
+            (tmp_path / subject).mkdir(exist_ok=True)
+            np.save(tmp_path / subject / f"{run}.npy", rng.standard_normal((40, 20), dtype=np.float32))
+    path = tmp_path / "study.toml"
+    path.write_text(STUDY)
+    return path
+
+
+def stop_before_report(event: dict[str, Any]) -> None:
+    if event.get("stage") == "report":
+        raise KeyboardInterrupt
+
+
+def test_preparing_writes_nothing(study_file: Path) -> None:
+    before = sorted(study_file.parent.rglob("*"))
+    prepare(study_file)
+    assert sorted(study_file.parent.rglob("*")) == before
+
+
+def test_some_subjects_can_be_chosen_with_what_belongs_to_them(study_file: Path) -> None:
+    chosen = choose_subjects(load_study(study_file), " s3, s2")
+    assert chosen.subjects.ids == ("s3", "s2")
+    assert chosen.subjects.stimulus_of == {"s2": "v2"}
+    assert set(choose_subjects(chosen, "s2").subjects.runs_of) == set()
+
+
+@pytest.mark.parametrize("subjects", ["s9", "s1,s1", " ,", ""])
+def test_subjects_of_no_study_are_refused(subjects: str, study_file: Path) -> None:
+    with pytest.raises(StudyError, match=r"--subjects: .*it has s1, s2, s3"):
+        choose_subjects(load_study(study_file), subjects)
+
+
+def test_a_price_counts_units_groups_and_bytes_before_and_after(study_file: Path) -> None:
+    before = price(prepare(study_file))
+    assert before["stages"] == {
+        "decode": {"units": 0, "to_do": 0},
+        "extract": {"units": 3, "to_do": 3},
+        "operators": {"units": 1, "to_do": 1},
+        "fit": {"units": 3, "to_do": 3},
+    }
+    assert (len(before["new"]), before["reused"], before["recomputed"]) == (7, [], [])
+    assert before["bytes_to_write"] > 0
+    submit(prepare(study_file), "serial", (), stop_before_report)
+    after = price(prepare(study_file))
+    assert all(units["to_do"] == 0 for units in after["stages"].values())
+    assert (after["new"], len(after["reused"]), after["bytes_to_write"]) == ([], 7, 0)
+    study_file.write_text(STUDY.replace("delays = [1, 2]", "delays = [1, 2]\nweights = 'dual'"))
+    changed = price(prepare(study_file))
+    assert changed["recomputed"] == [f"fits/mylab/{subject}" for subject in ("s1", "s2", "s3")]
+    assert changed["stages"]["operators"]["to_do"] == 0
+
+
+def test_an_interrupted_run_tells_what_it_did(study_file: Path) -> None:
+    result = submit(prepare(study_file), "serial", ("submit", "--x"), stop_before_report)
+    assert (result.exit_status, result.units_done, result.report) == (3, 7, None)
+    assert result.run_folder is not None
+    run = json.loads((result.run_folder / "run.json").read_text())
+    assert run["command"] == ["submit", "--x"]
+    assert (run["profile"], run["backend"], run["feature_sets"]) == ("serial", "numpy", ["mylab"])
+    assert not lock_path(study_file.parent / "results" / "study.zarr").exists()
+
+
+def test_a_job_that_ends_leaves_the_rest_to_the_next(
+    study_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) - 1))
+    holders = []
+    result = submit(
+        prepare(study_file),
+        "serial",
+        (),
+        lambda event: holders.append(read_lock(lock_path(study_file.parent / "results" / "study.zarr"))),
+    )
+    assert (result.exit_status, result.units_done, result.set_aside) == (3, 0, ())
+    assert {holder.job_id for holder in holders if holder is not None} == {"7"}
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 3600))
+    assert submit(prepare(study_file), "serial", (), stop_before_report).units_done == 7
+
+
+def test_a_held_store_is_left_alone(study_file: Path) -> None:
+    store = study_file.parent / "results" / "study.zarr"
+    acquire(lock_path(store), this_process("abcdefgh"), lambda _: False)
+    with pytest.raises(LockError, match="abcdefgh"):
+        submit(prepare(study_file), "serial")
+    assert sorted(path.name for path in store.parent.iterdir()) == ["study.zarr.lock"]
+
+
+def test_only_what_fails_is_set_aside(study_file: Path) -> None:
+    prepared = prepare(study_file)
+    cut = study_file.parent / "s2" / "B.npy"
+    cut.write_bytes(cut.read_bytes()[:-100])  # after the files were looked at
+    result = submit(prepared, "serial", (), stop_before_report)
+    assert result.units_done == 6
+    (reason,) = result.set_aside
+    assert reason.startswith("fit s2 block 0: BoldError: ")
+    assert "B.npy" in reason
+
+
+def test_hashes_of_files_are_remembered_by_runs_only(study_file: Path) -> None:
+    memory = study_file.parent / "results" / "cache" / "file-digests.json"
+    prepare(study_file)
+    assert not memory.exists()
+    submit(prepare(study_file), "serial", (), stop_before_report)
+    assert len(json.loads(memory.read_text())) == 3

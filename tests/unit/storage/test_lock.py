@@ -1,0 +1,248 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from hpcenc.cluster.liveness import is_gone
+from hpcenc.storage.errors import LockError
+from hpcenc.storage.lock import LockOwner, acquire, process_start, read_lock, release, this_process
+
+ROUNDS = 20
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "results" / "study.zarr.lock"
+
+
+def dead_process(run_id: str) -> LockOwner:
+    """An owner whose process has ended."""
+    child = subprocess.Popen(["true"])
+    child.wait()
+    return replace(this_process(run_id), pid=child.pid, process_start="1")
+
+
+def write_lock(path: Path, owner: LockOwner) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(asdict(owner)))
+
+
+def test_a_lock_says_who_holds_it_and_is_given_back(path: Path) -> None:
+    owner = this_process("run-1", job_id="77", restart_count=2)
+    assert read_lock(path) is None
+    acquire(path, owner, is_gone)
+    assert read_lock(path) == owner
+    assert (owner.pid, owner.job_id, owner.restart_count) == (os.getpid(), "77", 2)
+    release(path, owner)
+    assert read_lock(path) is None
+    assert list(path.parent.iterdir()) == []
+
+
+def test_an_owner_that_lives_is_refused_by_name(path: Path) -> None:
+    holder = replace(this_process("run-1"), host="node07", user="ana", pid=4711)
+    write_lock(path, holder)
+    with pytest.raises(LockError) as refused:
+        acquire(path, this_process("run-2"), lambda owner: False)
+    message = str(refused.value)
+    for fact in (str(path), "run-1", "ana", "process 4711", "node07", "remove the lock file"):
+        assert fact in message
+    assert read_lock(path) == holder
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_job_that_holds_the_store_is_named_by_its_number(path: Path) -> None:
+    write_lock(path, replace(this_process("run-1"), job_id="123456"))
+    with pytest.raises(LockError, match="job 123456 on"):
+        acquire(path, this_process("run-2"), lambda owner: False)
+
+
+def test_a_live_process_of_this_machine_is_refused(path: Path) -> None:
+    acquire(path, this_process("run-1"), is_gone)
+    with pytest.raises(LockError, match="run run-1"):
+        acquire(path, this_process("run-2"), is_gone)
+
+
+def test_the_lock_of_a_dead_process_is_taken_over(path: Path) -> None:
+    write_lock(path, dead_process("run-1"))
+    ours = this_process("run-2")
+    acquire(path, ours, is_gone)
+    assert read_lock(path) == ours
+
+
+def test_the_lock_of_a_killed_run_is_taken_over(path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from hpcenc.storage.lock import *\n"
+        "acquire(Path(sys.argv[1]), this_process('run-1'), lambda owner: False)\n"
+        "print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(LockError, match=f"process {holder.pid}"):
+            acquire(path, this_process("run-2"), is_gone)
+        holder.send_signal(signal.SIGKILL)
+    acquire(path, this_process("run-2"), is_gone)
+
+
+def test_the_lock_of_a_process_whose_number_has_come_back_is_taken_over(path: Path) -> None:
+    # The parent of this process lives, but began at another time than the owner says.
+    write_lock(path, replace(this_process("run-1"), pid=os.getppid(), process_start="1"))
+    acquire(path, this_process("run-2"), is_gone)
+
+
+def test_the_lock_of_another_machine_is_refused(path: Path) -> None:
+    write_lock(path, replace(dead_process("run-1"), host="elsewhere", boot_id="another"))
+    with pytest.raises(LockError, match="on elsewhere"):
+        acquire(path, this_process("run-2"), is_gone)
+
+
+def test_a_taker_that_comes_late_leaves_the_winners_lock(path: Path) -> None:
+    dead, winner = dead_process("run-1"), this_process("run-2")
+    write_lock(path, dead)
+
+    def overtaken(owner: LockOwner) -> bool:
+        """Tell that the dead owner is gone, but only after another run has taken the lock over."""
+        if owner == dead:
+            acquire(path, winner, lambda owner: True)
+        return owner == dead
+
+    with pytest.raises(LockError, match="run run-2"):
+        acquire(path, this_process("run-3"), overtaken)
+    assert read_lock(path) == winner
+
+
+def test_taking_a_lock_that_is_ours_already_succeeds(path: Path) -> None:
+    # NFS repeats a link whose answer was lost, and finds the file that the first one made.
+    ours = this_process("run-1")
+    acquire(path, ours, lambda owner: False)
+    acquire(path, ours, lambda owner: False)
+    assert read_lock(path) == ours
+
+
+def test_releasing_the_lock_of_another_run_does_nothing(path: Path) -> None:
+    holder = this_process("run-1")
+    acquire(path, holder, is_gone)
+    release(path, this_process("run-2"))
+    release(path, replace(holder, restart_count=1))
+    assert read_lock(path) == holder
+    release(path, holder)
+    release(path, holder)
+    assert read_lock(path) is None
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"run_id": "x"}', '{"stranger": 1}'])
+def test_a_file_that_is_no_lock_is_left_to_the_user(path: Path, content: str) -> None:
+    path.parent.mkdir()
+    path.write_text(content)
+    with pytest.raises(LockError, match=r"not a lock file of hpcenc .* If no run is at work, remove it"):
+        acquire(path, this_process("run-1"), lambda owner: True)
+    assert path.read_text() == content
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_process_start_tells_processes_apart() -> None:
+    assert process_start(os.getpid()) == process_start(os.getpid()) != ""
+    with subprocess.Popen(["sleep", "60"]) as child:
+        began = process_start(child.pid)
+        assert int(began) > int(process_start(os.getpid()))
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # ended, but not waited for: a zombie
+        assert Path(f"/proc/{child.pid}").exists()
+        assert process_start(child.pid) == ""
+    assert process_start(child.pid) == ""
+
+
+# Races: two processes that take the same lock at the same instant.
+
+RACER = """
+import sys, time
+from pathlib import Path
+from hpcenc.cluster.liveness import is_gone
+from hpcenc.storage.errors import LockError
+from hpcenc.storage.lock import acquire, release, this_process
+owner = this_process(sys.argv[1])
+print("ready", flush=True)
+for line in sys.stdin:
+    verb, path, start = line.split()
+    if verb == "release":
+        release(Path(path), owner)
+        print("released", flush=True)
+        continue
+    while time.monotonic() < float(start):
+        pass
+    try:
+        acquire(Path(path), owner, is_gone)
+        print("won", flush=True)
+    except LockError as error:
+        print("refused" if "holds this store" in str(error) else error, flush=True)
+"""
+
+
+class Racers:
+    def __init__(self) -> None:
+        self._processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", RACER, f"racer-{number}"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for number in range(2)
+        ]
+        assert self._answers() == ["ready", "ready"]
+
+    def _answers(self) -> list[str]:
+        return [process.stdout.readline().strip() for process in self._processes if process.stdout]
+
+    def tell(self, verb: str, path: Path) -> list[str]:
+        for process in self._processes:
+            print(verb, path, time.monotonic() + 0.01, file=process.stdin, flush=True)
+        return self._answers()
+
+    def end(self) -> None:
+        for process in self._processes:
+            process.communicate()
+
+
+@pytest.fixture(scope="module")
+def racers() -> Iterator[Racers]:
+    racers = Racers()
+    yield racers
+    racers.end()
+
+
+def test_of_two_takers_of_a_free_lock_one_wins(tmp_path: Path, racers: Racers) -> None:
+    winners = set()
+    for number in range(ROUNDS):
+        path = tmp_path / f"{number}.lock"
+        answers = racers.tell("take", path)
+        assert sorted(answers) == ["refused", "won"]
+        holder = read_lock(path)
+        assert holder is not None
+        assert holder.run_id == f"racer-{answers.index('won')}"
+        winners.add(holder.run_id)
+        racers.tell("release", path)
+        assert read_lock(path) is None
+    assert winners
+
+
+def test_of_two_takers_of_a_stale_lock_one_wins(tmp_path: Path, racers: Racers) -> None:
+    dead = dead_process("run-1")
+    for number in range(ROUNDS):
+        path = tmp_path / f"{number}.lock"
+        write_lock(path, dead)
+        answers = racers.tell("take", path)
+        assert sorted(answers) == ["refused", "won"]
+        holder = read_lock(path)
+        assert holder is not None
+        assert holder.run_id == f"racer-{answers.index('won')}"
+        racers.tell("release", path)

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray
+from numpy.typing import NDArray
+
+from hpcenc.storage.errors import StoreError
+from hpcenc.storage.groups import GroupSpec
+from hpcenc.storage.results import fit_groups, open_study, read_scores, read_voxels, require_scores
+from hpcenc.storage.store import Store
+from hpcenc.storage.voxels import VoxelAxis
+from hpcenc.tasks.fitting import fit_arrays
+
+N_VOXELS, BLOCK = 6_000, 2_500  # three blocks, the last one ragged
+FOLDS = ["run1", "run2"]
+GROUP = "fits/clip/s1"
+
+
+def fit_spec(group: str) -> GroupSpec:
+    arrays = fit_arrays(
+        n_folds=2, n_variants=1, n_voxels=N_VOXELS, block=BLOCK, weights="primal", n_weight_folds=1,
+        n_weight_rows=3,
+    )  # fmt: skip
+    attributes = {
+        "feature_set": "clip",
+        "subject": "S1",
+        "folds": FOLDS,
+        "variants": [{"label": "clip/embedding"}],
+        "weight_folds": [1],
+        "block": BLOCK,
+    }
+    return GroupSpec(group, "a" * 64, arrays, 3, attributes)
+
+
+def values() -> dict[str, NDArray[Any]]:
+    rng = np.random.default_rng(0)
+    return {
+        name: rng.standard_normal(array.shape).astype(array.dtype)
+        for name, array in fit_spec(GROUP).arrays.items()
+    }
+
+
+def write_block(store: Store, group: str, index: int, *, marked: bool = True) -> None:
+    voxels = slice(index * BLOCK, min((index + 1) * BLOCK, N_VOXELS))
+    for name, array in values().items():
+        part = (*[slice(None)] * (array.ndim - 1), voxels)
+        store.write(f"{group}/{name}", part, array[part])
+    if marked:
+        store.mark(group, index, "a" * 64)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """Block 0 is done, block 1 is written without its mark, block 2 is not begun."""
+    arrays, attributes = VoxelAxis.from_count(N_VOXELS).to_arrays()
+    store = Store.create(tmp_path / "study.zarr", {"voxel_axis": attributes}, arrays)
+    store.ensure_group(fit_spec(GROUP))
+    write_block(store, GROUP, 0)
+    write_block(store, GROUP, 1, marked=False)
+    return store
+
+
+def test_scores_of_blocks_that_are_not_marked_are_nan(store: Store) -> None:
+    scores = read_scores(store, GROUP)
+    assert (scores.blocks_done, scores.blocks) == (1, 3)
+    np.testing.assert_array_equal(scores.done, np.arange(N_VOXELS) < BLOCK)
+    for name in ("r", "r2", "alpha", "chance"):
+        found, expected = getattr(scores, name), values()[name]
+        np.testing.assert_array_equal(found[..., :BLOCK], expected[..., :BLOCK])
+        assert np.isnan(found[..., BLOCK:]).all()
+    assert scores.attributes["feature_set"] == "clip"
+
+
+def test_all_scores_are_read_when_all_blocks_are_done(store: Store) -> None:
+    write_block(store, GROUP, 1)
+    write_block(store, GROUP, 2)
+    scores = read_scores(store, GROUP)
+    assert (scores.blocks_done, scores.blocks, scores.done.all()) == (3, 3, True)
+    np.testing.assert_array_equal(scores.alpha, values()["alpha"])
+
+
+def test_a_missing_chunk_of_a_marked_block_is_an_error_and_never_a_score(store: Store) -> None:
+    (store.path / GROUP / "chance/0.0.0").unlink()
+    with pytest.raises(StoreError, match="chance: 1 of the chunks asked for are missing"):
+        read_scores(store, GROUP)
+
+
+def test_fits_are_listed_set_by_set_without_what_is_half_made(store: Store) -> None:
+    for group in ("fits/beats/s2", "fits/clip/s10", "fits/beats/s1"):
+        store.ensure_group(fit_spec(group))
+    (store.path / "fits/clip/zarr.json.00.partial").write_bytes(b"half")
+    assert list(fit_groups(store)) == ["fits/beats/s1", "fits/beats/s2", GROUP, "fits/clip/s10"]
+    assert [scores.group for scores in require_scores(store)] == list(fit_groups(store))
+
+
+def test_a_store_without_fits_says_so(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "study.zarr", {}, {})
+    with pytest.raises(StoreError, match="no fits here yet"):
+        require_scores(store)
+
+
+def test_the_voxel_axis_comes_back(store: Store) -> None:
+    assert read_voxels(store).digest() == VoxelAxis.from_count(N_VOXELS).digest()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("consolidated", [True, False])
+def test_a_study_in_progress_shows_marked_blocks_only(store: Store, consolidated: bool) -> None:
+    if consolidated:
+        store.consolidate()
+    fit = open_study(store.path)[GROUP]
+    for name in ("r", "r2", "alpha", "chance", "weights"):
+        found, expected = fit[name].values, values()[name]
+        assert found.dtype == expected.dtype
+        np.testing.assert_array_equal(found[..., :BLOCK], expected[..., :BLOCK])
+        assert np.isnan(found[..., BLOCK:]).all()
+
+
+def test_a_study_opens_lazily_with_names_along_its_axes(store: Store) -> None:
+    store.consolidate()
+    tree = open_study(str(store.path))
+    fit = tree[GROUP]
+    assert fit.r.chunks is not None
+    assert fit.r.dims == ("fold", "variant", "voxel")
+    assert fit.weights.dims == ("weight_fold", "variant", "column", "voxel")
+    assert fit.weights.sel(weight_fold="run2", variant="clip/embedding").shape == (3, N_VOXELS)
+    np.testing.assert_array_equal(
+        fit.r.sel(fold="run2", variant="clip/embedding").values[:BLOCK], values()["r"][1, 0, :BLOCK]
+    )
+    assert int(fit.done.sum()) == BLOCK
+    assert fit.attrs["feature_set"] == "clip"
+    assert tree["structure"].sizes == {"voxel": N_VOXELS}
+    assert "done" not in fit.data_vars
+
+
+def test_opening_a_study_changes_nothing(store: Store) -> None:
+    files = {path: path.read_bytes() for path in store.path.rglob("*") if path.is_file()}
+    open_study(store.path)[GROUP].r.mean().compute()
+    assert {path: path.read_bytes() for path in store.path.rglob("*") if path.is_file()} == files
+
+
+def test_a_damaged_chunk_is_an_error_in_xarray_too(store: Store) -> None:
+    store.consolidate()
+    chunk = store.path / GROUP / "r/0.0.0"
+    data = bytearray(chunk.read_bytes())
+    data[100] ^= 1
+    chunk.write_bytes(data)
+    with pytest.raises(ValueError, match="checksum"):
+        open_study(store.path)[GROUP].r.compute()
+    assert isinstance(open_study(store.path), xarray.DataTree)

@@ -1,0 +1,161 @@
+"""What the gates find; the messages of a whole command are in the system tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hpcenc.storage.digests import FileDigests, file_digest
+from hpcenc.storage.errors import StudyError
+from hpcenc.storage.groups import ArraySpec, GroupSpec
+from hpcenc.storage.store import Store
+from hpcenc.storage.study import Study, parse_study
+from hpcenc.storage.voxels import VoxelAxis
+from hpcenc.tasks.facts import StudyFacts
+from hpcenc.tasks.inspection import check_store, digest_memory, inspect
+from hpcenc.tasks.plan import Plan
+from hpcenc.tasks.selection import select_feature_sets
+
+AXIS = VoxelAxis.from_count(20)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for run in "AB":
+        for name in ("first", "second"):
+            np.save(tmp_path / f"{name}_{run}.npy", rng.standard_normal((40, 3), dtype=np.float32))
+        for subject in ("s1", "s2"):
+            np.save(tmp_path / f"{subject}_{run}.npy", rng.standard_normal((40, 20), dtype=np.float32))
+    return tmp_path
+
+
+def study_in(folder: Path, **tables: Any) -> Study:
+    data = {
+        "name": "x",
+        "tr_s": 1.0,
+        "runs": [{"name": "A", "n_trs": 40}, {"name": "B", "n_trs": 40}],
+        "subjects": {"ids": ["s1", "s2"]},
+        "bold": {"path": "{subject}_{run}.npy"},
+        "feature_files": {name: {"path": f"{name}_{{run}}.npy"} for name in ("first", "second")},
+        **tables,
+    }
+    return parse_study(data, folder)
+
+
+def look(study: Study, models: str = "all", subjects: tuple[str, ...] = ("s1", "s2")) -> StudyFacts:
+    return inspect(study, select_feature_sets(study, models), subjects, digest_memory(study))
+
+
+def test_facts_of_what_was_chosen_are_gathered(folder: Path) -> None:
+    facts = look(study_in(folder), "first", ("s2",))
+    assert set(facts.bold) == {("s2", "A"), ("s2", "B")}
+    assert {key: (file.digest, file.n_features) for key, file in facts.feature_files.items()} == {
+        ("first", run): (file_digest(folder / f"first_{run}.npy"), 3) for run in "AB"
+    }
+    assert facts.voxels is not None
+    assert facts.voxels.digest() == AXIS.digest()
+    assert (facts.movies, facts.models, facts.set_aside) == ({}, {}, ())
+
+
+def test_files_of_other_feature_sets_are_not_looked_at(folder: Path) -> None:
+    (folder / "second_A.npy").unlink()
+    assert look(study_in(folder), "first").set_aside == ()
+
+
+def test_every_problem_is_told_at_once(folder: Path) -> None:
+    (folder / "second_A.npy").unlink()
+    (folder / "s1_B.npy").unlink()
+    np.save(folder / "first_B.npy", np.ones((41, 3)))
+    np.save(folder / "s2_A.npy", np.ones((39, 20)))
+    with pytest.raises(StudyError) as refused:
+        look(study_in(folder))
+    assert len(refused.value.problems) == 4
+
+
+def test_a_damaged_run_is_set_aside_and_the_subject_keeps_the_others(folder: Path) -> None:
+    path = folder / "s1_B.npy"
+    path.write_bytes(path.read_bytes()[:-10])
+    facts = look(study_in(folder))
+    assert set(facts.bold) == {("s1", "A"), ("s2", "A"), ("s2", "B")}
+    (reason,) = facts.set_aside
+    assert reason.startswith("subject s1, run B: ")
+    assert "truncated" in reason
+
+
+def test_runs_that_a_subject_does_not_have_are_not_missed(folder: Path) -> None:
+    (folder / "s1_B.npy").unlink()
+    study = study_in(folder, subjects={"ids": ["s1", "s2"], "runs_of": {"s1": ["A"]}})
+    assert ("s1", "B") not in look(study).bold
+
+
+def test_hashes_are_remembered_only_when_saved(folder: Path) -> None:
+    digests = FileDigests(folder / "memory.json")
+    inspect(study_in(folder), select_feature_sets(study_in(folder)), ["s1"], digests)
+    assert not (folder / "memory.json").exists()
+
+
+# The store.
+
+
+def plan_of(*groups: GroupSpec) -> Plan:
+    return Plan((), groups, ())
+
+
+def group(n_values: int, digest: str = "a" * 64, **attributes: Any) -> GroupSpec:
+    arrays = {"values": ArraySpec((n_values,), (n_values,), "float32", ("x",))}
+    return GroupSpec("stimulus/main/a", digest, arrays, 1, attributes)
+
+
+def make_store(study: Study, axis: VoxelAxis = AXIS) -> Store:
+    return Store.create(
+        study.store_path, {"voxels": axis.digest(), "n_voxels": axis.n_voxels}, {"v": np.arange(3)}
+    )
+
+
+def test_a_store_that_is_not_there_yet_can_be_made(folder: Path) -> None:
+    check_store(study_in(folder), AXIS, plan_of(group(10)))
+
+
+def test_a_store_of_the_same_axis_and_movie_is_taken(folder: Path) -> None:
+    study = study_in(folder)
+    make_store(study).ensure_group(group(10, movie="m", run="A", stimulus="main"))
+    check_store(study, AXIS, plan_of(group(10, movie="m", run="A", stimulus="main")))
+
+
+def test_a_store_of_another_axis_is_refused(folder: Path) -> None:
+    study = study_in(folder)
+    make_store(study, VoxelAxis.from_count(21))
+    with pytest.raises(StudyError, match=r"another voxel axis \(21 voxels; the BOLD files have 20\)"):
+        check_store(study, AXIS, plan_of())
+
+
+def test_a_store_of_another_movie_is_refused(folder: Path) -> None:
+    study = study_in(folder)
+    make_store(study).ensure_group(group(10, movie="m", run="A", stimulus="main"))
+    with pytest.raises(StudyError, match="another movie of run A"):
+        check_store(study, AXIS, plan_of(group(10, movie="other", run="A", stimulus="main")))
+
+
+def test_a_store_of_another_layout_is_refused(folder: Path) -> None:
+    study = study_in(folder)
+    study.store_path.mkdir(parents=True)
+    (study.store_path / "zarr.json").write_text('{"attributes": {"hpcenc_layout": 99}}')
+    with pytest.raises(StudyError, match="another version of hpcenc"):
+        check_store(study, AXIS, plan_of())
+
+
+def test_more_bytes_than_the_disk_has_are_refused(folder: Path) -> None:
+    with pytest.raises(StudyError, match=r"the plan writes 4000000\.0 GB"):
+        check_store(study_in(folder), AXIS, plan_of(group(10**15)))
+
+
+def test_bytes_that_are_written_already_are_not_asked_for_again(folder: Path) -> None:
+    study = study_in(folder)
+    make_store(study).ensure_group(group(10))
+    check_store(study, AXIS, plan_of(group(10**15)))
+    with pytest.raises(StudyError, match="GB free"):
+        check_store(study, AXIS, plan_of(group(10**15, digest="b" * 64)))

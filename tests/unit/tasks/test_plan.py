@@ -1,0 +1,404 @@
+"""What a plan holds, and what each edit of a study makes it do again."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hpcenc.storage.bold import BoldHeader
+from hpcenc.storage.marks import write_mark
+from hpcenc.storage.study import Study, parse_study
+from hpcenc.storage.voxels import VoxelAxis
+from hpcenc.tasks.decoding import DecodeAudio
+from hpcenc.tasks.facts import FeatureFileFacts, ModelFacts, MovieFacts, StudyFacts
+from hpcenc.tasks.fitting import FitBlock
+from hpcenc.tasks.models import catalogue
+from hpcenc.tasks.models.catalogue import ModelSpec
+from hpcenc.tasks.operator_task import MakeOperators
+from hpcenc.tasks.plan import Plan, Stage, make_plan, planned_bytes
+from hpcenc.tasks.selection import select_feature_sets
+
+N_TRS = {"A": 100, "B": 90, "C": 80, "D": 70}
+N_VOXELS = 6_000
+SETS = "clip,beats,mylab"
+
+STUDY: dict[str, Any] = {
+    "name": "table",
+    "tr_s": 1.0,
+    "store": "results/study.zarr",
+    "runs": [
+        {
+            "name": name,
+            "n_trs": n_trs,
+            "movie": f"{name}.mp4",
+            "segments": [
+                {"kind": "rest", "start_s": 0, "end_s": 5},
+                {"kind": "repeat", "start_s": n_trs - 20, "end_s": n_trs - 5, "group": "clip"},
+            ],
+        }
+        for name, n_trs in N_TRS.items()
+    ],
+    "subjects": {"ids": ["s1", "s2"]},
+    "bold": {"path": "bold/{subject}/{run}.npy"},
+    "models": {"weights": "untrained", "n_layers": 2},
+    "feature_files": {"mylab": {"path": "mylab_{run}.npy"}, "other": {"path": "other_{run}.npy"}},
+    "fit": {
+        "delays": [1, 2, 3],
+        "n_alphas": 20,
+        "basis_tolerance": 1e-5,
+        "block": 2500,
+        "backend": "numpy",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Files:
+    """What lies on the disk, as far as plans look at it."""
+
+    movies: Mapping[str, str] = field(default_factory=dict)
+    features: Mapping[str, str] = field(default_factory=dict)
+    mtime_ns: Mapping[str, int] = field(default_factory=dict)
+    place: str = "/data"
+    checkpoints: Mapping[str, str] = field(default_factory=dict)
+    damaged: tuple[str, ...] = ()
+
+
+def facts_of(study: Study, files: Files) -> StudyFacts:
+    """Facts of a study, as inspection would gather them."""
+    place = Path(files.place)
+    models = study.models
+    specs = {
+        name: ModelSpec(
+            name,
+            weights=models.weights,
+            seed=models.seed,
+            n_layers=models.n_layers,
+            tr_s=study.tr_s,
+            window_s=models.audio_window_s,
+            align=models.audio_align,
+            pool=models.audio_pool,
+        )
+        for name in catalogue.MODELS
+    }
+    return StudyFacts(
+        movies={
+            ("main", run): MovieFacts(place / f"{run}.mp4", files.movies.get(run, f"movie {run}"), 224, 298)
+            for run in N_TRS
+        },
+        models={
+            name: ModelFacts(
+                spec,
+                catalogue.label(name, spec.weights, spec.seed),
+                files.checkpoints.get(name, spec.weights),
+            )
+            for name, spec in specs.items()
+        },
+        feature_files={
+            (name, run): FeatureFileFacts(
+                place / f"{name}_{run}.npy", files.features.get(f"{name}/{run}", f"{name} {run}"), 7
+            )
+            for name in study.feature_files
+            for run in N_TRS
+        },
+        bold={
+            (subject, run): BoldHeader(
+                path=place / f"bold/{subject}/{run}.npy",
+                n_trs=n_trs,
+                n_voxels=N_VOXELS,
+                dtype=np.dtype("<f4"),
+                offset=128,
+                layout="trs",
+                slope=1.0,
+                inter=0.0,
+                size=128 + 4 * n_trs * N_VOXELS,
+                mtime_ns=files.mtime_ns.get(f"{subject}/{run}", 1),
+                header_digest="0" * 64,
+            )
+            for subject in study.subjects.ids
+            for run, n_trs in N_TRS.items()
+            if f"{subject}/{run}" not in files.damaged
+        },
+        voxels=VoxelAxis.from_count(N_VOXELS),
+    )
+
+
+def plan_of(
+    folder: Path,
+    edits: Mapping[str, Any] | None = None,
+    files: Files | None = None,
+    models: str = SETS,
+    layers: str = "default",
+) -> Plan:
+    """Plan of the study with some of its keys edited (``"fit.delays": [1, 2]``)."""
+    data = copy.deepcopy(STUDY)
+    for key, value in (edits or {}).items():
+        *tables, last = (int(part) if part.isdigit() else part for part in key.split("."))
+        table: Any = data
+        for name in tables:
+            table = table[name] if isinstance(table, list) else table.setdefault(name, {})
+        table[last] = value
+    study = parse_study(data, folder)
+    feature_sets = select_feature_sets(study, models, layers)
+    return make_plan(study, feature_sets, facts_of(study, files or Files()), study.fit.backend)
+
+
+def finish(plan: Plan, store: Path) -> None:
+    """Leave the marks that a run of the whole plan would leave."""
+    for stage in plan.stages:
+        for task in stage.tasks:
+            for unit in task.units:
+                (store / unit.group / "done").mkdir(parents=True, exist_ok=True)
+                write_mark(store, unit.group, unit.index, unit.digest)
+                if unit.cached is not None:
+                    unit.cached.mkdir(parents=True, exist_ok=True)
+
+
+def work_of(stage: Stage, store: Path) -> dict[str, set[str]]:
+    """Units of a stage that are not done: what they are of, and which of it."""
+    found: dict[str, set[str]] = {}
+    for task in stage.tasks:
+        for unit in task.units:
+            if unit.done(store):
+                continue
+            parts = unit.group.split("/")
+            if isinstance(task, MakeOperators):
+                name, detail = task.spaces[0].name.split("/")[0], task.rows.folds()[task.fold].name
+            elif isinstance(task, FitBlock):
+                name, detail = parts[1], task.subject
+            elif stage.name == "decode":
+                name, detail = "audio" if isinstance(task, DecodeAudio) else "frames", parts[-1].upper()
+            else:
+                name, detail = parts[1], parts[-1].upper()
+            found.setdefault(name.partition("-")[0], set()).add(detail)
+    return found
+
+
+def written(found: Mapping[str, set[str]], everything: Mapping[str, set[str]]) -> str:
+    """``clip beats:A,B``: all of the first, two of the second."""
+    words = []
+    for name in sorted(found):
+        whole = found[name] >= everything.get(name, {"?"})
+        words.append(name if whole else f"{name}:{','.join(sorted(found[name]))}")
+    return " ".join(words)
+
+
+def reruns(base: Plan, edited: Plan, store: Path) -> tuple[str, ...]:
+    """What each stage of an edited plan does over, in words."""
+    nowhere = store / "nowhere"
+    whole = [work_of(stage, nowhere) for stage in base.stages]
+    return tuple(
+        written(work_of(stage, store), everything)
+        for stage, everything in zip(edited.pending(store), whole, strict=True)
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan]:
+    """Folder of the study after a whole run, and its plan; tests leave the folder as it is."""
+    folder = tmp_path_factory.mktemp("finished")
+    plan = plan_of(folder)
+    finish(plan, folder / "results" / "study.zarr")
+    return folder, plan
+
+
+ALL = "beats clip mylab"
+MODELS = "beats clip"
+REST_LATER = {"kind": "rest", "start_s": 0, "end_s": 6}
+NOTHING = ("", "", "", "")
+
+EDITS = [
+    # what is edited, the edit, and what it makes again: decode, extract, operators, fit
+    ("nothing", {}, *NOTHING),
+    ("name", {"name": "another"}, *NOTHING),
+    ("note", {"note": "hello", "simulated": True}, *NOTHING),
+    ("cluster", {"cluster.profile": "serial", "cluster.n_workers": 7}, *NOTHING),
+    ("the folder of checkpoints, when there are none", {"models.weights_dir": "elsewhere"}, *NOTHING),
+    ("a subject leaves", {"subjects.ids": ["s1"]}, *NOTHING),
+    ("the range of alphas", {"fit.alpha_exponents": [-1, 4]}, "", "", ALL, ALL),
+    ("the number of alphas", {"fit.n_alphas": 10}, "", "", ALL, ALL),
+    ("delays", {"fit.delays": [1, 2]}, "", "", ALL, ALL),
+    ("the basis tolerance", {"fit.basis_tolerance": 1e-3}, "", "", ALL, ALL),
+    ("a segment's time", {"runs.0.segments.0": REST_LATER}, "", "", ALL, ALL),
+    ("a segment's name", {"runs.0.segments.0.name": "fixation"}, *NOTHING),
+    ("the rest policy", {"fit.rest": "keep"}, "", "", ALL, ALL),
+    ("repeats in training", {"fit.repeat_train": "keep"}, "", "", ALL, ALL),
+    ("repeats in test", {"fit.repeat_test": "only"}, "", "", ALL, ALL),
+    ("the test run", {"fit.test_runs": ["A"]}, "", "", "beats:A clip:A mylab:A", ALL),
+    ("the test run, said aloud", {"fit.test_runs": ["D"]}, *NOTHING),
+    ("a rotating test run", {"fit.outer": "rotate"}, "", "", "beats:A,B,C clip:A,B,C mylab:A,B,C", ALL),
+    ("the kind of weights", {"fit.weights": "dual"}, "", "", "", ALL),
+    ("the weights of one fit", {"fit.weights_exceptions": [
+        {"feature_set": "clip", "subject": "s1", "weights": "none"}]}, "", "", "", "clip:s1"),
+    ("the voxel block", {"fit.block": 5000}, "", "", "", ALL),
+    ("the backend", {"fit.backend": "torch"}, "", "", "", ALL),
+    ("a subject comes", {"subjects.ids": ["s1", "s2", "s3"]}, "", "", "", "beats:s3 clip:s3 mylab:s3"),
+    ("a subject's run goes", {"subjects.runs_of": {"s2": ["B", "C", "D"]}},
+        "", "", ALL, "beats:s2 clip:s2 mylab:s2"),
+    ("the models' seed", {"models.seed": 1}, "", MODELS, MODELS, MODELS),
+    ("the depth of the models", {"models.n_layers": 3}, "", MODELS, MODELS, MODELS),
+    ("the audio window", {"models.audio_window_s": 4.0}, "", "beats", "beats", "beats"),
+    ("the audio alignment", {"models.audio_align": "centred"}, "", "beats", "beats", "beats"),
+    ("the store's path", {"store": "elsewhere/study.zarr"}, "audio frames", ALL, ALL, ALL),
+]  # fmt: skip
+
+DISKS = [
+    ("all files move", Files(place="/elsewhere"), *NOTHING),
+    ("BOLD of one run changes", Files(mtime_ns={"s1/B": 2}), "", "", "", "beats:s1 clip:s1 mylab:s1"),
+    ("a feature file changes", Files(features={"mylab/B": "new"}), "", "mylab:B", "mylab", "mylab"),
+    ("a feature file of no set changes", Files(features={"other/B": "new"}), *NOTHING),
+    ("a movie changes", Files(movies={"B": "new"}), "audio:B frames:B", "beats:B clip:B", MODELS, MODELS),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("edit", "decode", "extract", "operators", "fit"),
+    [row[1:] for row in EDITS],
+    ids=[row[0] for row in EDITS],
+)
+def test_an_edit_reruns_exactly_what_depends_on_it(
+    edit: dict[str, Any], decode: str, extract: str, operators: str, fit: str, finished: tuple[Path, Plan]
+) -> None:
+    folder, base = finished
+    store = folder / edit.get("store", STUDY["store"])
+    assert reruns(base, plan_of(folder, edit), store) == (decode, extract, operators, fit)
+
+
+@pytest.mark.parametrize(
+    ("files", "decode", "extract", "operators", "fit"),
+    [row[1:] for row in DISKS],
+    ids=[row[0] for row in DISKS],
+)
+def test_a_changed_file_reruns_exactly_what_depends_on_it(
+    files: Files, decode: str, extract: str, operators: str, fit: str, finished: tuple[Path, Plan]
+) -> None:
+    folder, base = finished
+    store = folder / "results" / "study.zarr"
+    assert reruns(base, plan_of(folder, files=files), store) == (decode, extract, operators, fit)
+
+
+def test_a_new_feature_set_makes_only_its_own(tmp_path: Path) -> None:
+    whole, before = plan_of(tmp_path), plan_of(tmp_path, models="clip,mylab")
+    store = tmp_path / "results" / "study.zarr"
+    finish(before, store)
+    assert reruns(whole, whole, store) == ("audio", "beats", "beats", "beats")
+
+
+def test_a_sum_of_features_that_are_there_needs_operators_and_fits_only(tmp_path: Path) -> None:
+    before, after = plan_of(tmp_path), plan_of(tmp_path, models="beats+clip")
+    store = tmp_path / "results" / "study.zarr"
+    finish(before, store)
+    assert [len(stage.tasks) for stage in after.pending(store)] == [0, 0, 1, 6]
+
+
+def test_more_layers_are_extracted_already(tmp_path: Path) -> None:
+    before, after = plan_of(tmp_path), plan_of(tmp_path, layers="all")
+    store = tmp_path / "results" / "study.zarr"
+    finish(before, store)
+    # Each model's shallow layer; the deep one is the default, whose operators are there.
+    assert reruns(before, after, store) == ("", "", "beats clip", "beats clip")
+    assert len(after.pending(store)[2].tasks) == 2
+
+
+def test_pretrained_features_depend_on_the_weights_alone(tmp_path: Path) -> None:
+    pretrained = {"models.weights": "pretrained", "models.n_layers": 12}
+    store = tmp_path / "results" / "study.zarr"
+    base = plan_of(tmp_path, pretrained)
+    finish(base, store)
+    assert reruns(base, plan_of(tmp_path, {**pretrained, "models.seed": 7}), store) == NOTHING
+    others = plan_of(tmp_path, pretrained, Files(checkpoints={"clip": "other weights"}))
+    assert reruns(base, others, store) == ("", "clip", "clip", "clip")
+
+
+def test_what_only_serves_others_is_not_made_for_its_own_sake(tmp_path: Path) -> None:
+    plan, store = plan_of(tmp_path), tmp_path / "results" / "study.zarr"
+    finish(plan, store)
+    shutil.rmtree(store / "stimulus")
+    shutil.rmtree(store.parent / "cache")
+    assert reruns(plan, plan, store) == NOTHING
+    with_subject = plan_of(tmp_path, {"subjects.ids": ["s1", "s2", "s3"]})
+    assert reruns(plan, with_subject, store) == ("", "", ALL, "beats:s3 clip:s3 mylab:s3")
+    reseeded = plan_of(tmp_path, {"models.seed": 1})
+    assert reruns(plan, reseeded, store)[0] == "audio frames"
+
+
+def test_the_units_of_a_task_that_are_done_stay_done(tmp_path: Path) -> None:
+    plan, store = plan_of(tmp_path), tmp_path / "results" / "study.zarr"
+    finish(plan, store)
+    (store / "fits" / "mylab" / "s2" / "done" / "1").unlink()
+    (task,) = plan.pending(store)[3].tasks
+    assert task.key == "fit s2 block 1"
+    assert [str(unit) for unit in task.units if not unit.done(store)] == ["fits/mylab/s2#1"]
+
+
+def test_a_chunk_needs_what_its_model_sees_and_hears(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    needs = {task.key: {str(unit) for unit in task.needs} for task in plan.stages[1].tasks}
+    assert needs["extract features/clip-untrained-seed-0/main/a#1"] == {"stimulus/main/a#1"}
+    assert needs["extract features/beats-untrained-seed-0/main/a#1"] == {"stimulus/main/a#2"}  # the audio
+    assert needs["import features/mylab/files/a#0"] == set()
+
+
+def test_every_task_needs_units_of_earlier_stages_only(tmp_path: Path) -> None:
+    made: set[object] = set()
+    for stage in plan_of(tmp_path, {"fit.outer": "rotate"}, models="all").stages:
+        for task in stage.tasks:
+            assert set(task.needs) <= made
+        made |= {unit for task in stage.tasks for unit in task.units}
+
+
+def test_keys_are_unique_and_every_unit_is_made_once(tmp_path: Path) -> None:
+    tasks = [task for stage in plan_of(tmp_path, models="all").stages for task in stage.tasks]
+    units = [unit for task in tasks for unit in task.units]
+    assert len({task.key for task in tasks}) == len(tasks)
+    assert len(set(units)) == len(units)
+
+
+def test_a_subject_whose_runs_cannot_be_split_is_set_aside(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, files=Files(damaged=("s2/D",)), edits={"fit.test_runs": ["D"]})
+    assert {task.subject for task in plan.stages[3].tasks if isinstance(task, FitBlock)} == {"s1"}
+    assert len(plan.set_aside) == 1
+    assert plan.set_aside[0].startswith("subject s2: ")
+
+
+def test_a_study_that_cannot_be_split_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="training runs"):
+        plan_of(tmp_path, {"fit.test_runs": ["A", "B", "C"]})
+
+
+def test_subjects_of_the_same_runs_share_operators(tmp_path: Path) -> None:
+    assert len(plan_of(tmp_path).stages[2].tasks) == 3
+    assert len(plan_of(tmp_path, files=Files(damaged=("s2/A",))).stages[2].tasks) == 6
+
+
+def test_planned_bytes_are_those_of_the_arrays(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, models="mylab")
+    n_rows = sum(N_TRS.values())
+    scores = (4 + 4 + 8 + 4) * N_VOXELS
+    weights = 4 * 7 * 3 * N_VOXELS
+    operators = n_rows + 8 * 20 + 2 * 8 * 7
+    assert planned_bytes(plan.groups) == 4 * n_rows * 7 + operators + 2 * (scores + weights)
+
+
+GOLDEN = {
+    "stimulus/main/a": "e73f4425f2ccf5b7",
+    "features/clip-untrained-seed-0/main/a": "be58073281c0d4ab",
+    "features/beats-untrained-seed-0/main/a": "1a7c216417e6be9b",
+    "features/mylab/files/a": "4b49d99fcab650a7",
+    "operators/5f3729eb5d527629": "5f3729eb5d527629",
+    "fits/clip-untrained-seed-0/s1": "c3e470720824070f",
+    "fits/mylab/s1": "0a8395e2158497f7",
+}
+
+
+def test_digests_change_with_a_version_only(finished: tuple[Path, Plan]) -> None:
+    """If results have changed, raise the version of what makes them; if not, find what changed a digest."""
+    digests = {spec.group: spec.digest[:16] for spec in finished[1].groups}
+    assert {group: digests.get(group) for group in GOLDEN} == GOLDEN

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpcenc.storage.errors import StudyError
+from hpcenc.storage.study import Study, parse_study
+from hpcenc.tasks.selection import FeatureSet, select_feature_sets
+
+
+def study(movie: str | None = "movie.mp4", **tables: Any) -> Study:
+    runs = [{"name": name, "n_trs": 40, **({"movie": movie} if movie else {})} for name in "ABC"]
+    data = {
+        "name": "x",
+        "tr_s": 1.0,
+        "runs": runs,
+        "subjects": {"ids": ["s1"]},
+        "bold": {"path": "{subject}/{run}.npy"},
+        "feature_files": {"mylab": {"path": "{run}.npy"}},
+        **tables,
+    }
+    return parse_study(data, Path())
+
+
+def layers(chosen: tuple[FeatureSet, ...]) -> dict[str, list[str]]:
+    return {each.name: [str(variant) for variant in each.variants] for each in chosen}
+
+
+def test_all_are_the_four_of_the_reference_study_at_one_layer_each_and_the_files() -> None:
+    assert layers(select_feature_sets(study())) == {
+        "beats": ["beats/12"],
+        "clip": ["clip/embedding"],
+        "cavmae": ["cavmae/mean"],
+        "beats+clip": ["beats/12+clip/embedding"],
+        "mylab": ["mylab/values"],
+    }
+
+
+def test_all_of_a_study_without_movies_are_its_files() -> None:
+    assert layers(select_feature_sets(study(movie=None))) == {"mylab": ["mylab/values"]}
+
+
+def test_models_go_by_name_and_in_that_order() -> None:
+    assert list(layers(select_feature_sets(study(), "mylab, clip"))) == ["mylab", "clip"]
+
+
+def test_all_layers_are_variants_and_sums_pair_equal_depths() -> None:
+    shallow = study(models={"weights": "untrained", "n_layers": 2})
+    assert layers(select_feature_sets(shallow, "beats,cavmae,beats+clip,beats+mylab", "all")) == {
+        "beats": ["beats/1", "beats/2"],
+        "cavmae": ["cavmae/mean-1", "cavmae/mean"],
+        "beats+clip": ["beats/1+clip/1", "beats/2+clip/embedding"],
+        "beats+mylab": ["beats/1+mylab/values", "beats/2+mylab/values"],
+    }
+
+
+def test_named_layers_are_taken_and_other_models_keep_their_default() -> None:
+    chosen = layers(select_feature_sets(study(), "beats,clip", "beats/3,beats/6"))
+    assert chosen == {"beats": ["beats/3", "beats/6"], "clip": ["clip/embedding"]}
+
+
+def test_untrained_models_are_named_so_and_files_are_not() -> None:
+    untrained = study(models={"weights": "untrained", "seed": 3})
+    labels = [chosen.label for chosen in select_feature_sets(untrained)]
+    assert labels == [
+        "beats[untrained, seed 3]",
+        "clip[untrained, seed 3]",
+        "cavmae[untrained, seed 3]",
+        "beats+clip[untrained, seed 3]",
+        "mylab",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "modality"),
+    [
+        ("beats", "audio"),
+        ("clip", "vision"),
+        ("cavmae", "audio-visual"),
+        ("beats+clip", "audio-visual"),
+        ("mylab", "given"),
+        ("clip+mylab", "mixed"),
+    ],
+)
+def test_modality_follows_the_sources(name: str, modality: str) -> None:
+    (chosen,) = select_feature_sets(study(), name)
+    assert chosen.modality == modality
+
+
+@pytest.mark.parametrize(
+    ("models", "layers", "said"),
+    [
+        ("nosuch", "default", "'nosuch'.*beats, clip, cavmae"),
+        ("clip,beats+nosuch", "default", "nosuch"),
+        ("clip,clip", "default", "'clip' is named twice"),
+        (" , ", "default", "empty"),
+        ("clip", "nosuch/1", "nosuch/1"),
+        ("clip", "clip/99", "no layer '99'; it has 1, 2, 3"),
+        ("beats+clip", "beats/3,beats/6,clip/1,clip/2,clip/3", "equally many layers"),
+    ],
+)
+def test_wrong_names_are_refused(models: str, layers: str, said: str) -> None:
+    with pytest.raises(StudyError, match=said):
+        select_feature_sets(study(), models, layers)
+
+
+def test_all_wrong_names_are_told_at_once() -> None:
+    with pytest.raises(StudyError) as refused:
+        select_feature_sets(study(), "one,two", "three/4")
+    assert len(refused.value.problems) == 3
