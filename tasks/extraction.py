@@ -52,7 +52,7 @@ def needs_audio(spec: ModelSpec) -> bool:
 
 
 def deciding_values(spec: ModelSpec) -> dict[str, str | int | float]:
-    """What of a spec decides the features: the place of a checkpoint does not, nor a setting without effect."""
+    """What of a spec decides features: not where a checkpoint lies, nor a setting without effect."""
     idle = {"checkpoint"}
     if spec.weights == "pretrained":
         idle |= {"seed"}

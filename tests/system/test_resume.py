@@ -163,7 +163,7 @@ def test_a_run_killed_at_any_of_many_moments_resumes_to_the_same_bytes(
     units_run: UnitsRun,
 ) -> None:
     wanted, n_touches = undisturbed
-    for moment in range(0, n_touches, max(1, n_touches // 150)):
+    for moment in range(0, n_touches, max(1, n_touches // 100)):
         job = {"pattern": "", "nth": moment + 1, "how": "kill"}
         check_resumes(driver, study_file, f"moment-{moment}", wanted, tree, units_run, **job)
 
