@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -244,6 +245,7 @@ def _make_groups(prepared: Prepared) -> None:
         )
     store = Store(path)
     store.sweep()
+    _sweep_operators(prepared.plan)
     if any(group_state(path, spec) != "current" for spec in prepared.plan.groups):
         store.drop_consolidated()
         for spec in prepared.plan.groups:
@@ -251,6 +253,17 @@ def _make_groups(prepared: Prepared) -> None:
     # A run may have been killed between the last group and here.
     if "consolidated_metadata" not in json.loads((path / "zarr.json").read_bytes()):
         store.consolidate()
+
+
+def _sweep_operators(plan: Plan) -> None:
+    """Remove operators that killed processes left half made: they are large, and nothing reads them.
+
+    The cache may serve other stores of this folder, so only the plan's own are looked at.
+    """
+    units = {unit for stage in plan.stages for task in stage.tasks for unit in task.units}
+    for folder in {unit.cached for unit in units if unit.cached is not None}:
+        for partial in folder.parent.glob(f".{folder.name}.*"):
+            shutil.rmtree(partial)
 
 
 def _any_fit(prepared: Prepared) -> bool:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from hpcenc.storage.array_folder import load_arrays
 from hpcenc.storage.bold import find_bold, read_axes, read_block, read_header
+from hpcenc.storage.digests import digest
 from hpcenc.storage.errors import BoldError, StoreError, StudyError
 from hpcenc.storage.layout import operators_folder, report_folder
 from hpcenc.storage.results import Scores, read_voxels, require_scores
@@ -73,7 +74,7 @@ def build_report(study: Study, run: Mapping[str, Any], events: Events, set_aside
         simulated=study.simulated,
         courses=tuple(_courses(store, found, voxels, study)),
         facts=Facts(_facts(store, found, run, list(events), [*set_aside, *damaged])),
-        warnings=tuple(f"Set aside: {reason}" for reason in (*set_aside, *damaged)),
+        warnings=(*(f"Set aside: {reason}" for reason in (*set_aside, *damaged)), *_mixed(store, found)),
     )
     return Report(write_report(data, report_folder(study.store_path)), damaged)
 
@@ -82,6 +83,27 @@ def _reading_order(scores: Scores) -> int:
     """Feature sets in the order of the reference study, others after them."""
     name = str(scores.attributes["feature_set"]).partition("[")[0]
     return REFERENCE_SETS.index(name) if name in REFERENCE_SETS else len(REFERENCE_SETS)
+
+
+def _mixed(store: Store, found: Sequence[Scores]) -> Iterable[str]:
+    """Warnings of feature sets whose subjects were fitted under different settings.
+
+    That happens when a setting is changed and only some subjects are submitted again.
+    """
+    settings: dict[str, dict[str, list[str]]] = {}
+    for scores in found:
+        attributes = scores.attributes
+        operators = store.attributes_of(attributes["variants"][0]["operators"][0])
+        key = digest({name: operators[name] for name in ("policy", "delays", "alpha_exponents")})
+        of_set = settings.setdefault(attributes["feature_set"], {})
+        of_set.setdefault(key, []).append(attributes["subject"])
+    for feature_set, groups in settings.items():
+        if len(groups) > 1:
+            each = "; ".join(", ".join(subjects) for subjects in groups.values())
+            yield (
+                f"{feature_set}: subjects were fitted under different settings ({each}): their means mix "
+                "them. Submit all subjects again."
+            )
 
 
 def _damage(scores: Scores) -> str:

@@ -122,7 +122,10 @@ def check_resumes(
     redone = set(units_run(results)[n_runs])
     assert not redone & done_before
     assert redone | done_before == marked(store)
-    assert not list(results.rglob("*.partial"))
+    leftovers = [
+        path for path in results.rglob("*") if path.name.startswith(".") or path.suffix == ".partial"
+    ]
+    assert not leftovers
     shutil.rmtree(results)
 
 
