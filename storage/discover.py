@@ -55,8 +55,8 @@ def read_names(paths: Sequence[str]) -> list[BoldName]:
     """Subjects and runs of BOLD files, from their names alone.
 
     BIDS names (``sub-``, ``ses-``, ``task-``, ``run-``) are read as such, with the shortest part
-    that tells the runs apart as the run. Others are read as ``<subject>_<run>`` where every subject
-    then has every run, or else as ``<subject>/<run>``.
+    that tells the runs apart as the run. Others are read by HCP's folders, as ``<subject>_<run>`` where
+    every subject then has every run, or else as ``<subject>/<run>``.
 
     Returns
     -------
@@ -162,7 +162,23 @@ def _plain_reader(pattern: str, every_run: bool) -> Reader:
     return read
 
 
+def _hcp_reader(paths: Sequence[str]) -> list[BoldName]:
+    """Reader of HCP's layout: ``<subject>/MNINonLinear/Results/<run>/<run>_...``."""
+    names = []
+    for path in paths:
+        match = re.fullmatch(
+            r"(?:.*/)?(?P<subject>[^/]+)/MNINonLinear/Results/(?P<run>[^/]+)/(?P<again>(?P=run))_[^/]+", path
+        )
+        if match is None:
+            return []
+        parts = [(*match.span("subject"), "{subject}")]
+        parts += [(*match.span(group), "{run}") for group in ("run", "again")]
+        names.append(BoldName(path, match["subject"], match["run"], _template(path, parts)))
+    return names
+
+
 _PLAIN_READERS = (
+    _hcp_reader,
     _plain_reader(r"(?P<subject>[^/_.]+)_(?P<run>[^/.]+)", every_run=True),
     _plain_reader(r"(?P<subject>[^/.]+)_(?P<run>[^/_.]+)", every_run=True),
     _plain_reader(r"(?P<subject>[^/]+)/(?P<run>[^/.]+)", every_run=False),

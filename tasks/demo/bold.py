@@ -47,9 +47,9 @@ REGIONS = (
         "auditory", ("A1", "LBelt", "MBelt", "PBelt", "RI", "A4", "A5"), ("loudness", "am_rate", "tone"), 4.5
     ),
     Region("motion", ("MT", "MST", "V4t", "FST"), ("speed",), 5.5),
-    Region("clip", ("46", "9-46d", "a9-46v", "IP1"), CLIP_COURSES, 6.5),
+    Region("trap", ("46", "9-46d", "a9-46v", "IP1"), CLIP_COURSES, 6.5),
 )
-"""Where what is planted. ``clip`` is the leak trap: courses that nothing but the repeated clip has."""
+"""Where what is planted. ``trap`` is the leak trap: courses that nothing but the repeated clip has."""
 
 CLIP_LEVEL_S = 5.0
 """Seconds that a level of an arbitrary course lasts: as slow as scenes."""

@@ -124,3 +124,13 @@ def test_subjects_must_be_the_same_wherever_the_template_names_them(tmp_path: Pa
         "S1": ["S1/S1_m1_AP.npy", "S1/S1_m1_PA.npy"],
         "S2": ["S2/S2_m1_AP.npy"],
     }
+
+
+def test_hcp_folders_name_subject_and_run() -> None:
+    layout = "data/{0}/MNINonLinear/Results/{1}/{1}_Atlas_hp2000_clean.dtseries.nii"
+    runs = ("tfMRI_MOVIE1_7T_AP", "tfMRI_MOVIE2_7T_PA")
+    paths = [layout.format(subject, run) for subject, run in product(("100610", "102311"), runs)]
+    assert templates(paths) == {layout.format("{subject}", "{run}")}
+    assert {(name.subject, name.run) for name in read_names(paths)} == set(
+        product(("100610", "102311"), runs)
+    )

@@ -120,7 +120,7 @@ def test_bold_correlates_with_what_is_planted_as_the_snr_says(scripts: tuple[Scr
     assert bold.mean(axis=1) == pytest.approx(np.zeros(2050), abs=1e-5)
     assert bold.std(axis=1) == pytest.approx(np.ones(2050), abs=1e-4)
     for index, (response, mix) in enumerate(zip(responses, mixes, strict=True)):
-        rows = slice(147, None) if REGIONS[index].name == "clip" else slice(None)
+        rows = slice(147, None) if REGIONS[index].name == "trap" else slice(None)
         here, nowhere = bold[regions == index], bold[regions == -1][:400]
         r = [_mean_r(voxels[:, rows], (mix @ response)[:, rows]) for voxels in (here, nowhere)]
         assert r[0] == pytest.approx(np.sqrt(0.5), abs=0.04)
@@ -150,4 +150,4 @@ def test_no_region_but_the_one_of_the_clip_has_a_course_in_the_clip_only() -> No
     assert courses["visual"] == ("luminance", "hue_cos", "hue_sin", "size")
     assert courses["auditory"] == ("loudness", "am_rate", "tone")
     assert courses["motion"] == ("speed",)
-    assert all(name.startswith("clip_") for name in courses["clip"])
+    assert all(name.startswith("clip_") for name in courses["trap"])
