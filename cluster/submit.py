@@ -25,7 +25,8 @@ from hpcenc.storage.study import Study, load_study
 from hpcenc.tasks.backends import resolve_backend
 from hpcenc.tasks.facts import StudyFacts
 from hpcenc.tasks.inspection import check_store, digest_memory, inspect
-from hpcenc.tasks.plan import Plan, make_plan, planned_bytes
+from hpcenc.tasks.plan import Plan, planned_bytes
+from hpcenc.tasks.planner import make_plan
 from hpcenc.tasks.records import Deadline
 from hpcenc.tasks.selection import FeatureSet, select_feature_sets
 

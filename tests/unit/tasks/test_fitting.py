@@ -21,7 +21,8 @@ from hpcenc.storage.study import parse_study
 from hpcenc.storage.weights import read_weights
 from hpcenc.tasks.inspection import inspect
 from hpcenc.tasks.operators import from_arrays
-from hpcenc.tasks.plan import Plan, make_plan
+from hpcenc.tasks.plan import Plan
+from hpcenc.tasks.planner import make_plan
 from hpcenc.tasks.ridge import fit_block
 from hpcenc.tasks.selection import FeatureSet, FeatureSpace, Variant
 

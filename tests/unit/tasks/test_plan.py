@@ -22,7 +22,8 @@ from hpcenc.tasks.fitting import FitBlock
 from hpcenc.tasks.models import catalogue
 from hpcenc.tasks.models.catalogue import ModelSpec
 from hpcenc.tasks.operator_task import MakeOperators
-from hpcenc.tasks.plan import Plan, Stage, make_plan, planned_bytes
+from hpcenc.tasks.plan import Plan, Stage, planned_bytes
+from hpcenc.tasks.planner import make_plan
 from hpcenc.tasks.selection import select_feature_sets
 
 N_TRS = {"A": 100, "B": 90, "C": 80, "D": 70}
