@@ -7,8 +7,7 @@ DEMO := demo
 .PHONY: demo test test-all lint clean
 
 demo: $(VENV)/installed
-	rm -rf $(DEMO)
-	$(BIN)/hpcenc demo $(DEMO)
+	test -e $(DEMO)/planted.json || $(BIN)/hpcenc demo $(DEMO)
 	$(BIN)/hpcenc submit $(DEMO)/study.toml --models all
 
 test: $(VENV)/installed-test lint
@@ -38,4 +37,4 @@ $(VENV)/installed-test: pyproject.toml | $(VENV)/bin/python
 	touch $@ $(VENV)/installed
 
 clean:
-	rm -rf $(VENV) build $(DEMO)
+	rm -rf $(VENV) build

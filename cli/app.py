@@ -43,11 +43,16 @@ def init(
     movies: Annotated[Path | None, typer.Option("--movies", help="Folder of the movies, if another.")] = None,
     timing: Annotated[
         Path | None,
-        typer.Option("--timing", help="HCP_7T_Movie_Clip_Timing.csv, for the built-in table."),
+        typer.Option("--timing", help="HCP_7T_Movie_Clip_Timing.csv, for the built-in table (hcp7t)."),
+    ] = None,
+    v1_subjects: Annotated[
+        Path | None,
+        typer.Option("--v1-subjects", help="File of who saw the movies' version v1, one id a line (hcp7t)."),
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Study file to write.")] = STUDY_NAME,
 ) -> None:
     """Write a study file from what lies in a folder."""
+    from hpcenc.storage.hcp7t import read_subjects
     from hpcenc.storage.initialise import hcp7t_study, other_study
 
     with _clear_errors():
@@ -58,7 +63,14 @@ def init(
         for option in (folder, movies):
             if option is not None and not option.is_dir():
                 _refuse(f"{option} is not a folder")
-        draft = hcp7t_study(folder, movies or folder, timing) if dataset == "hcp7t" else other_study(folder)
+        for name, given in (("--timing", timing), ("--v1-subjects", v1_subjects)):
+            if given is not None and dataset != "hcp7t":
+                _refuse(f"{name} is for --dataset hcp7t; write clips and versions into the study file")
+        if dataset == "hcp7t":
+            saw_v1 = None if v1_subjects is None else read_subjects(v1_subjects)
+            draft = hcp7t_study(folder, movies or folder, timing, saw_v1)
+        else:
+            draft = other_study(folder, movies)
         output.write_text(draft.text)
     print(f"wrote {output}")
     for missing in draft.missing:

@@ -14,10 +14,10 @@ def plan_lines(priced: Mapping[str, Any]) -> Iterator[str]:
     yield f"store {priced['store']}, fits on {priced['backend']}"
     for stage, units in priced["stages"].items():
         yield f"  {stage:10} {units['to_do']:6} of {units['units']} units to do"
-    for what in ("new", "reused", "recomputed"):
+    for what in ("new", "reused", "recomputed", "left_over"):
         groups = priced[what]
         shown = ", ".join(groups[:4]) + (f" and {len(groups) - 4} more" if len(groups) > 4 else "")
-        yield f"  {what:10} {len(groups):6} groups{': ' + shown if groups else ''}"
+        yield f"  {what.replace('_', ' '):10} {len(groups):6} groups{': ' + shown if groups else ''}"
     yield f"  at most {priced['bytes_to_write'] / 1e9:.2f} GB to write"
     for reason in priced["set_aside"]:
         yield f"  set aside: {reason}"

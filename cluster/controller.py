@@ -11,7 +11,7 @@ from pathlib import Path
 from hpcenc.cluster.executors import Executor, Outcome
 from hpcenc.cluster.run_folder import Event
 from hpcenc.tasks.plan import Plan, Stage
-from hpcenc.tasks.records import Deadline, Task
+from hpcenc.tasks.records import Deadline, Task, missing_need
 
 MAX_TRIES = 3
 """Tries of a task whose worker died, or whose reading or writing failed."""
@@ -63,9 +63,7 @@ def _run_stage(
     emit: Emit,
     progress: Progress,
 ) -> None:
-    ready, blocked = _split_ready(stage.tasks, store)
-    for task, missing in blocked:
-        _set_aside(task, f"needs {missing}, which was not made", emit, progress)
+    ready = _ready(stage.tasks, store, emit, progress)
     n_units = sum(not unit.done(store) for task in ready for unit in task.units)
     emit({"event": "stage", "stage": stage.name, "tasks": len(ready), "units": n_units})
     tries: Counter[str] = Counter()
@@ -80,29 +78,23 @@ def _run_stage(
                 emit({"event": "lost", "task": outcome.task.key, "by": outcome.lost_by})
                 again.append(outcome.task)
             else:
-                _set_aside(outcome.task, outcome.message, emit, progress)
+                reason, _, details = outcome.message.partition("\n")
+                _set_aside(outcome.task.key, reason, details, emit, progress)
         # A worker that dies takes the task that waits beside it along: alone, only the guilty one fails.
         batches = [[task] for task in again]
     emit({"event": "stage end", "stage": stage.name})
 
 
-def _split_ready(tasks: Sequence[Task], store: Path) -> tuple[list[Task], list[tuple[Task, str]]]:
-    ready: list[Task] = []
-    blocked: list[tuple[Task, str]] = []
-    known: dict[object, bool] = {}
+def _ready(tasks: Sequence[Task], store: Path, emit: Emit, progress: Progress) -> list[Task]:
+    """Tasks with a unit that can be made; the others are set aside."""
+    ready = []
     for task in tasks:
-        missing = ""
-        for unit in task.needs:
-            if unit not in known:
-                known[unit] = unit.done(store)
-            if not known[unit]:
-                missing = str(unit)
-                break
-        if missing:
-            blocked.append((task, missing))
+        missing = [missing_need(task, unit, store) for unit in task.units if not unit.done(store)]
+        if missing and all(need is not None for need in missing):
+            _set_aside(task.key, f"needs {missing[0]}, which was not made", "", emit, progress)
         else:
             ready.append(task)
-    return ready, blocked
+    return ready
 
 
 def _note(outcome: Outcome, stage: Stage, emit: Emit, progress: Progress) -> None:
@@ -121,11 +113,12 @@ def _note(outcome: Outcome, stage: Stage, emit: Emit, progress: Progress) -> Non
                 "facts": dict(unit.facts),
             }
         )
+    for failure in record.failed:
+        _set_aside(failure.unit, failure.reason, failure.details, emit, progress)
     if record.left:
         emit({"event": "yielded", "task": record.key, "left": list(record.left)})
 
 
-def _set_aside(task: Task, message: str, emit: Emit, progress: Progress) -> None:
-    first_line, _, details = message.partition("\n")
-    progress.set_aside.append(f"{task.key}: {first_line}")
-    emit({"event": "set aside", "task": task.key, "reason": first_line, "details": details})
+def _set_aside(what: str, reason: str, details: str, emit: Emit, progress: Progress) -> None:
+    progress.set_aside.append(f"{what}: {reason}")
+    emit({"event": "set aside", "task": what, "reason": reason, "details": details})

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 from hpcenc.cluster.threads import THREAD_VARIABLES, limited_threads
 from hpcenc.storage.study import Cluster
-from hpcenc.tasks.records import Deadline, Task, TaskRecord
+from hpcenc.tasks.records import Deadline, Task, TaskRecord, one_line
 
 WORKER_MEMORY_BYTES = 3_000_000_000
 """Memory that one worker may need: a model and its activations, or operators and a block."""
@@ -67,11 +67,7 @@ def run_task(task: Task, store: Path, deadline: Deadline | None) -> Outcome:
         return Outcome(task, task.run(Store(store), deadline))
     except Exception as error:
         lost_by: LostBy = "storage" if isinstance(error, OSError) else "error"
-        return Outcome(task, None, lost_by, f"{_one_line(error)}\n{traceback.format_exc()}")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+        return Outcome(task, None, lost_by, f"{one_line(error)}\n{traceback.format_exc()}")
 
 
 class SerialExecutor:
@@ -168,7 +164,7 @@ def _bounded(
             outcome = future.result()
         else:
             lost_by: LostBy = "crash" if isinstance(error, KilledWorker) else "error"
-            outcome = Outcome(task, None, lost_by, _one_line(error))
+            outcome = Outcome(task, None, lost_by, one_line(error))
         future.release()
         if (another := start_one()) is not None:
             completed.add(another)

@@ -17,7 +17,7 @@ from hpcenc.cluster.liveness import is_gone
 from hpcenc.cluster.run_folder import Event, RunFolder, new_run_id
 from hpcenc.slurm.jobs import this_job
 from hpcenc.storage.digests import FileDigests
-from hpcenc.storage.errors import StudyError
+from hpcenc.storage.errors import StoreError, StudyError
 from hpcenc.storage.groups import GroupSpec, group_state
 from hpcenc.storage.layout import lock_path
 from hpcenc.storage.lock import acquire, release, this_process
@@ -27,7 +27,7 @@ from hpcenc.tasks.facts import StudyFacts
 from hpcenc.tasks.inspection import check_store, digest_memory, inspect
 from hpcenc.tasks.plan import Plan, planned_bytes
 from hpcenc.tasks.planner import make_plan
-from hpcenc.tasks.records import Deadline
+from hpcenc.tasks.records import Deadline, one_line
 from hpcenc.tasks.selection import FeatureSet, select_feature_sets
 
 EXIT_DONE, EXIT_FAILED, EXIT_WRONG, EXIT_INTERRUPTED = 0, 1, 2, 3
@@ -119,7 +119,7 @@ def choose_subjects(study: Study, subjects: str) -> Study:
 
 
 def price(prepared: Prepared) -> dict[str, Any]:
-    """What a run would do: units by stage, what is reused, recomputed or left over, and bytes."""
+    """What a run would do: units by stage; groups new, reused, recomputed and left over; bytes."""
     store = prepared.study.store_path
     pending = {stage.name: stage for stage in prepared.plan.pending(store)}
     states: dict[str, list[GroupSpec]] = {}
@@ -138,11 +138,20 @@ def price(prepared: Prepared) -> dict[str, Any]:
         "new": [spec.group for spec in states.get("absent", [])],
         "reused": [spec.group for spec in states.get("current", []) + states.get("superseded", [])],
         "recomputed": [spec.group for spec in states.get("other", [])],
+        "left_over": _left_over(prepared),
         "bytes_to_write": planned_bytes(states.get("absent", []) + states.get("other", [])),
         "set_aside": list(prepared.plan.set_aside),
         "backend": prepared.backend,
         "store": str(store),
     }
+
+
+def _left_over(prepared: Prepared) -> list[str]:
+    """Fits in the store that this plan does not name: of other subjects or feature sets."""
+    store = prepared.study.store_path
+    planned = {spec.group for spec in prepared.plan.groups}
+    found = (path.parent.relative_to(store).as_posix() for path in store.glob("fits/*/*/zarr.json"))
+    return sorted(group for group in found if group not in planned)
 
 
 def submit(
@@ -221,6 +230,11 @@ def _run(prepared: Prepared, profile: str, run_id: str, command: Sequence[str], 
             report = build_report(study, folder.read("run"), folder.events(), progress.set_aside)
     except KeyboardInterrupt:
         return end(EXIT_INTERRUPTED)
+    except (OSError, StoreError) as error:  # a full disk, a damaged chunk: what is marked is done
+        reason = one_line(error)
+        progress.set_aside.append(reason)
+        emit({"event": "set aside", "task": "", "reason": reason, "details": ""})
+        return end(EXIT_FAILED)
     progress.set_aside += report.damaged
     return end(EXIT_FAILED if progress.set_aside else EXIT_DONE, report.files.html)
 

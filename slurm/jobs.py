@@ -7,7 +7,6 @@ The only module that calls SLURM's commands. They read their defaults from the e
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from dataclasses import dataclass
 
@@ -36,11 +35,6 @@ def this_job() -> Job | None:
         return None
     end = os.environ.get("SLURM_JOB_END_TIME")
     return Job(job_id, int(os.environ.get("SLURM_RESTART_COUNT", "0")), float(end) if end else None)
-
-
-def has_slurm() -> bool:
-    """Whether this machine can submit jobs."""
-    return shutil.which("sbatch") is not None
 
 
 def is_gone(job_id: str) -> bool:

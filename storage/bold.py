@@ -113,11 +113,6 @@ def read_header(path: Path) -> BoldHeader:
     return header
 
 
-def bold_identity(path: Path) -> dict[str, Any]:
-    """What of a BOLD file enters a fit's digest: size, time of the last change, hash of the header."""
-    return read_header(path).identity
-
-
 def read_axes(path: Path) -> tuple[VoxelAxis, float | None]:
     """Voxel axis and TR of a BOLD file.
 

@@ -62,13 +62,6 @@ def sulcal_depth(hemisphere: Hemisphere) -> NDArray[np.float32]:
     return axis.surface(np.asarray(image.dataobj[0], np.float32), STRUCTURES[hemisphere])
 
 
-def medial_wall(hemisphere: Hemisphere) -> NDArray[np.bool_]:
-    """Whether each of the 32,492 vertices is on the medial wall, which has no grayordinates."""
-    axis = cortical_axis()
-    wall: NDArray[np.bool_] = np.isnan(axis.surface(np.zeros(axis.n_voxels), STRUCTURES[hemisphere]))
-    return wall
-
-
 def glasser_labels() -> tuple[NDArray[np.int16], tuple[str, ...]]:
     """Areas of the Glasser parcellation (MMP 1.0) on the 59,412 cortical grayordinates.
 

@@ -27,6 +27,11 @@ VERSIONS_NOTE = (
     "The clip times are those of v2. Most papers use v2 for all."
 )
 
+VERSIONS_PROBLEM = (
+    "147 subjects scanned before 2014-08-22 saw v1, here everyone is given v2: name them below as "
+    'stimulus_of."ID" = "v1" (or init with --v1-subjects FILE, one id a line), then delete this line'
+)
+
 _CLIPS: dict[str, tuple[int, tuple[tuple[str, float, float], ...]]] = {
     "MOVIE1": (
         921,
@@ -122,6 +127,29 @@ def runs(timing_csv: Path | None = None) -> tuple[Run, ...]:
         )
         for name, (n_trs, _) in _CLIPS.items()
     )
+
+
+def read_subjects(path: Path) -> tuple[str, ...]:
+    """Subject ids of a text file, one a line; empty lines are passed over.
+
+    Raises
+    ------
+    StudyError
+        If the file cannot be read, or a line is not one id.
+    """
+    try:
+        lines = path.read_bytes().decode("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path}: cannot be read as a list of subjects: {error}") from error
+    subjects = {number: line.strip() for number, line in enumerate(lines, start=1) if line.strip()}
+    wrong = [
+        f"{path}: line {number}: expected one subject id, found {subject!r}"
+        for number, subject in subjects.items()
+        if not re.fullmatch(r"\w+", subject)
+    ]
+    if wrong:
+        raise StudyError(wrong)
+    return tuple(subjects.values())
 
 
 def read_clip_timing(path: Path) -> dict[str, tuple[Segment, ...]]:

@@ -68,12 +68,17 @@ class FoundStudy:
     stimulus: str = MAIN_STIMULUS
     stimulus_of: dict[str, str] = field(default_factory=dict)
     stimulus_note: str = ""
+    stimulus_problems: tuple[str, ...] = ()
+    """What is in doubt of the versions; the study is whole all the same."""
     tr_problems: tuple[str, ...] = ()
     bold_problems: tuple[str, ...] = ()
 
 
 def hcp7t_study(
-    bold_root: Path, movie_root: Path, timing_csv: Path | None = None, v1_subjects: Collection[str] = ()
+    bold_root: Path,
+    movie_root: Path,
+    timing_csv: Path | None = None,
+    v1_subjects: Collection[str] | None = None,
 ) -> StudyDraft:
     """Study file of the HCP 7T movie data.
 
@@ -86,7 +91,8 @@ def hcp7t_study(
     timing_csv : Path, optional
         HCP's official clip timing, which replaces the built-in table.
     v1_subjects : collection of str, optional
-        Subjects who saw the first version of the movies.
+        Subjects who saw the first version of the movies; others may be among them. Without it everyone is
+        given the second one, and a mark says so.
 
     Raises
     ------
@@ -102,7 +108,8 @@ def hcp7t_study(
         several = sorted(subject for subject, paths in found.items() if len(paths) > 1)
         if several:
             bold_problems.append(f"several files of {run} in {', '.join(several)}; narrow the template down")
-    versions = ("v1", "v2") if set(v1_subjects) & set(subjects) else ("v2",)
+    saw_v1 = [subject for subject in subjects if subject in (v1_subjects or ())]
+    versions = ("v1", "v2") if saw_v1 else ("v2",)
     return _draft(
         FoundStudy(
             name="hcp7t",
@@ -116,21 +123,30 @@ def hcp7t_study(
                 if any(subject not in files[run] for run in run_names)
             },
             stimulus="v2",
-            stimulus_of={subject: "v1" for subject in subjects if subject in v1_subjects},
+            stimulus_of=dict.fromkeys(saw_v1, "v1"),
             stimulus_note=hcp7t.VERSIONS_NOTE,
+            stimulus_problems=(hcp7t.VERSIONS_PROBLEM,) if v1_subjects is None else (),
             bold_problems=tuple(bold_problems),
         )
     )
 
 
-def other_study(folder: Path) -> StudyDraft:
+def other_study(folder: Path, movie_root: Path | None = None) -> StudyDraft:
     """Study file of a folder of movies and BOLD in any layout.
 
     Movies and BOLD are found by the ends of their names, subjects and runs by the names themselves,
     volumes and TR by the headers. CIFTI files are taken before plain arrays, which may be features.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of the BOLD files.
+    movie_root : Path, optional
+        Folder of the movies, if another.
     """
     folder = _absolute(folder)
-    movies = find_files(folder, MOVIE_SUFFIXES)
+    movie_root = folder if movie_root is None else _absolute(movie_root)
+    movies = find_files(movie_root, MOVIE_SUFFIXES)
     paths = find_files(folder, (CIFTI_SUFFIX,)) or find_files(folder, (PLAIN_SUFFIX,))
     names = read_names(paths) if paths else []
     template = commonest_template(names) if names else None
@@ -145,7 +161,7 @@ def other_study(folder: Path) -> StudyDraft:
         FoundStudy(
             name=folder.name or "study",
             tr_s=tr_s,
-            runs=_other_runs(folder, run_names, used, movies),
+            runs=_other_runs(folder, run_names, used, movie_root, movies),
             subjects=subjects,
             bold_path=None if template is None else f"{glob.escape(str(folder))}/{template}",
             runs_of={subject: runs for subject, runs in runs_of.items() if len(runs) < len(run_names)},
@@ -182,7 +198,11 @@ def _hcp_runs(root: Path, timing_csv: Path | None, versions: Sequence[str]) -> t
 
 
 def _other_runs(
-    folder: Path, run_names: Sequence[str], names: Sequence[BoldName], movies: Sequence[str]
+    folder: Path,
+    run_names: Sequence[str],
+    names: Sequence[BoldName],
+    movie_root: Path,
+    movies: Sequence[str],
 ) -> tuple[FoundRun, ...]:
     paired = pair_movies(run_names, movies)
     left = [movie for movie in movies if movie not in paired.values()]
@@ -204,7 +224,7 @@ def _other_runs(
         if run not in paired:
             choice = ", ".join(left) or "none is left"
             problems.append(f"movie: no movie's name fits this run alone; choose from: {choice}")
-        shown = {MAIN_STIMULUS: str(folder / paired[run])} if run in paired else {}
+        shown = {MAIN_STIMULUS: str(movie_root / paired[run])} if run in paired else {}
         found.append(
             FoundRun(run, next(iter(lengths)) if len(lengths) == 1 else None, shown, (), tuple(problems))
         )
@@ -251,7 +271,7 @@ def _bold_problems(
 def _draft(found: FoundStudy) -> StudyDraft:
     """The study file of what was found; what the study schema refuses of it is marked too."""
     draft = StudyDraft(_text(found))
-    if draft.missing:
+    if set(draft.missing) - set(found.stimulus_problems):
         return draft
     try:
         parse_study(tomllib.loads(draft.text), folder=Path())
@@ -274,6 +294,7 @@ def _text(found: FoundStudy) -> str:
         *([] if found.subjects else [*_marks(["ids: no subject was found; name them"]), "# ids = []"]),
         *(_array("ids", [_quote(subject) for subject in found.subjects], 10) if found.subjects else []),
         *(f"# {line}" for line in textwrap.wrap(found.stimulus_note, 100)),
+        *_marks(found.stimulus_problems),
         *([f"stimulus = {_quote(found.stimulus)}"] if found.stimulus != MAIN_STIMULUS else []),
         *_table("stimulus_of", {subject: _quote(version) for subject, version in found.stimulus_of.items()}),
         *_table("runs_of", {subject: _inline(runs) for subject, runs in found.runs_of.items()}),

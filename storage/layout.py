@@ -67,13 +67,13 @@ def operators_folder(store: Path, digest: str) -> Path:
 
 
 def runs_folder(store: Path) -> Path:
-    """Folder of the run folders, beside the store."""
-    return store.parent / "runs"
+    """Folder of a store's run folders, beside it."""
+    return store.with_name(f"{store.stem}.runs")
 
 
 def report_folder(store: Path) -> Path:
-    """Folder of the report, beside the store."""
-    return store.parent / "report"
+    """Folder of a store's report, beside it."""
+    return store.with_name(f"{store.stem}.report")
 
 
 def lock_path(store: Path) -> Path:

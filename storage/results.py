@@ -64,15 +64,15 @@ def read_scores(store: Store, group: str) -> Scores:
     n_blocks = -(-n_voxels // block)
     arrays = {name: np.full((n_folds, n_variants, n_voxels), np.nan) for name in SCORES}
     done = np.zeros(n_voxels, dtype=bool)
-    everything = slice(None)
+    n_done, everything = 0, slice(None)
     for index in range(n_blocks):
         if store.is_done(group, index, digest):
             voxels = slice(index * block, min((index + 1) * block, n_voxels))
             done[voxels] = True
+            n_done += 1
             for name, values in arrays.items():
                 part = (everything, everything, voxels)
                 values[part] = store.read(f"{group}/{name}", part)
-    n_done = sum(store.is_done(group, index, digest) for index in range(n_blocks))
     return Scores(group, attributes, **arrays, blocks_done=n_done, blocks=n_blocks, done=done)
 
 

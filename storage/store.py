@@ -52,8 +52,8 @@ class Store:
         If there is no store, or one of another layout version.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path | str) -> None:
+        self.path = path = Path(path)
         attributes = group_attributes(path, "")
         if attributes is None:
             raise StoreError(f"{path}: no store here. `hpcenc submit` makes it.")

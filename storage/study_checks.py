@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from hpcenc.storage.layout import slug
 
 if TYPE_CHECKING:
-    from hpcenc.storage.study import Study
+    from hpcenc.storage.study import Run, Study
 
 MODEL_NAMES = ("beats", "clip", "cavmae")
+
+_ROUNDED_S = 0.01
+"""Seconds of a segment may come from a table of two decimals."""
 
 
 def cross_problems(study: Study) -> Iterator[str]:
@@ -25,6 +29,7 @@ def cross_problems(study: Study) -> Iterator[str]:
     yield from _run_problems(study)
     yield from _subject_problems(study)
     yield from _name_problems(study)
+    yield from _fit_problems(study)
     low, high = study.fit.alpha_exponents
     if low == high and study.fit.n_alphas > 1:
         yield f"fit.alpha_exponents: {study.fit.n_alphas} alphas need a range, found {[low, high]}"
@@ -43,13 +48,7 @@ def _run_problems(study: Study) -> Iterator[str]:
         if unknown:
             yield f"{key}: no run is called {', '.join(unknown)}; runs are {', '.join(names)}"
     for run in study.runs:
-        end_s = run.n_trs * study.tr_s
-        for segment in run.segments:
-            if segment.start_s >= end_s:
-                yield (
-                    f"runs.{run.name}: a segment starts at {segment.start_s} s, "
-                    f"after the run's end at {end_s:g} s"
-                )
+        yield from _segment_problems(run, study.tr_s)
         if run.n_trs <= max(study.fit.delays):
             yield f"runs.{run.name}: {run.n_trs} TRs are fewer than the longest delay needs"
     if "{subject}" not in study.bold.path or ("{run}" not in study.bold.path and len(names) > 1):
@@ -57,6 +56,43 @@ def _run_problems(study: Study) -> Iterator[str]:
     for name, file in study.feature_files.items():
         if "{run}" not in file.path and len(names) > 1:
             yield f"feature_files.{name}.path: must hold {{run}}, one file for each; found {file.path!r}"
+
+
+def _segment_problems(run: Run, tr_s: float) -> Iterator[str]:
+    """Segments that do not lie one after the other within their run, but for one TR at its end."""
+    end_s = run.n_trs * tr_s
+    for segment in run.segments:
+        if segment.start_s >= end_s:
+            yield (
+                f"runs.{run.name}: a segment starts at {segment.start_s} s, "
+                f"after the run's end at {end_s:g} s"
+            )
+        elif segment.end_s > end_s + tr_s + _ROUNDED_S:
+            yield (
+                f"runs.{run.name}: a segment ends at {segment.end_s:g} s, "
+                f"more than one TR after the run's end at {end_s:g} s"
+            )
+    for first, second in pairwise(sorted(run.segments, key=lambda segment: segment.start_s)):
+        if second.start_s < first.end_s - _ROUNDED_S:
+            yield (
+                f"runs.{run.name}: segments overlap: {first.start_s:g} to {first.end_s:g} s "
+                f"and {second.start_s:g} to {second.end_s:g} s"
+            )
+
+
+def _fit_problems(study: Study) -> Iterator[str]:
+    """Settings of the fit that cannot both hold, or that name what is never fitted."""
+    fit = study.fit
+    if fit.outer == "rotate" and fit.test_runs:
+        yield "fit.test_runs: outer = 'rotate' makes every run the test run once; leave test_runs out"
+    known = (*MODEL_NAMES, *study.feature_files)
+    for exception in fit.weights_exceptions:
+        name = re.sub(r"\[[^\]]*\]$", "", exception.feature_set)  # a label, such as clip[untrained, seed 0]
+        if not set(name.split("+")) <= set(known):
+            yield (
+                f"fit.weights_exceptions: no feature set {exception.feature_set!r}; "
+                f"known: {', '.join(known)}, and sums of them"
+            )
 
 
 def _subject_problems(study: Study) -> Iterator[str]:
@@ -71,6 +107,13 @@ def _subject_problems(study: Study) -> Iterator[str]:
         strangers = sorted(set(ids) - set(subjects.ids))
         if strangers:
             yield f"{key}: not in subjects.ids: {', '.join(strangers)}"
+    versions = sorted({version for run in study.runs for version in run.movies()})
+    seen = {f"subjects.stimulus_of.{subject}": version for subject, version in subjects.stimulus_of.items()}
+    if set(subjects.ids) - set(subjects.stimulus_of):
+        seen["subjects.stimulus"] = subjects.stimulus
+    for key, version in seen.items():
+        if versions and version not in versions:
+            yield f"{key}: no run has a movie of version {version!r}; versions are {', '.join(versions)}"
     for subject, runs in subjects.runs_of.items():
         if not runs:
             yield f"subjects.runs_of.{subject}: names no run; leave the subject out of subjects.ids instead"

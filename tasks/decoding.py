@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hpcenc.storage.groups import ArraySpec
-from hpcenc.tasks.models.catalogue import SAMPLE_RATE
+from hpcenc.tasks.models.catalogue import SAMPLE_RATE, SHORT_SIDE
 from hpcenc.tasks.records import Fact, Unit, UnitTask
 
 if TYPE_CHECKING:
@@ -21,9 +21,6 @@ STIMULUS_VERSION = 1
 
 CHUNK_TRS = 60
 """Rows of a movie chunk: what one task decodes or extracts, and one Zarr chunk."""
-
-SHORT_SIDE = 224
-"""Pixels of the shorter side of cached frames: what every vision model here looks at."""
 
 
 def n_chunks(n_trs: int) -> int:
@@ -89,10 +86,11 @@ class DecodeAudio(UnitTask):
     tr_s: float
 
     def work(self, store: Store) -> Mapping[str, Fact]:
-        """Decode and write."""
-        from hpcenc.tasks.movies import read_audio
+        """Decode, check that it reaches the run's end but for one TR, and write."""
+        from hpcenc.tasks.movies import check_sound, read_audio
 
         wave = read_audio(self.movie, SAMPLE_RATE)
+        check_sound(self.movie, len(wave) / SAMPLE_RATE, self.n_trs, self.tr_s)
         wanted = n_samples(self.n_trs, self.tr_s)
         missing = max(0, wanted - len(wave))
         store.write(f"{self.unit.group}/audio", (slice(None),), np.pad(wave[:wanted], (0, missing)))

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from hpcenc.tasks.models.extractor import Extractor
 
 
+IMPORT_VERSION = 1
+"""Part of the digest of features from files: raised by hand whenever reading them changes."""
+
+
 def feature_arrays(spec: ModelSpec, n_trs: int) -> dict[str, ArraySpec]:
     """Arrays of one model on one run: every layer, in chunks of a movie chunk."""
     return {

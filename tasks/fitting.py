@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -61,12 +62,15 @@ class FitUnit:
     ----------
     weight_folds : tuple of int
         Outer folds whose weights are kept.
+    needs : tuple of Unit
+        Its operators, on every outer fold.
     """
 
     unit: Unit
     variants: tuple[VariantSource, ...]
     weights: WeightsKind
     weight_folds: tuple[int, ...]
+    needs: tuple[Unit, ...]
 
 
 def fit_arrays(
@@ -122,7 +126,6 @@ class FitBlock:
     delays: tuple[int, ...]
     backend: str
     fits: tuple[FitUnit, ...]
-    needs: tuple[Unit, ...]
 
     @property
     def key(self) -> str:
@@ -134,15 +137,17 @@ class FitBlock:
         """One for each feature set."""
         return tuple(fit.unit for fit in self.fits)
 
+    def needs_of(self, unit: Unit) -> tuple[Unit, ...]:
+        """What one feature set needs."""
+        return next(fit.needs for fit in self.fits if fit.unit == unit)
+
     def run(self, store: Store, deadline: Deadline | None) -> TaskRecord:
         """Fit the feature sets that are not done."""
         if all(unit.done(store.path) for unit in self.units):
             return TaskRecord(self.key, skipped=len(self.units))
         bold = self._read_bold()
         fits = {fit.unit: fit for fit in self.fits}
-        return run_units(
-            self.key, self.units, store, deadline, lambda unit: self._fit(store, fits[unit], bold)
-        )
+        return run_units(self, store, deadline, lambda unit: self._fit(store, fits[unit], bold))
 
     def _read_bold(self) -> NDArray[np.float32]:
         """BOLD of the block, (n_trs, n_block): one run after the other."""
@@ -239,6 +244,7 @@ def _backend(name: str) -> Backend:
 
 
 _at_hand: OrderedDict[Path, tuple[FoldOperators, int]] = OrderedDict()
+_at_hand_lock = Lock()
 
 
 def _operators(folder: Path, backend: Backend) -> FoldOperators:
@@ -246,14 +252,15 @@ def _operators(folder: Path, backend: Backend) -> FoldOperators:
     from hpcenc.storage.array_folder import load_arrays
     from hpcenc.tasks.operators import from_arrays, ops_to_device
 
-    if folder not in _at_hand:
-        arrays = load_arrays(folder)
-        n_bytes = sum(values.nbytes for values in arrays.values())
-        _at_hand[folder] = (ops_to_device(from_arrays(arrays), backend.to_device), n_bytes)
-        while len(_at_hand) > 1 and sum(size for _, size in _at_hand.values()) > OPERATOR_BUDGET_BYTES:
-            _at_hand.popitem(last=False)
-    _at_hand.move_to_end(folder)
-    return _at_hand[folder][0]
+    with _at_hand_lock:  # a worker may have several task slots
+        if folder not in _at_hand:
+            arrays = load_arrays(folder)
+            n_bytes = sum(values.nbytes for values in arrays.values())
+            _at_hand[folder] = (ops_to_device(from_arrays(arrays), backend.to_device), n_bytes)
+            while len(_at_hand) > 1 and sum(size for _, size in _at_hand.values()) > OPERATOR_BUDGET_BYTES:
+                _at_hand.popitem(last=False)
+        _at_hand.move_to_end(folder)
+        return _at_hand[folder][0]
 
 
 @lru_cache(maxsize=2)

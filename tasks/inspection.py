@@ -18,7 +18,6 @@ from hpcenc.storage.groups import group_attributes, group_state
 from hpcenc.storage.layout import LAYOUT_VERSION, cache_folder
 from hpcenc.storage.study import Run, Study
 from hpcenc.storage.voxels import VoxelAxis
-from hpcenc.tasks.decoding import SHORT_SIDE
 from hpcenc.tasks.extraction import needs_audio
 from hpcenc.tasks.facts import FeatureFileFacts, ModelFacts, MovieFacts, StudyFacts
 from hpcenc.tasks.models import catalogue
@@ -116,13 +115,13 @@ class _Gate:
         if not path.is_file():
             raise StudyError(f"runs.{run.name}: no movie at {path}. Correct `movie` in the study file.")
         info = probe_movie(path)
-        check_duration(info, run.n_trs, self.study.tr_s, run.name)
+        check_duration(info, run.n_trs, self.study.tr_s, run.name, with_audio=with_audio)
         if with_audio and not info.has_audio:
             raise StudyError(
                 f"runs.{run.name}: {path} has no sound, which BEATs and CAV-MAE need. "
                 "Give a movie with sound, or choose --models clip."
             )
-        height, width = frame_size(info.height, info.width, SHORT_SIDE)
+        height, width = frame_size(info.height, info.width, catalogue.SHORT_SIDE)
         padded = int((row_times(run.n_trs, self.study.tr_s) >= info.duration_s).sum())
         return MovieFacts(path, self.digests(path), height, width, padded)
 

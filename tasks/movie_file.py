@@ -39,6 +39,8 @@ class MovieFile:
     """Time zero on the file's own clock."""
     end_s: float
     """End of the last picture."""
+    audio_end_s: float | None
+    """End of the sound, where the header says it."""
     fps: float
     """Frames per second, on average where the rate varies."""
     is_regular: bool
@@ -75,7 +77,15 @@ def open_movie(path: Path) -> Iterator[MovieFile]:
         video.codec_context.thread_type = "NONE"
         video.codec_context.options = {"err_detect": "explode"}
         yield MovieFile(
-            path, container, video, audio, zero, float(end - zero), float(_frame_rate(video)), is_regular
+            path=path,
+            container=container,
+            video=video,
+            audio=audio,
+            zero=zero,
+            end_s=float(end - zero),
+            audio_end_s=_audio_end_s(audio, zero),
+            fps=float(_frame_rate(video)),
+            is_regular=is_regular,
         )
 
 
@@ -113,6 +123,13 @@ def _find_zero(container: Any) -> Fraction:
         starts += [] if heard is None else [heard.pts * heard.time_base]
         container.seek(0)
     return min(starts, default=Fraction(0))
+
+
+def _audio_end_s(audio: Any, zero: Fraction) -> float | None:
+    """End of the sound in movie time; None without sound, or where the header does not say it (Matroska)."""
+    if audio is None or audio.duration is None:
+        return None
+    return float(((audio.start_time or 0) + audio.duration) * audio.time_base - zero)
 
 
 def _frame_rate(video: Any) -> Fraction:

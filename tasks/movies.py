@@ -19,12 +19,13 @@ import soxr
 from numpy.typing import NDArray
 from PIL import Image
 
+from hpcenc.tasks.models.catalogue import SAMPLE_RATE, SHORT_SIDE
 from hpcenc.tasks.movie_file import MovieError, open_movie
 from hpcenc.tasks.pictures import CLOCK_TOLERANCE_S, Picture, pictures_on_screen
 from hpcenc.tasks.sound import mono_pieces
 
-SHORT_SIDE = 224
-SAMPLE_RATE = 16_000
+_CODEC_SLACK_S = 512 / SAMPLE_RATE
+"""How much codecs may shorten or lengthen the sound: part of a packet."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class MovieInfo:
     """Samples per second of the sound; 0 without an audio track."""
     audio_codec: str
     """Codec of the sound; empty without an audio track."""
+    audio_duration_s: float | None
+    """From the movie's time zero to the end of the sound; None where the header does not say it."""
 
     @property
     def has_audio(self) -> bool:
@@ -106,11 +109,12 @@ def probe_movie(path: Path) -> MovieInfo:
             n_channels=audio.layout.nb_channels if audio else 0,
             audio_rate=audio.sample_rate if audio else 0,
             audio_codec=audio.name if audio else "",
+            audio_duration_s=movie.audio_end_s,
         )
 
 
-def check_duration(info: MovieInfo, n_trs: int, tr_s: float, run: str) -> None:
-    """Refuse a movie whose picture ends more than one TR before its run; up to one TR is padded.
+def check_duration(info: MovieInfo, n_trs: int, tr_s: float, run: str, *, with_audio: bool = True) -> None:
+    """Refuse a movie whose picture or sound ends more than one TR before its run; up to one TR is padded.
 
     Parameters
     ----------
@@ -122,6 +126,9 @@ def check_duration(info: MovieInfo, n_trs: int, tr_s: float, run: str) -> None:
         Repetition time in seconds.
     run : str
         Name of the run, for the message.
+    with_audio : bool
+        Whether the sound is needed. It is checked where the header tells its end, and again by `check_sound`
+        once it is decoded.
 
     Raises
     ------
@@ -133,6 +140,35 @@ def check_duration(info: MovieInfo, n_trs: int, tr_s: float, run: str) -> None:
             f"run '{run}': movie '{info.path}' lasts {info.duration_s:.2f} s, the run {n_trs * tr_s:.2f} s "
             f"({n_trs} TRs of {tr_s:g} s). Expected at most one TR less. Name the movie shown in this run, "
             "or correct the run's number of TRs."
+        )
+    if with_audio and info.audio_duration_s is not None:
+        check_sound(info.path, info.audio_duration_s, n_trs, tr_s)
+
+
+def check_sound(path: Path, end_s: float, n_trs: int, tr_s: float) -> None:
+    """Refuse a sound that ends more than one TR before its run; up to one TR is padded with silence.
+
+    Parameters
+    ----------
+    path : Path
+        The movie, for the message.
+    end_s : float
+        End of the sound, in seconds of the movie. What a codec may take off the last packet is allowed for.
+    n_trs : int
+        TRs of the run in which the movie was shown.
+    tr_s : float
+        Repetition time in seconds.
+
+    Raises
+    ------
+    MovieError
+        If more than one TR is missing.
+    """
+    if n_trs * tr_s - end_s > tr_s + _CODEC_SLACK_S:
+        raise MovieError(
+            f"movie '{path}': the sound ends at {end_s:.2f} s, the run at {n_trs * tr_s:.2f} s "
+            f"({n_trs} TRs of {tr_s:g} s). Expected at most one TR less. Copy the movie again; if it did "
+            "fall silent, fill its sound up (ffmpeg -i in -c:v copy -af apad -shortest out)."
         )
 
 
@@ -166,8 +202,10 @@ def read_frames(path: Path, times_s: Sequence[float], short_side: int = SHORT_SI
     ValueError
         If a time is negative, not finite, or before the preceding one.
 
-    Notes ----- RGB follows from the matrix and range that the file names; one that names none is taken for
-    BT.601 in limited range, as FFmpeg's tools do.
+    Notes
+    -----
+    RGB follows from the matrix and range that the file names; one that names none is taken for BT.601 in
+    limited range, as FFmpeg's tools do.
     """
     times = np.asarray(times_s, dtype=np.float64)
     if times.ndim != 1 or not np.isfinite(times).all() or (np.diff(times, prepend=0) < 0).any():

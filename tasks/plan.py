@@ -55,7 +55,7 @@ class Plan:
                 left = [unit for unit in task.units if not unit.done(store)]
                 if left and (stage.lasting or wanted.intersection(left)):
                     tasks.append(task)
-                    wanted.update(task.needs)
+                    wanted.update(need for unit in left for need in task.needs_of(unit))
             stages.append(Stage(stage.name, stage.worker, tuple(tasks), stage.lasting))
         return tuple(reversed(stages))
 

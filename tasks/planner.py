@@ -86,7 +86,7 @@ class _Planner:
             "movie": movie.digest,
             "n_trs": run.n_trs,
             "tr_s": self.study.tr_s,
-            "short_side": decoding.SHORT_SIDE,
+            "short_side": catalogue.SHORT_SIDE,
             "sample_rate": catalogue.SAMPLE_RATE,
             "chunk": decoding.CHUNK_TRS,
         }
@@ -122,10 +122,15 @@ class _Planner:
         if group in self.groups:
             return group, units
         arrays = extraction.feature_arrays(found.spec, run.n_trs)
-        attributes = {**inputs, "label": found.label, "run": run.name, "checkpoint": dict(found.checkpoint)}
-        self.groups[group] = GroupSpec(
-            group, key, arrays, len(units), {**attributes, "stimulus_version": version}
-        )
+        attributes = {
+            **inputs,
+            "label": found.label,
+            "run": run.name,
+            "stimulus_version": version,
+            "checkpoint": dict(found.checkpoint),
+            "preprocessing": catalogue.preprocessing(found.spec),
+        }
+        self.groups[group] = GroupSpec(group, key, arrays, len(units), attributes)
         for unit, frame in zip(units, frames, strict=True):
             needs = [frame] if extraction.needs_frames(found.spec) else []
             needs += [audio] if extraction.needs_audio(found.spec) else []
@@ -144,7 +149,12 @@ class _Planner:
         """Group of a user's features of one run, and the unit that fills it."""
         found = self.facts.feature_files[name, run.name]
         group = features_group(name, "files", run.name)
-        inputs = {"file": found.digest, "key": self.study.feature_files[name].key, "n_trs": run.n_trs}
+        inputs = {
+            "version": extraction.IMPORT_VERSION,
+            "file": found.digest,
+            "key": self.study.feature_files[name].key,
+            "n_trs": run.n_trs,
+        }
         key = digest(inputs)
         unit = Unit(group, 0, key)
         if group not in self.groups:
@@ -201,7 +211,8 @@ class _Planner:
             delays=fit.delays,
             policy=RowPolicy(fit.rest, fit.repeat_train, fit.repeat_test),
             outer=fit.outer,
-            test_runs=fit.test_runs,
+            # By name, for a subject who lacks the last run must not be tested on another.
+            test_runs=fit.test_runs or (() if fit.outer == "rotate" else (self.study.runs[-1].name,)),
         )
 
     def _operators(self, variant: Variant, version: str, runs: Sequence[Run], rows: Rows) -> list[Unit]:
@@ -274,11 +285,8 @@ class _Planner:
         assert self.facts.voxels is not None
         n_voxels, block = self.facts.voxels.n_voxels, self.study.fit.block
         n_blocks = -(-n_voxels // block)
-        fits, needs = [], []
-        for feature_set in self.feature_sets:
-            spec, variants, units = self._fit(subject, feature_set, runs, rows, [fold.name for fold in folds])
-            fits.append((spec, variants))
-            needs += units
+        names = [fold.name for fold in folds]
+        fits = [self._fit(subject, feature_set, runs, rows, names) for feature_set in self.feature_sets]
         for index in range(n_blocks):
             self._add(
                 "fit",
@@ -298,10 +306,10 @@ class _Planner:
                             variants,
                             spec.attributes["weights"],
                             tuple(spec.attributes["weight_folds"]),
+                            tuple(operators),
                         )
-                        for spec, variants in fits
+                        for spec, variants, operators in fits
                     ),
-                    needs=tuple(dict.fromkeys(needs)),
                 ),
             )
 
@@ -360,6 +368,7 @@ class _Planner:
             "weight_folds": weight_folds,
             "block": fit.block,
             "backend": self.backend,
+            "bold": inputs["bold"],
             "variants": [
                 {
                     "label": str(label),

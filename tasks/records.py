@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
@@ -75,6 +76,15 @@ class UnitRecord:
 
 
 @dataclass(frozen=True)
+class FailedUnit:
+    """A unit that could not be made, why in one line, and the traceback."""
+
+    unit: str
+    reason: str
+    details: str = ""
+
+
+@dataclass(frozen=True)
 class TaskRecord:
     """What became of one task: small, plain values only.
 
@@ -87,12 +97,15 @@ class TaskRecord:
         Units that were done before.
     left : tuple of str
         Units that no longer fitted before the deadline.
+    failed : tuple of FailedUnit
+        Units that would fail again.
     """
 
     key: str
     done: tuple[UnitRecord, ...] = ()
     skipped: int = 0
     left: tuple[str, ...] = ()
+    failed: tuple[FailedUnit, ...] = ()
 
 
 class Task(Protocol):
@@ -106,28 +119,29 @@ class Task(Protocol):
     def units(self) -> tuple[Unit, ...]:
         """What it does, in order."""
 
-    @property
-    def needs(self) -> tuple[Unit, ...]:
-        """Units of earlier stages that must be done before."""
+    def needs_of(self, unit: Unit) -> tuple[Unit, ...]:
+        """Units of earlier stages that must be done before one of its own."""
 
     def run(self, store: Store, deadline: Deadline | None) -> TaskRecord:
         """Do the units that are not done and fit before the deadline."""
 
 
+def missing_need(task: Task, unit: Unit, store: Path) -> Unit | None:
+    """The first unit that one of a task's units needs and that is not done."""
+    return next((need for need in task.needs_of(unit) if not need.done(store)), None)
+
+
 def run_units(
-    key: str,
-    units: Sequence[Unit],
+    task: Task,
     store: Store,
     deadline: Deadline | None,
     work: Callable[[Unit], Mapping[str, Fact]],
 ) -> TaskRecord:
-    """Do units one after the other, each followed by its mark.
+    """Do a task's units one after the other, each followed by its mark.
 
     Parameters
     ----------
-    key : str
-        Name of the task.
-    units : sequence of Unit
+    task : Task
     store : Store
     deadline : Deadline or None
         None where nothing ends the process from outside.
@@ -137,23 +151,44 @@ def run_units(
     Returns
     -------
     TaskRecord
-        The duration of the longest unit so far is the estimate for the next.
+        The duration of the longest unit so far is the estimate for the next. A unit that cannot be
+        made, or lacks what it needs, is recorded as failed, and the next one is tried.
+
+    Raises
+    ------
+    OSError
+        If reading or writing fails, which may pass: what is done stays done.
     """
     done: list[UnitRecord] = []
+    failed: list[FailedUnit] = []
     skipped = 0
-    for place, unit in enumerate(units):
+    for place, unit in enumerate(task.units):
         if unit.done(store.path):
             skipped += 1
             continue
         estimate = max((record.seconds for record in done), default=0.0)
         if deadline is not None and not deadline.allows(estimate):
-            left = tuple(str(other) for other in units[place:] if not other.done(store.path))
-            return TaskRecord(key, tuple(done), skipped, left)
+            left = tuple(str(other) for other in task.units[place:] if not other.done(store.path))
+            return TaskRecord(task.key, tuple(done), skipped, left, tuple(failed))
+        if (need := missing_need(task, unit, store.path)) is not None:
+            failed.append(FailedUnit(str(unit), f"needs {need}, which was not made"))
+            continue
         start = time.perf_counter()
-        facts = work(unit)
+        try:
+            facts = work(unit)
+        except OSError:
+            raise
+        except Exception as error:
+            failed.append(FailedUnit(str(unit), one_line(error), traceback.format_exc()))
+            continue
         store.mark(unit.group, unit.index, unit.digest)
         done.append(UnitRecord(str(unit), time.perf_counter() - start, dict(facts)))
-    return TaskRecord(key, tuple(done), skipped)
+    return TaskRecord(task.key, tuple(done), skipped, failed=tuple(failed))
+
+
+def one_line(error: BaseException) -> str:
+    """An error's kind and message in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,9 +218,13 @@ class UnitTask(ABC):
         """Its one unit."""
         return (self.unit,)
 
+    def needs_of(self, unit: Unit) -> tuple[Unit, ...]:
+        """What its one unit needs."""
+        return self.needs
+
     def run(self, store: Store, deadline: Deadline | None) -> TaskRecord:
         """Do the unit, unless it is done or does not fit before the deadline."""
-        return run_units(self.key, self.units, store, deadline, lambda _: self.work(store))
+        return run_units(self, store, deadline, lambda _: self.work(store))
 
     @abstractmethod
     def work(self, store: Store) -> Mapping[str, Fact]:

@@ -23,7 +23,7 @@ from hpcenc.tasks.demo.bold import (
     simulate_run,
 )
 from hpcenc.tasks.demo.hrf import hrf
-from hpcenc.tasks.demo.scenes import Block, Scenes, Script
+from hpcenc.tasks.demo.scenes import Scenes, Script
 from hpcenc.tasks.demo.script import write_scripts
 from hpcenc.tasks.demo.seeds import Stream, generator
 from hpcenc.tasks.demo.settings import DemoSettings
@@ -151,14 +151,6 @@ def planted_facts(planted: Planted) -> dict[str, Any]:
         },
         "parcellation": "Glasser et al. (2016), MMP 1.0",
         "acknowledgement": HCP_ACKNOWLEDGEMENT,
-    }
-
-
-def _block_facts(start_s: float, block: Block) -> dict[str, Any]:
-    return {
-        "start_s": start_s,
-        "picture": _scene_table(block.picture),
-        "sound": _scene_table(block.sound),
     }
 
 

@@ -17,12 +17,10 @@ import torch
 from speechbrain.lobes.models.beats import BEATsConfig, TransformerEncoder
 from torchaudio.compliance.kaldi import fbank
 
-from hpcenc.tasks.models.catalogue import SAMPLE_RATE
+from hpcenc.tasks.models.catalogue import BEATS_FBANK_MEAN, BEATS_FBANK_STD, SAMPLE_RATE
 from hpcenc.tasks.models.checkpoints import Weights
 from hpcenc.tasks.models.extractor import Extractor
 
-FBANK_MEAN = 15.41663
-FBANK_STD = 6.55582
 N_MELS = 128
 PATCH = 16
 """Spectrogram rows and mel bands of one token; 16 rows are one time step."""
@@ -124,15 +122,6 @@ class BeatsExtractor(Extractor):
         steps = self._pooled_steps(hidden[0].shape[1])
         return {str(i): tokens[:, steps].mean(dim=(1, 2)) for i, tokens in enumerate(hidden) if i > 0}
 
-    def _preprocessing(self) -> dict[str, Any]:
-        return {
-            "sample_rate": SAMPLE_RATE,
-            "channels": "mean downmix",
-            "spectrogram": "kaldi fbank, povey window, 128 mel, 25/10 ms, waveform times 2**15",
-            "spectrogram_mean": FBANK_MEAN,
-            "spectrogram_divisor": 2 * FBANK_STD,
-        }
-
 
 def spectrograms(waves: torch.Tensor) -> torch.Tensor:
     """Normalised mel spectrograms of equally long windows.
@@ -147,7 +136,7 @@ def spectrograms(waves: torch.Tensor) -> torch.Tensor:
     tensor of shape (batch, 1 + (n_samples - 400) // 160, 128)
     """
     mels = [fbank(wave[None] * 2**15, num_mel_bins=N_MELS, sample_frequency=SAMPLE_RATE) for wave in waves]
-    return (torch.stack(mels) - FBANK_MEAN) / (2 * FBANK_STD)
+    return (torch.stack(mels) - BEATS_FBANK_MEAN) / (2 * BEATS_FBANK_STD)
 
 
 def unpack(contents: Mapping[str, Any]) -> Weights:

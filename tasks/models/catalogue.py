@@ -11,6 +11,9 @@ from typing import Literal
 SAMPLE_RATE = 16_000
 """Samples per second of the mono audio that every audio model hears."""
 
+SHORT_SIDE = 224
+"""Pixels of the shorter side of cached frames: what every vision model looks at."""
+
 MODELS = ("beats", "clip", "cavmae")
 
 EXTRACTOR_VERSIONS: Mapping[str, int] = MappingProxyType({"beats": 1, "clip": 1, "cavmae": 1})
@@ -26,6 +29,18 @@ CAVMAE_MAX_WINDOW_S = 10.255
 
 MIN_WINDOW_S = 0.175
 """Shortest audio context: one time step of 16 spectrogram rows of 10 ms, each 25 ms long."""
+
+BEATS_FBANK_MEAN = 15.41663
+BEATS_FBANK_STD = 6.55582
+CAVMAE_FBANK_MEAN = -5.081
+CAVMAE_FBANK_STD = 4.4849
+CAVMAE_N_ROWS = 1024
+"""Spectrogram rows of CAV-MAE's official input: 10.24 s, of which a 10 s clip fills 998."""
+
+_STEP_ROWS = 16
+_IMAGE: Mapping[str, str] = MappingProxyType(
+    {"frame": "on screen at the row's middle", "image": f"shorter side {SHORT_SIDE} bicubic, centre crop"}
+)
 
 _CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -265,6 +280,65 @@ def compose(model: str, layer: str) -> LayerSource:
 def label(model: str, weights: str = "pretrained", seed: int = 0) -> str:
     """A model's name in tables and maps; untrained weights are always named as such."""
     return model if weights == "pretrained" else f"{model}[{weights}, seed {seed}]"
+
+
+def cavmae_rows(window_s: float) -> int:
+    """Spectrogram rows of CAV-MAE's input for a window in seconds.
+
+    From 10 s on the official 1024. Shorter windows get as many columns of 16 rows as hold
+    sound: padded to 1024, most of their tokens would be about silence.
+    """
+    if window_s >= 10:
+        return CAVMAE_N_ROWS
+    n_rows = 1 + (round(window_s * SAMPLE_RATE) - 400) // 160
+    return -(-n_rows // _STEP_ROWS) * _STEP_ROWS
+
+
+def preprocessing(spec: ModelSpec) -> dict[str, str | int | float]:
+    """The way from the movie to a model's input, for the attributes of its features.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+
+    Returns
+    -------
+    dict
+        Plain values: the audio window, its alignment and pooling, the spectrogram; the image; the
+        constants that both are normalised with. The number of rows in one pass is not among them:
+        it decides no feature.
+    """
+    if spec.model == "clip":
+        return {
+            **_IMAGE,
+            "image_mean": "0.48145466, 0.4578275, 0.40821073",
+            "image_std": "0.26862954, 0.26130258, 0.27577711",
+            "activation": "QuickGELU",
+        }
+    audio: dict[str, str | int | float] = {
+        "sample_rate_hz": SAMPLE_RATE,
+        "channels": "mean downmix",
+        "window_s": spec.window_s,
+        "align": spec.align,
+        "pool": spec.pool,
+    }
+    if spec.model == "beats":
+        return {
+            **audio,
+            "spectrogram": "kaldi fbank, povey window, 128 mel, 25/10 ms, waveform times 2**15",
+            "spectrogram_mean": BEATS_FBANK_MEAN,
+            "spectrogram_divisor": 2 * BEATS_FBANK_STD,
+        }
+    return {
+        **audio,
+        "spectrogram": "kaldi fbank, hanning window, 128 mel, 25/10 ms, waveform minus its mean",
+        "spectrogram_rows": cavmae_rows(spec.window_s),
+        "spectrogram_mean": CAVMAE_FBANK_MEAN,
+        "spectrogram_divisor": CAVMAE_FBANK_STD,
+        **_IMAGE,
+        "image_mean": "0.485, 0.456, 0.406",
+        "image_std": "0.229, 0.224, 0.225",
+    }
 
 
 def _check_model(model: str) -> None:

@@ -17,21 +17,23 @@ from timm.layers import Mlp, build_sincos2d_pos_embed
 from timm.models.vision_transformer import Attention
 from torchaudio.compliance.kaldi import fbank
 
-from hpcenc.tasks.models.catalogue import OFFICIAL_N_LAYERS, SAMPLE_RATE, WIDTH
+from hpcenc.tasks.models.catalogue import (
+    CAVMAE_FBANK_MEAN,
+    CAVMAE_FBANK_STD,
+    CAVMAE_N_ROWS,
+    OFFICIAL_N_LAYERS,
+    SAMPLE_RATE,
+    WIDTH,
+    cavmae_rows,
+)
 from hpcenc.tasks.models.checkpoints import Weights
 from hpcenc.tasks.models.extractor import Extractor
 from hpcenc.tasks.models.images import IMAGE_SIZE, normalised_frames
-from hpcenc.tasks.models.windows import count_samples
 
-FBANK_MEAN = -5.081
-FBANK_STD = 4.4849
 N_MELS = 128
-N_FRAMES = 1024
-"""Spectrogram rows of the official input: 10.24 s, of which a 10 s clip fills 998."""
-
 PATCH = 16
 N_BANDS = N_MELS // PATCH
-N_STEPS = N_FRAMES // PATCH
+N_STEPS = CAVMAE_N_ROWS // PATCH
 N_SIDE = IMAGE_SIZE // PATCH
 HEAD_WIDTH = 64
 MODALITIES = ("a", "v")
@@ -150,7 +152,7 @@ class CavmaeExtractor(Extractor):
 
     def layers(self, waves: torch.Tensor | None, frames: torch.Tensor | None) -> dict[str, torch.Tensor]:
         """Features of one batch of windows and frames; see `Extractor.extract`."""
-        audio = self.network.audio_branch(spectrograms(waves, input_frames(self.spec.window_s)))
+        audio = self.network.audio_branch(spectrograms(waves, cavmae_rows(self.spec.window_s)))
         images = normalised_frames(frames, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, self.device)
         visual = self.network.visual_branch(images)
         steps = self._pooled_steps(audio[0].shape[2])
@@ -160,33 +162,8 @@ class CavmaeExtractor(Extractor):
             **{f"visual{name}": t.mean(dim=1) for name, t in zip(names, visual, strict=True)},
         }
 
-    def _preprocessing(self) -> dict[str, Any]:
-        return {
-            "sample_rate": SAMPLE_RATE,
-            "channels": "mean downmix; the official script takes the first channel",
-            "spectrogram": "kaldi fbank, hanning window, 128 mel, 25/10 ms, waveform minus its mean",
-            "spectrogram_frames": input_frames(self.spec.window_s),
-            "spectrogram_mean": FBANK_MEAN,
-            "spectrogram_divisor": FBANK_STD,
-            "image": "shorter side 224 bicubic, centre crop",
-            "image_mean": list(IMAGENET_DEFAULT_MEAN),
-            "image_std": list(IMAGENET_DEFAULT_STD),
-        }
 
-
-def input_frames(window_s: float) -> int:
-    """Spectrogram rows of a window's input.
-
-    From 10 s on the official 1024. Shorter windows get as many columns of 16 rows as hold
-    sound: padded to 1024, most of their tokens would be about silence.
-    """
-    if window_s >= 10:
-        return N_FRAMES
-    n_frames = 1 + (count_samples(window_s) - 400) // 160
-    return -(-n_frames // PATCH) * PATCH
-
-
-def spectrograms(waves: torch.Tensor, n_frames: int = N_FRAMES) -> torch.Tensor:
+def spectrograms(waves: torch.Tensor, n_frames: int = CAVMAE_N_ROWS) -> torch.Tensor:
     """Normalised mel spectrograms of equally long windows, padded or cut to ``n_frames`` rows.
 
     Parameters
@@ -216,7 +193,7 @@ def spectrograms(waves: torch.Tensor, n_frames: int = N_FRAMES) -> torch.Tensor:
     ]
     spectrogram = torch.stack(mels)[:, :n_frames]
     missing = n_frames - spectrogram.shape[1]
-    return (torch.nn.functional.pad(spectrogram, (0, 0, 0, missing)) - FBANK_MEAN) / FBANK_STD
+    return (torch.nn.functional.pad(spectrogram, (0, 0, 0, missing)) - CAVMAE_FBANK_MEAN) / CAVMAE_FBANK_STD
 
 
 def unpack(contents: Mapping[str, Any]) -> Weights:

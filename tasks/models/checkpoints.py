@@ -4,7 +4,6 @@ Importing this needs neither torch nor any model, so that a login node can find 
 files before a job is queued; only `inspect_checkpoint` looks inside.
 """
 
-import hashlib
 import json
 import struct
 import zipfile
@@ -166,12 +165,6 @@ def inspect_checkpoint(model: str, path: Path | str) -> CheckpointInfo:
     from hpcenc.tasks.models.loading import inspect_weights
 
     return inspect_weights(model, Path(path))
-
-
-def checkpoint_digest(path: Path | str) -> str:
-    """SHA-256 of a checkpoint file, in hexadecimal; part of the digest of features."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def describe_files(model: str) -> str:

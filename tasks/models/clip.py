@@ -73,15 +73,6 @@ class ClipExtractor(Extractor):
         images = normalised_frames(frames, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD, self.device)
         return dict(self.network(images))
 
-    def _preprocessing(self) -> dict[str, Any]:
-        return {
-            "architecture": ARCHITECTURE,
-            "activation": "QuickGELU",
-            "image": "shorter side 224 bicubic, centre crop",
-            "image_mean": list(OPENAI_DATASET_MEAN),
-            "image_std": list(OPENAI_DATASET_STD),
-        }
-
 
 def unpack(contents: Mapping[str, Any]) -> Weights:
     """Sizes and image-tower weights of a CLIP state dict; the text tower is left out.

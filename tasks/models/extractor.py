@@ -1,8 +1,7 @@
 """What the extractors of all models share: rows in, one array per layer out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -20,8 +19,6 @@ class Extractor(ABC):
     network : torch.nn.Module
         With its weights; moved to the device and set to evaluation.
     spec : ModelSpec
-    training : mapping
-        What is known of the weights; goes into ``metadata``.
     device : torch.device or str
     """
 
@@ -34,23 +31,11 @@ class Extractor(ABC):
         self,
         network: torch.nn.Module,
         spec: ModelSpec,
-        training: Mapping[str, Any],
         device: torch.device | str = "cpu",
     ) -> None:
         self.network = network.to(device).eval()
         self.spec = spec
         self.device = torch.device(device)
-        self.metadata: dict[str, Any] = {
-            "model": spec.model,
-            "weights": spec.weights,
-            **training,
-            "n_layers": spec.n_layers,
-            "batch": self.default_batch,
-            "precision": "float32",
-            **self._preprocessing(),
-        }
-        if self.needs_audio:
-            self.metadata |= {"window_s": spec.window_s, "align": spec.align, "pool": spec.pool}
 
     def extract(self, chunk: MovieChunk, batch: int | None = None) -> dict[str, NDArray[np.float32]]:
         """Features of every row of a chunk, of all layers in one pass.
@@ -100,10 +85,6 @@ class Extractor(ABC):
         -------
         dict of tensor of float32, shape (n_rows, n_features)
         """
-
-    @abstractmethod
-    def _preprocessing(self) -> dict[str, Any]:
-        """Constants of the way from the movie to the network's input, for ``metadata``."""
 
     def _pooled_steps(self, n_steps: int) -> torch.Tensor:
         spec = self.spec

@@ -55,7 +55,6 @@ def load_extractor(spec: ModelSpec, device: torch.device | str = "cpu") -> Extra
     """
     if spec.weights == "untrained":
         network = build_untrained(spec.model, spec.n_layers, spec.seed)
-        training: dict[str, Any] = {"training": "none", "seed": spec.seed}
     else:
         if spec.checkpoint is None:
             raise CheckpointError(
@@ -65,8 +64,7 @@ def load_extractor(spec: ModelSpec, device: torch.device | str = "cpu") -> Extra
         weights = read_weights(spec.model, path)
         _check_size(spec.model, path, weights, spec.n_layers)
         network = build_pretrained(spec.model, path, weights)
-        training = {"training": weights.training, "n_tags": weights.n_tags, "checkpoint": path.name}
-    return _EXTRACTORS[spec.model](network, spec, training, device)
+    return _EXTRACTORS[spec.model](network, spec, device)
 
 
 def inspect_weights(model: str, path: Path) -> CheckpointInfo:

@@ -77,6 +77,11 @@ class FitScores:
         return self.blocks_done == self.blocks
 
     @cached_property
+    def in_means(self) -> bool:
+        """Whether means over subjects take this fit: it is complete and has a valid vertex."""
+        return self.complete and bool(np.isfinite(self.mean_r).any())
+
+    @cached_property
     def mean_r(self) -> NDArray[np.float64]:
         """Plain mean of r over folds, ``(n_voxels,)``.
 
@@ -130,6 +135,8 @@ class ReportData:
     simulated: bool = False
     """Whether the BOLD is simulated; said in the title of every figure."""
     courses: tuple[TimeCourse, ...] = ()
+    missing_courses: tuple[str, ...] = ()
+    """Feature sets without a time course, each with the reason."""
     facts: Facts = field(default_factory=Facts)
     warnings: tuple[str, ...] = ()
     acknowledgements: tuple[str, ...] = ()
@@ -159,6 +166,14 @@ class ReportData:
     def fits_by_label(self, subject: str) -> dict[str, FitScores]:
         """Fits of one subject by their label."""
         return {self.label(fit): fit for fit in self.scores if fit.subject == subject}
+
+    def fits_in_means(self) -> dict[str, list[FitScores]]:
+        """Fits that means over subjects take, by label, where there are two or more."""
+        fits = {
+            label: [fit for fit in self.scores if self.label(fit) == label and fit.in_means]
+            for label in self.labels
+        }
+        return {label: of_label for label, of_label in fits.items() if len(of_label) > 1}
 
 
 def mean_over_subjects(fits: Sequence[FitScores]) -> NDArray[np.float64]:

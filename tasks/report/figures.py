@@ -25,7 +25,7 @@ from hpcenc.tasks.report.style import (
     set_title,
     style_axes,
 )
-from hpcenc.tasks.report.tables import LOW_R, fold_rows, format_share, summarise
+from hpcenc.tasks.report.tables import LOW_R, fold_rows, format_share, mean_of_defined, summarise
 
 R_BIN = 0.02
 """Width of a bin of r."""
@@ -90,6 +90,8 @@ def draw_r_histograms(fits: Mapping[str, FitScores], *, title: str, remark: str 
 def draw_fold_scores(fits: Mapping[str, Sequence[FitScores]], *, title: str, remark: str = "") -> Figure:
     """Mean r of the best tenth of the vertices in each fold: a dot per subject, a bar for their mean.
 
+    The mean takes complete fits with valid vertices only.
+
     Parameters
     ----------
     fits : mapping of str to sequence of FitScores
@@ -102,10 +104,13 @@ def draw_fold_scores(fits: Mapping[str, Sequence[FitScores]], *, title: str, rem
     panels = figure.subplots(n_rows, n_columns, squeeze=False, sharey=True).ravel()
     for index, (panel, (label, of_subjects)) in enumerate(zip(panels, fits.items(), strict=False)):
         scores: dict[str, list[float]] = {}
+        in_means: dict[str, list[float]] = {}
         for fit in of_subjects:
             for row in fold_rows(fit):
                 scores.setdefault(row.fold, []).append(row.r.mean_best_tenth)
-        for position, values in enumerate(scores.values()):
+                if fit.in_means:
+                    in_means.setdefault(row.fold, []).append(row.r.mean_best_tenth)
+        for position, (fold, values) in enumerate(scores.items()):
             spread = np.linspace(-0.12, 0.12, len(values)) if len(values) > 1 else np.zeros(1)
             panel.plot(
                 position + spread,
@@ -116,7 +121,8 @@ def draw_fold_scores(fits: Mapping[str, Sequence[FitScores]], *, title: str, rem
                 color=line_style(index)["color"],
                 markeredgewidth=0,
             )
-            panel.plot([position - 0.25, position + 0.25], [_mean(values)] * 2, color="black", lw=1.2)
+            mean = mean_of_defined(in_means.get(fold, ()))
+            panel.plot([position - 0.25, position + 0.25], [mean, mean], color="black", lw=1.2)
         panel.set_xticks(range(len(scores)), [escape(fold) for fold in scores], rotation=45, ha="right")
         panel.set_xlim(-0.6, len(scores) - 0.4)
         panel.set_title(_wrapped(label), fontsize=TITLE_SIZE)
@@ -271,11 +277,6 @@ def _r_bins(values: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
 def _median(arrays: Sequence[NDArray[np.floating[Any]]]) -> float:
     finite = np.concatenate([array[np.isfinite(array)] for array in arrays])
     return float(np.median(finite)) if finite.size else math.nan
-
-
-def _mean(values: Sequence[float]) -> float:
-    finite = [value for value in values if math.isfinite(value)]
-    return float(np.mean(finite)) if finite else math.nan
 
 
 def _gapped(values: NDArray[np.floating[Any]], used: NDArray[np.bool_]) -> NDArray[np.floating[Any]]:

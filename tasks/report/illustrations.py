@@ -77,16 +77,12 @@ def illustrate(data: ReportData) -> Iterator[Illustration]:
 def cortical_maps(data: ReportData) -> tuple[CorticalMap, ...]:
     """Maps worth painting, the most telling first: means over subjects, then the first subjects' own.
 
-    A mean takes complete fits only, and is made where there are two or more.
+    A mean takes complete fits with valid vertices only, and is made where there are two or more.
     """
-    means = []
-    for label in data.labels:
-        fits = [fit for fit in data.scores if data.label(fit) == label and fit.complete]
-        if len(fits) > 1:
-            n_folds = len(fits[0].folds)
-            means.append(
-                CorticalMap(label, f"mean of {len(fits)} subjects", mean_over_subjects(fits), n_folds)
-            )
+    means = [
+        CorticalMap(label, f"mean of {len(fits)} subjects", mean_over_subjects(fits), len(fits[0].folds))
+        for label, fits in data.fits_in_means().items()
+    ]
     own = [
         CorticalMap(label, subject, fit.mean_r, len(fit.folds), _progress(fit))
         for subject in data.subjects[:SHOWN_SUBJECTS]
@@ -132,13 +128,14 @@ def _r_histograms(data: ReportData, subject: str) -> Illustration:
 
 def _fold_scores(data: ReportData) -> Illustration:
     fits = {label: [fit for fit in data.scores if data.label(fit) == label] for label in data.labels}
-    n_subjects = len(data.subjects)
+    n_in_means = [sum(fit.in_means for fit in of_label) for of_label in fits.values()]
+    span = f"{min(n_in_means)}" if len(set(n_in_means)) == 1 else f"{min(n_in_means)} to {max(n_in_means)}"
     return Illustration(
         "accuracy",
         "r by fold",
         png_bytes(draw_fold_scores(fits, title="Scores by test run", remark=_remark(data))),
         "Mean r (Pearson, no unit) of the best 10 % of the valid vertices of each outer fold, named after "
-        f"its test run. A dot is a subject (n = {n_subjects}), a bar the mean over subjects.",
+        f"its test run. A dot is a subject, a bar the mean over subjects with a complete fit (n = {span}).",
         "Mean r of the best tenth of the vertices by test run and feature set; the numbers are in "
         "tables/folds.csv.",
     )

@@ -164,11 +164,7 @@ def _write_maps(data: ReportData, folder: Path) -> tuple[Path, ...]:
         f"r {subject}": {label: fit.mean_r for label, fit in data.fits_by_label(subject).items()}
         for subject in data.subjects
     }
-    complete = {
-        label: [fit for fit in data.scores if data.label(fit) == label and fit.complete]
-        for label in data.labels
-    }
-    means = {label: mean_over_subjects(fits) for label, fits in complete.items() if len(fits) > 1}
+    means = {label: mean_over_subjects(fits) for label, fits in data.fits_in_means().items()}
     if means:
         maps = {"r mean of subjects": means} | maps
     paths = tuple(folder / f"{name}.dscalar.nii" for name in file_names(maps))

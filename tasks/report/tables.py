@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from typing import Any, Protocol, TypeVar
 
@@ -80,6 +80,11 @@ class ModelRow:
         """Whether every voxel block behind this line is done."""
         return self.blocks_done == self.blocks
 
+    @property
+    def in_means(self) -> bool:
+        """Whether means over subjects take this line: it is complete and has a valid vertex."""
+        return self.complete and self.r.n_valid > 0
+
 
 @dataclass(frozen=True)
 class FoldRow:
@@ -144,8 +149,17 @@ def share_over_chance(r: NDArray[np.floating[Any]], chance: NDArray[np.floating[
     return share
 
 
+def mean_of_defined(values: Iterable[float]) -> float:
+    """Mean of the values that are not NaN; NaN if all are."""
+    defined = [value for value in values if not math.isnan(value)]
+    return float(np.mean(defined)) if defined else math.nan
+
+
 def model_row(fit: FitScores) -> ModelRow:
-    """Line of the model table for one fit; r of a vertex is its plain mean over folds."""
+    """Line of the model table for one fit; r of a vertex is its plain mean over folds.
+
+    Folds without a chance level, whose test runs are too short for shifts, are left out of the share over it.
+    """
     return ModelRow(
         feature_set=fit.feature_set,
         variant=fit.variant,
@@ -159,7 +173,7 @@ def model_row(fit: FitScores) -> ModelRow:
         blocks_done=fit.blocks_done,
         blocks=fit.blocks,
         r=summarise(fit.mean_r),
-        share_over_chance=float(share_over_chance(fit.r, fit.chance).mean()),
+        share_over_chance=mean_of_defined(share_over_chance(fit.r, fit.chance)),
     )
 
 
@@ -167,7 +181,7 @@ def mean_row(rows: Sequence[ModelRow]) -> ModelRow:
     """Mean over subjects of the lines of one feature set.
 
     Scores are plain means of the subjects' summaries; what describes the feature set is the first
-    subject's. Incomplete fits are to be left out by the caller.
+    subject's. Fits that are incomplete or have no valid vertex are to be left out by the caller.
     """
     scores = np.mean([astuple(row.r) for row in rows], axis=0)
     return replace(
@@ -177,7 +191,7 @@ def mean_row(rows: Sequence[ModelRow]) -> ModelRow:
         blocks_done=sum(row.blocks_done for row in rows),
         blocks=sum(row.blocks for row in rows),
         r=RSummary(*map(float, scores)),
-        share_over_chance=float(np.mean([row.share_over_chance for row in rows])),
+        share_over_chance=mean_of_defined([row.share_over_chance for row in rows]),
     )
 
 
@@ -187,13 +201,14 @@ def model_table(data: ReportData) -> tuple[tuple[ModelRow, ...], tuple[ModelRow,
     Returns
     -------
     means : tuple of ModelRow
-        One per feature set with complete fits in at least two subjects: their mean.
+        One per feature set with at least two subjects whose fits are complete and have valid vertices:
+        their mean.
     rows : tuple of ModelRow
         One per fit, in the order given, incomplete ones too.
     """
     rows = tuple(model_row(fit) for fit in data.scores)
-    complete = group_rows([row for row in rows if row.complete])
-    return tuple(mean_row(group) for group in complete.values() if len(group) > 1), rows
+    in_means = group_rows([row for row in rows if row.in_means])
+    return tuple(mean_row(group) for group in in_means.values() if len(group) > 1), rows
 
 
 def fold_rows(fit: FitScores) -> tuple[FoldRow, ...]:

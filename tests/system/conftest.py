@@ -124,7 +124,7 @@ def units_run() -> Callable[[Path], list[list[str]]]:
 
     def read(results: Path) -> list[list[str]]:
         runs = []
-        for folder in sorted((results / "runs").iterdir()):
+        for folder in sorted((results / "study.runs").iterdir()):
             log = folder / "events.jsonl"
             lines = log.read_text().splitlines() if log.exists() else []
             events: list[dict[str, Any]] = [json.loads(line) for line in lines]

@@ -204,7 +204,7 @@ def test_a_silent_movie_is_refused_for_models_that_hear(movie_study: Path, hpcen
 
 def test_an_unknown_stimulus_version_is_refused(movie_study: Path, hpcenc: Hpcenc, edit: Edit) -> None:
     edit('ids = ["s1", "s2"]', 'ids = ["s1", "s2"]\nstimulus = "v1"')
-    check_refused(hpcenc, movie_study.parent, "'v1'", "it has main", "subjects.stimulus")
+    check_refused(hpcenc, movie_study.parent, "'v1'", "versions are main", "subjects.stimulus")
 
 
 def pretrained(study_file: Path) -> Path:
@@ -349,8 +349,8 @@ def test_damaged_data_is_set_aside_and_the_rest_goes_on(hpcenc: Hpcenc, edit: Ed
     assert "truncated" in said
     assert "mylab of subject s1: 3 of 5100 vertices" in said
     assert "mylab of subject s3: every vertex" in said
-    # s2 keeps two runs, too few to leave one out for alpha and one for the test.
-    assert "subject s2: fold 'B'" in said
+    # s2 lacks the run that everyone is tested on.
+    assert "subject s2: test run 'C' is not among the runs present: A, B" in said
     assert found["units_done"] == 3 + 1 + 4
     shown = hpcenc("status").stdout
     assert "done, something was set aside" in shown

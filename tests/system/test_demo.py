@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from hpcenc.storage.bold import find_bold, read_block, read_header
 from hpcenc.storage.design import standardise
 from hpcenc.storage.features import read_space
-from hpcenc.storage.layout import fit_group
+from hpcenc.storage.layout import fit_group, report_folder
 from hpcenc.storage.results import read_scores
 from hpcenc.storage.spaces import SpaceSource
 from hpcenc.storage.store import Store
@@ -146,7 +146,7 @@ def test_cutting_only_the_clips_own_rows_would_leak(demo: Demo) -> None:
 
 
 def test_untrained_models_are_named_so_everywhere(demo: Demo) -> None:
-    page = (demo.study.store_path.parent / "report" / "report.html").read_text()
+    page = (report_folder(demo.study.store_path) / "report.html").read_text()
     assert "clip[untrained, seed 0]" in page
     assert "simulated" in page.lower()
     for subject in demo.study.subjects.ids:

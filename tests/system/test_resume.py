@@ -116,7 +116,7 @@ def check_resumes(
     assert driver.run(study, **job) == (-signal.SIGXFSZ if job.get("how") == "half" else -signal.SIGKILL)
     done_before = marked(store)
     assert len(done_before) < len(marked(study_file.parent / "undisturbed" / "study.zarr")), "killed too late"
-    n_runs = len(list((results / "runs").glob("*")))
+    n_runs = len(list((results / "study.runs").glob("*")))
     assert driver.run(study) == -signal.SIGKILL  # as it begins the report: the arrays are complete
     assert tree(store) == wanted
     redone = set(units_run(results)[n_runs])
@@ -257,7 +257,7 @@ def test_a_second_submit_is_refused_and_told_who_holds_the_store(study_file: Pat
     run_id = first.run_folder.name.rpartition("-")[2]
     for said in (f"run {run_id}", socket.gethostname(), f"process {os.getpid()}"):
         assert said in second.stderr
-    assert len(list((study_file.parent / "results" / "runs").iterdir())) == 1
+    assert len(list((study_file.parent / "results" / "study.runs").iterdir())) == 1
 
 
 def test_additions_do_only_what_is_new(

@@ -156,6 +156,14 @@ def test_init_knows_hcp(tmp_path: Path) -> None:
     output = tmp_path / "study.toml"
     result = run("init", tmp_path, "--dataset", "hcp7t", "--output", output)
     assert result.exit_code == 0
+    (to_fix,) = (line for line in result.stdout.splitlines() if "fix by hand" in line)
+    assert "147 subjects" in to_fix
+    output.unlink()
+    (tmp_path / "v1.txt").write_text("999999\n")
+    result = run(
+        "init", tmp_path, "--dataset", "hcp7t", "--output", output, "--v1-subjects", tmp_path / "v1.txt"
+    )
+    assert result.exit_code == 0
     assert "fix by hand" not in result.stdout
     assert [run.n_trs for run in load_study(output).runs] == [921, 918, 915, 901]
 
@@ -166,6 +174,16 @@ def test_init_knows_hcp(tmp_path: Path) -> None:
         (["{folder}/nowhere"], "is not a folder"),
         (["{folder}", "--dataset", "nosuch"], "expected hcp7t or other, found 'nosuch'"),
         (["{folder}", "--output", "{folder}/study.toml"], "exists already"),
+        (
+            ["{folder}", "-o", "{folder}/b.toml", "--timing", "{folder}/study.toml"],
+            "--timing is for --dataset",
+        ),
+        (["{folder}", "-o", "{folder}/b.toml", "--v1-subjects", "x"], "--v1-subjects is for --dataset hcp7t"),
+        (
+            ["{folder}", "-o", "{folder}/b.toml", "--dataset", "hcp7t", "--timing", "{folder}/no.csv"],
+            "cannot be read as HCP's clip timing",
+        ),
+        (["{folder}", "-o", "{folder}/b.toml", "--movies", "{folder}/nowhere"], "is not a folder"),
         (["{folder}", "--output", "{folder}/nowhere/study.toml"], "No such file or directory"),
     ],
 )
@@ -174,7 +192,9 @@ def test_init_refuses_what_it_cannot_do(options: list[str], said: str, study_fil
     result = run("init", *[option.format(folder=study_file.parent) for option in options])
     assert (result.exit_code, result.stdout) == (2, "")
     assert said in result.stderr
+    assert len(result.stderr.splitlines()) == 1
     assert study_file.read_text() == before
+    assert not study_file.with_name("b.toml").exists()
 
 
 def test_demo_does_not_write_over_what_is_there(study_file: Path) -> None:

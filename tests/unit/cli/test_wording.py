@@ -15,6 +15,7 @@ PRICED: dict[str, Any] = {
     "new": ["a", "b", "c", "d", "e", "f"],
     "reused": [],
     "recomputed": ["g"],
+    "left_over": [],
     "bytes_to_write": 2_340_000_000,
     "set_aside": ["subject s2: broken"],
 }

@@ -53,6 +53,10 @@ def make_task(tmp_path: Path) -> MakeTask:
         n_failures: int
         seconds: float
 
+        def needs_of(self, unit: Unit) -> tuple[Unit, ...]:
+            # A task with several units needs one for each, one with a single unit needs all.
+            return self.needs if len(self.units) == 1 else (self.needs[self.units.index(unit) :][:1])
+
         def run(self, store: Any, deadline: Any) -> Any:
             with self.tries.open("a") as file:
                 file.write("x")
@@ -65,7 +69,7 @@ def make_task(tmp_path: Path) -> MakeTask:
                 time.sleep(self.seconds)
                 return {}
 
-            return run_units(self.key, self.units, store, deadline, work)
+            return run_units(self, store, deadline, work)
 
     def make(
         key: str,

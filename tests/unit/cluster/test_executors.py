@@ -37,7 +37,9 @@ def make_task() -> Callable[..., Task]:
         key: str
         raises: str = ""
         units: tuple[Any, ...] = ()
-        needs: tuple[Any, ...] = ()
+
+        def needs_of(self, unit: Any) -> tuple[Any, ...]:
+            return ()
 
         def run(self, store: Any, deadline: Any) -> TaskRecord:
             if self.raises:

@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hpcenc.cluster.status import read_status
 from hpcenc.cluster.submit import choose_subjects, prepare, price, submit
 from hpcenc.storage.errors import LockError, StudyError
+from hpcenc.storage.groups import GroupSpec
 from hpcenc.storage.layout import lock_path
 from hpcenc.storage.lock import acquire, read_lock, this_process
+from hpcenc.storage.store import Store
 from hpcenc.storage.study import load_study
 
 STUDY = """\
@@ -144,3 +147,51 @@ def test_hashes_of_files_are_remembered_by_runs_only(study_file: Path) -> None:
     assert not memory.exists()
     submit(prepare(study_file), "serial", (), stop_before_report)
     assert len(json.loads(memory.read_text())) == 3
+
+
+def test_a_feature_set_that_cannot_be_fitted_leaves_the_others_alone(study_file: Path) -> None:
+    folder = study_file.parent
+    for run in "ABC":
+        np.save(folder / f"flat_{run}.npy", np.ones((40, 2), np.float32))
+    text = STUDY.replace("[fit]", '[feature_files.flat]\npath = "flat_{run}.npy"\n[fit]')
+    study_file.write_text(text)
+    result = submit(prepare(study_file, "flat,mylab"), "serial", (), stop_before_report)
+    store = folder / "results" / "study.zarr"
+    done = [unit for task in prepare(study_file, "mylab").plan.stages[-1].tasks for unit in task.units]
+    assert all(unit.done(store) for unit in done)
+    assert any("the kernel of its 80 training rows is zero" in reason for reason in result.set_aside)
+    failed = [reason for reason in result.set_aside if reason.startswith("fits/flat/")]
+    assert len(failed) == 3
+    assert all("which was not made" in reason for reason in failed)
+
+
+def test_a_subject_without_the_test_run_is_not_tested_on_another(study_file: Path) -> None:
+    np.save(study_file.parent / "D.npy", np.ones((40, 3), np.float32))
+    text = STUDY.replace(
+        '{ name = "C", n_trs = 40 }]', '{ name = "C", n_trs = 40 }, { name = "D", n_trs = 40 }]'
+    )
+    study_file.write_text(text)  # s3 has A, B and C only
+    rng = np.random.default_rng(1)
+    for subject in ("s1", "s2"):
+        np.save(study_file.parent / subject / "D.npy", rng.standard_normal((40, 20), dtype=np.float32))
+    plan = prepare(study_file).plan
+    assert {task.key for task in plan.stages[-1].tasks} == {"fit s1 block 0", "fit s2 block 0"}
+    (reason,) = plan.set_aside
+    assert "subject s3" in reason
+    assert "'D'" in reason
+
+
+def test_a_full_disk_ends_a_run_with_what_is_done_kept(
+    study_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Store, spec: GroupSpec) -> None:
+        raise OSError(28, "No space left on device")
+
+    prepared = prepare(study_file)
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "ensure_group", full)
+        result = submit(prepared, "serial")
+    assert result.exit_status == 1
+    assert "No space left on device" in result.set_aside[0]
+    assert read_status(load_study(study_file)).ended == 1
+    assert submit(prepare(study_file), "serial", (), stop_before_report).units_done == 7

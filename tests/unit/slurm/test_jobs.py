@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hpcenc.slurm import jobs
-from hpcenc.slurm.jobs import Job, has_slurm, is_gone, this_job
+from hpcenc.slurm.jobs import Job, is_gone, this_job
 
 Squeue = Callable[..., Path]
 
@@ -77,7 +77,6 @@ def test_a_machine_without_squeue_leaves_a_job_in_doubt(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert not is_gone("4711")
-    assert not has_slurm()
 
 
 def test_an_squeue_that_hangs_leaves_a_job_in_doubt(squeue: Squeue, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,10 +112,3 @@ def test_a_process_knows_its_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
     monkeypatch.setenv("SLURM_JOB_END_TIME", "1795000000")
     assert this_job() == Job("4711", 2, 1_795_000_000.0)
-
-
-def test_a_machine_has_slurm_where_it_has_sbatch(squeue: Squeue, tmp_path: Path) -> None:
-    assert not has_slurm()
-    (tmp_path / "bin/sbatch").write_text("#!/bin/sh\n")
-    (tmp_path / "bin/sbatch").chmod(0o755)
-    assert has_slurm()

@@ -12,7 +12,7 @@ import pytest
 from nibabel.cifti2 import BrainModelAxis, Cifti2Header, ParcelsAxis, ScalarAxis, SeriesAxis
 from numpy.typing import NDArray
 
-from hpcenc.storage.bold import bold_identity, find_bold, read_axes, read_block, read_header
+from hpcenc.storage.bold import find_bold, read_axes, read_block, read_header
 from hpcenc.storage.errors import BoldError, StudyError
 from hpcenc.storage.geometry import grayordinates_axis
 
@@ -248,15 +248,15 @@ def test_damaged_xml_is_a_bold_error(tmp_path: Path) -> None:
 
 def test_identity_follows_content_and_time_but_not_the_path(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((3, 4)))
-    first = bold_identity(tmp_path / "a.npy")
+    first = read_header(tmp_path / "a.npy").identity
     assert set(first) == {"size", "mtime_ns", "header"}
     os.rename(tmp_path / "a.npy", tmp_path / "b.npy")
-    assert bold_identity(tmp_path / "b.npy") == first
+    assert read_header(tmp_path / "b.npy").identity == first
     os.utime(tmp_path / "b.npy", ns=(0, 5))
-    assert bold_identity(tmp_path / "b.npy") != first
+    assert read_header(tmp_path / "b.npy").identity != first
     np.save(tmp_path / "b.npy", np.zeros((4, 3)))
     os.utime(tmp_path / "b.npy", ns=(first["mtime_ns"], first["mtime_ns"]))
-    assert bold_identity(tmp_path / "b.npy") != first
+    assert read_header(tmp_path / "b.npy").identity != first
 
 
 def test_headers_travel_to_workers(hcp_file: Path) -> None:

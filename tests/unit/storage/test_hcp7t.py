@@ -115,3 +115,14 @@ def test_a_table_that_lacks_a_run_is_refused(tmp_path: Path) -> None:
         hcp7t.read_clip_timing(path)
     with pytest.raises(StudyError, match="cannot be read as HCP's clip timing"):
         hcp7t.read_clip_timing(tmp_path / "absent.csv")
+
+
+def test_subjects_are_read_one_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "v1.txt"
+    path.write_bytes(b"\xef\xbb\xbf100610\r\n\r\n 102311 \n")
+    assert hcp7t.read_subjects(path) == ("100610", "102311")
+    path.write_text("100610\n102311, 102816\n")
+    with pytest.raises(StudyError, match="line 2: expected one subject id, found '102311, 102816'"):
+        hcp7t.read_subjects(path)
+    with pytest.raises(StudyError, match="cannot be read as a list of subjects"):
+        hcp7t.read_subjects(tmp_path / "absent.txt")

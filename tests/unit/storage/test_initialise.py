@@ -45,7 +45,7 @@ def hcp(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
 
 
 def test_hcp_is_found_whole(hcp: Path) -> None:
-    draft = hcp7t_study(hcp / "bold", hcp / "movies")
+    draft = hcp7t_study(hcp / "bold", hcp / "movies", v1_subjects=())
     assert draft.missing == ()
     study = parse(draft, hcp)
     assert study.subjects.ids == ("100610", "102311", "102816")
@@ -76,6 +76,31 @@ def test_the_first_version_is_asked_for_only_where_someone_saw_it(hcp: Path) -> 
     assert all(study.resolve(run.movies()["v1"]).is_file() for run in study.runs)
 
 
+def test_who_saw_the_first_version_is_asked_for_in_a_study_that_is_whole(hcp: Path) -> None:
+    draft = hcp7t_study(hcp / "bold", hcp / "movies")
+    (missing,) = draft.missing
+    assert "147 subjects scanned before 2014-08-22 saw v1" in missing
+    assert 'stimulus_of."ID" = "v1"' in missing
+    assert {parse(draft, hcp).stimulus_of(subject) for subject in ("100610", "102311")} == {"v2"}
+    by_hand = draft.text.replace("# FIX: " + missing, 'stimulus_of."102311" = "v1"')
+    with pytest.raises(StudyError, match="no run has a movie of version 'v1'"):
+        parse(StudyDraft(by_hand), hcp)
+    for movie in HCP_MOVIES:
+        touch(hcp / "movies" / "Pre_20140821_version" / f"{movie}.mp4")
+    text = hcp7t_study(hcp / "bold", hcp / "movies").text
+    by_hand = text.replace("# FIX: " + missing, 'stimulus_of."102311" = "v1"')
+    assert parse(StudyDraft(by_hand), hcp).stimulus_of("102311") == "v1"
+
+
+def test_what_is_wrong_beside_the_versions_is_still_marked(hcp: Path, tmp_path: Path) -> None:
+    lines = []
+    for number, movie in enumerate(HCP_MOVIES, start=1):
+        lines += [f"{movie}_v2,,,", "0,0,25,25", f"{number}.1,20,264,244", f"{number}.2,800,883,83"]
+    (tmp_path / "timing.csv").write_text("\r".join(lines), newline="")
+    missing = hcp7t_study(hcp / "bold", hcp / "movies", tmp_path / "timing.csv").missing
+    assert any("segments overlap: 0 to 25 s and 20 to 264 s" in line for line in missing)
+
+
 def test_flat_copies_of_hcp_are_found(tmp_path: Path) -> None:
     for subject, (run, direction) in product(("100610", "102311"), HCP_RUNS.items()):
         name = f"{subject}_tfMRI_{run}_7T_{direction}_Atlas_1.6mm_MSMAll_hp2000_clean.dtseries.nii"
@@ -87,7 +112,7 @@ def test_flat_copies_of_hcp_are_found(tmp_path: Path) -> None:
 
 def test_hcp_marks_what_is_not_there(hcp: Path) -> None:
     (hcp / "movies/unpacked/Post_20140821_version/7T_MOVIE2_HO1_v2.mp4").unlink()
-    (missing,) = hcp7t_study(hcp / "bold", hcp / "movies").missing
+    (missing,) = hcp7t_study(hcp / "bold", hcp / "movies", v1_subjects=()).missing
     assert missing.startswith("no 7T_MOVIE2_HO1_v2.mp4 below")
     nothing = hcp7t_study(hcp / "movies", hcp / "movies")
     assert any("no subject was found" in line for line in nothing.missing)
@@ -99,7 +124,7 @@ def test_hcp_marks_what_is_not_there(hcp: Path) -> None:
 def test_two_files_of_one_run_are_marked(hcp: Path) -> None:
     results = hcp / "bold/100610/MNINonLinear/Results"
     touch(results / "tfMRI_MOVIE1_7T_PA" / "tfMRI_MOVIE1_7T_PA_Atlas_MSMAll_hp2000_clean.dtseries.nii")
-    (missing,) = hcp7t_study(hcp / "bold", hcp / "movies").missing
+    (missing,) = hcp7t_study(hcp / "bold", hcp / "movies", v1_subjects=()).missing
     assert missing.startswith("several files of MOVIE1 in 100610")
 
 
@@ -148,6 +173,15 @@ def test_fmriprep_is_found_whole(bids: Path) -> None:
     assert [Path(str(run.movie)).name for run in study.runs] == ["film_part1.mkv", "film_part2.mkv"]
     assert study.subjects.runs_of == {"02": ("2",)}
     assert find_bold(study.bold.path, study.folder, "02", "2") == bids / BIDS.format("02", "2")
+
+
+def test_movies_may_lie_in_a_folder_of_their_own(bids: Path, tmp_path: Path) -> None:
+    (bids / "stimuli").rename(tmp_path / "elsewhere")
+    assert any("no movie's name fits" in line for line in other_study(bids).missing)
+    draft = other_study(bids, tmp_path / "elsewhere")
+    assert draft.missing == ()
+    movies = [Path(str(run.movie)) for run in parse(draft, bids).runs]
+    assert movies == [tmp_path / "elsewhere" / f"film_part{run}.mkv" for run in (1, 2)]
 
 
 def test_lengths_that_differ_between_subjects_are_marked(bids: Path) -> None:

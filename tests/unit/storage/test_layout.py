@@ -69,6 +69,8 @@ def test_everything_but_the_store_lies_beside_it() -> None:
 def test_what_two_stores_in_one_folder_have_of_their_own_differs() -> None:
     other = STORE.with_name("other.zarr")
     assert layout.lock_path(STORE) != layout.lock_path(other)
+    assert layout.report_folder(STORE) != layout.report_folder(other)
+    assert layout.runs_folder(STORE) != layout.runs_folder(other)
     assert layout.superseded_folder(STORE, "a" * 64, "g") != layout.superseded_folder(other, "a" * 64, "g")
 
 

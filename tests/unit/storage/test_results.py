@@ -83,6 +83,20 @@ def test_all_scores_are_read_when_all_blocks_are_done(store: Store) -> None:
     np.testing.assert_array_equal(scores.alpha, values()["alpha"])
 
 
+def test_a_block_is_asked_once_whether_it_is_done(store: Store) -> None:
+    class BusyStore(Store):
+        """One whose blocks are marked by a running fit as soon as they were asked about."""
+
+        def is_done(self, group: str, index: int, digest: str) -> bool:
+            done = super().is_done(group, index, digest)
+            write_block(store, group, index)
+            return done
+
+    scores = read_scores(BusyStore(store.path), GROUP)
+    assert scores.blocks_done == 1
+    assert scores.done.sum() == BLOCK
+
+
 def test_a_missing_chunk_of_a_marked_block_is_an_error_and_never_a_score(store: Store) -> None:
     (store.path / GROUP / "chance/0.0.0").unlink()
     with pytest.raises(StoreError, match="chance: 1 of the chunks asked for are missing"):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,10 @@ def edited(**changes: Any) -> dict[str, Any]:
         else:
             table[last] = value
     return data
+
+
+def exception(feature_set: str) -> dict[str, Any]:
+    return {"feature_set": feature_set, "subject": "100610", "weights": "dual"}
 
 
 def problems_of(**changes: Any) -> tuple[str, ...]:
@@ -183,7 +188,7 @@ def test_a_value_of_another_type_is_refused(changes: dict[str, Any], expected: s
         ({"subjects__runs_of": {"100610": ["x"]}}, "subjects.runs_of.100610", "no run is called x"),
         ({"subjects__runs_of": {"100610": []}}, "subjects.runs_of.100610", "names no run"),
         ({"subjects__runs_of": {"S9": ["one"]}}, "subjects.runs_of", "not in subjects.ids: S9"),
-        ({"subjects__stimulus_of": {"S9": "v1"}}, "subjects.stimulus_of", "not in subjects.ids: S9"),
+        ({"subjects__stimulus_of": {"S9": "main"}}, "subjects.stimulus_of", "not in subjects.ids: S9"),
         ({"bold__path": "bold/{subject}.nii"}, "bold.path", "found 'bold/{subject}.nii'"),
         ({"runs__1__n_trs": 10}, "runs.two", "10 TRs are fewer than the longest delay needs"),
         ({"fit__delays": []}, "fit.delays", "at least 1 item"),
@@ -200,6 +205,26 @@ def test_a_value_of_another_type_is_refused(changes: dict[str, Any], expected: s
             {"fit__weights_exceptions": [{"feature_set": "clip", "subject": "S9", "weights": "dual"}]},
             "fit.weights_exceptions",
             "not in subjects.ids: S9",
+        ),
+        (
+            {"fit__weights_exceptions": [exception("clip+pose")]},
+            "fit.weights_exceptions",
+            "no feature set 'clip+pose'; known: beats, clip, cavmae, and sums of them",
+        ),
+        (
+            {"fit__outer": "rotate", "fit__test_runs": ["one"]},
+            "fit.test_runs",
+            "'rotate' makes every run the test run once",
+        ),
+        (
+            {"subjects__stimulus": "v2"},
+            "subjects.stimulus",
+            "no run has a movie of version 'v2'; versions are main",
+        ),
+        (
+            {"subjects__stimulus_of": {"100610": "v1"}},
+            "subjects.stimulus_of.100610",
+            "no run has a movie of version 'v1'; versions are main",
         ),
     ],
 )  # fmt: skip
@@ -228,6 +253,42 @@ def test_a_segment_after_the_end_of_its_run_is_refused() -> None:
     segment = {"kind": "rest", "start_s": 100.0, "end_s": 110.0}
     (problem,) = problems_of(runs__0__segments=[segment])
     assert problem == "study.toml: runs.one: a segment starts at 100.0 s, after the run's end at 100 s"
+
+
+def test_a_segment_may_end_one_tr_after_its_run_and_no_later() -> None:
+    segment = {"kind": "rest", "start_s": 90.0, "end_s": 101.0}
+    parse_study(edited(runs__0__segments=[segment]), Path())
+    (problem,) = problems_of(runs__0__segments=[{**segment, "end_s": 101.5}])
+    assert problem == (
+        "study.toml: runs.one: a segment ends at 101.5 s, more than one TR after the run's end at 100 s"
+    )
+
+
+def test_segments_of_a_run_do_not_overlap() -> None:
+    late = {"kind": "clip", "start_s": 20.0, "end_s": 40.0}
+    parse_study(edited(runs__0__segments=[late, {"kind": "rest", "start_s": 0, "end_s": 20.005}]), Path())
+    (problem,) = problems_of(runs__0__segments=[late, {"kind": "rest", "start_s": 0, "end_s": 21}])
+    assert problem == "study.toml: runs.one: segments overlap: 0 to 21 s and 20 to 40 s"
+
+
+def test_weights_exceptions_take_names_sums_and_labels() -> None:
+    names = ("clip", "beats+clip[untrained, seed 0]", "pose", "pose+clip")
+    changes: dict[str, Any] = {
+        "fit__weights_exceptions": [exception(name) for name in names],
+        "feature_files": {"pose": {"path": "{run}.npy"}},
+    }
+    assert len(parse_study(edited(**changes), Path()).fit.weights_exceptions) == len(names)
+
+
+def test_versions_are_not_asked_of_a_study_without_movies() -> None:
+    without = [{"name": "one", "n_trs": 100}, {"name": "two", "n_trs": 90}]
+    assert parse_study(edited(runs=without, subjects__stimulus="v2"), Path()).runs[0].movies() == {}
+
+
+def test_the_example_of_the_manual_is_a_study() -> None:
+    manual = Path(__file__).parents[3] / "docs" / "study.md"
+    example = manual.read_text().split("```toml\n")[1].split("```")[0]
+    assert parse_study(tomllib.loads(example), Path()).subjects.stimulus_of == {"100610": "v1"}
 
 
 def test_problems_between_tables_come_together() -> None:

@@ -121,8 +121,7 @@ def fit(store: Store, spaces: tuple[SpaceSource, ...], weights: Literal["primal"
         n_trs=ROWS.n_trs,
         delays=DELAYS,
         backend="numpy",
-        fits=(FitUnit(unit, (variant,), weights, kept),),
-        needs=(),
+        fits=(FitUnit(unit, (variant,), weights, kept, ()),),
     ).run(store, None)
 
 

@@ -45,6 +45,20 @@ def store(tmp_path: Path) -> Store:
     return made
 
 
+def test_sound_that_ends_more_than_one_row_early_fails_its_unit(
+    number_movie: Callable[..., Path],
+    beeps: Callable[[float, int], NDArray[np.float32]],
+    store: Store,
+    tmp_path: Path,
+) -> None:
+    n_frames = round(N_TRS * TR_S * FPS)
+    short = number_movie(tmp_path / "b.mp4", FPS, range(n_frames), wave=beeps(5.0, 48_000))
+    task = DecodeAudio(unit=audio_unit(GROUP, N_TRS, KEY), movie=short, n_trs=N_TRS, tr_s=TR_S)
+    record = task.run(store, None)
+    assert record.done == ()
+    assert "the sound ends at 5." in record.failed[0].reason
+
+
 @pytest.mark.parametrize("n_trs", [1, CHUNK_TRS, CHUNK_TRS + 1, 901])
 def test_chunks_cover_every_row_once(n_trs: int) -> None:
     rows = [row for chunk in range(n_chunks(n_trs)) for row in range(n_trs)[chunk_rows(chunk, n_trs)]]

@@ -17,6 +17,7 @@ from hpcenc.tasks.movies import (
     FrameRows,
     MovieError,
     check_duration,
+    check_sound,
     frame_size,
     probe_movie,
     read_audio,
@@ -221,6 +222,45 @@ def test_a_movie_more_than_one_tr_short_is_an_error(short_movie: Callable[[str],
     info = probe_movie(short_movie(".mp4"))
     with pytest.raises(MovieError, match=r"run 'movie01'.*lasts 10\.00 s, the run 11\.10 s"):
         check_duration(info, n_trs=111, tr_s=0.1, run="movie01")
+
+
+@pytest.mark.parametrize(("suffix", "told"), [(".mp4", True), (".mkv", False)])
+def test_a_sound_more_than_one_tr_short_is_an_error(
+    tmp_path: Path, number_movie: Movie, beeps: Callable[..., NDArray[np.float32]], suffix: str, told: bool
+) -> None:
+    path = number_movie(tmp_path / f"short{suffix}", wave=beeps(4.0, 48_000))  # of a picture of 10 s
+    info, heard_s = probe_movie(path), len(read_audio(path)) / 16_000
+    message = r"movie '.*short.*': the sound ends at 4\.\d\d s, the run at 10\.00 s .* at most one TR less"
+    if told:
+        assert info.audio_duration_s == pytest.approx(heard_s, abs=512 / 16_000)
+        with pytest.raises(MovieError, match=message):
+            check_duration(info, n_trs=10, tr_s=1.0, run="movie01")
+    else:
+        assert info.audio_duration_s is None  # seen once it is decoded
+    check_duration(info, n_trs=5, tr_s=1.0, run="movie01")
+    check_duration(info, n_trs=10, tr_s=1.0, run="movie01", with_audio=False)
+    check_sound(path, heard_s, n_trs=5, tr_s=1.0)
+    with pytest.raises(MovieError, match=message):
+        check_sound(path, heard_s, n_trs=10, tr_s=1.0)
+
+
+def test_a_sound_that_starts_late_is_not_short(
+    tmp_path: Path, short_movie: Callable[[str], Path], remux: Movie
+) -> None:
+    path = remux(
+        short_movie(".mp4"), tmp_path / "late.mp4", {"audio": 3.0}, keep=lambda packet: packet.pts >= 0
+    )
+    info = probe_movie(path)
+    assert info.audio_duration_s == pytest.approx(13, abs=0.05)
+    check_duration(info, n_trs=10, tr_s=1.0, run="movie01")
+
+
+def test_a_fragmented_mp4_does_not_look_short(
+    tmp_path: Path, short_movie: Callable[[str], Path], remux: Movie
+) -> None:
+    options = {"movflags": "frag_keyframe+empty_moov"}
+    path = remux(short_movie(".mp4"), tmp_path / "fragments.mp4", options=options)
+    check_duration(probe_movie(path), n_trs=10, tr_s=1.0, run="movie01")
 
 
 # --- pictures

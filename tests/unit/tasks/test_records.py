@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from hpcenc.storage.digests import digest
 from hpcenc.storage.groups import ArraySpec, GroupSpec
 from hpcenc.storage.store import Store
-from hpcenc.tasks.records import Deadline, Fact, Unit, UnitTask, run_units
+from hpcenc.tasks.records import Deadline, Fact, TaskRecord, Unit, UnitTask, run_units
 
 KEY = digest({"of": "the tests"})
 
@@ -34,8 +35,26 @@ def write(store: Store) -> Callable[[Unit], dict[str, Fact]]:
 UNITS = tuple(Unit("numbers", index, KEY) for index in range(4))
 
 
+@dataclass(frozen=True)
+class FourUnits:
+    """A task whose units need what the test says."""
+
+    needs: Mapping[int, Unit] = field(default_factory=dict)
+    key: str = "task"
+    units: tuple[Unit, ...] = UNITS
+
+    def needs_of(self, unit: Unit) -> tuple[Unit, ...]:
+        return (self.needs[unit.index],) if unit.index in self.needs else ()
+
+    def run(self, store: Store, deadline: Deadline | None) -> TaskRecord:
+        raise AssertionError("the tests call run_units")
+
+
+TASK = FourUnits()
+
+
 def test_every_unit_is_done_and_marked(store: Store, write: Callable[[Unit], dict[str, Fact]]) -> None:
-    record = run_units("task", UNITS, store, None, write)
+    record = run_units(TASK, store, None, write)
     assert [done.unit for done in record.done] == ["numbers#0", "numbers#1", "numbers#2", "numbers#3"]
     assert [done.facts for done in record.done] == [{"index": index} for index in range(4)]
     assert (record.key, record.skipped, record.left) == ("task", 0, ())
@@ -44,19 +63,41 @@ def test_every_unit_is_done_and_marked(store: Store, write: Callable[[Unit], dic
 
 def test_marked_units_are_skipped(store: Store, write: Callable[[Unit], dict[str, Fact]]) -> None:
     store.mark("numbers", 1, KEY)
-    record = run_units("task", UNITS, store, None, write)
+    record = run_units(TASK, store, None, write)
     assert [done.unit for done in record.done] == ["numbers#0", "numbers#2", "numbers#3"]
     assert record.skipped == 1
 
 
-def test_a_unit_that_fails_has_no_mark_and_those_before_it_have(store: Store) -> None:
+def test_a_unit_that_fails_has_no_mark_and_the_others_are_done(store: Store) -> None:
     def fail_at_2(unit: Unit) -> dict[str, Fact]:
         if unit.index == 2:
-            raise RuntimeError("broken")
+            raise RuntimeError("broken\nfor good")
         return {}
 
-    with pytest.raises(RuntimeError, match="broken"):
-        run_units("task", UNITS, store, None, fail_at_2)
+    record = run_units(TASK, store, None, fail_at_2)
+    assert [unit.done(store.path) for unit in UNITS] == [True, True, False, True]
+    (failure,) = record.failed
+    assert (failure.unit, failure.reason) == ("numbers#2", "RuntimeError: broken for good")
+    assert "Traceback" in failure.details
+    assert len(record.done) == 3
+
+
+def test_a_unit_without_what_it_needs_fails_alone(
+    store: Store, write: Callable[[Unit], dict[str, Fact]]
+) -> None:
+    record = run_units(FourUnits({1: Unit("numbers", 3, "ab" * 32)}), store, None, write)
+    assert [done.unit for done in record.done] == ["numbers#0", "numbers#2", "numbers#3"]
+    assert [failure.reason for failure in record.failed] == ["needs numbers#3, which was not made"]
+
+
+def test_failed_reading_or_writing_ends_the_task_with_what_is_done_kept(store: Store) -> None:
+    def fail_at_2(unit: Unit) -> dict[str, Fact]:
+        if unit.index == 2:
+            raise OSError("the disk is full")
+        return {}
+
+    with pytest.raises(OSError, match="the disk is full"):
+        run_units(TASK, store, None, fail_at_2)
     assert [unit.done(store.path) for unit in UNITS] == [True, True, False, False]
 
 
@@ -65,7 +106,7 @@ def test_the_mark_comes_after_the_work(store: Store) -> None:
         assert not unit.done(store.path)
         return {}
 
-    run_units("task", UNITS, store, None, look)
+    run_units(TASK, store, None, look)
 
 
 def test_units_that_no_longer_fit_are_left(store: Store, write: Callable[[Unit], dict[str, Fact]]) -> None:
@@ -76,13 +117,13 @@ def test_units_that_no_longer_fit_are_left(store: Store, write: Callable[[Unit],
         return write(unit)
 
     # The first takes 0.4 s; half as much again no longer fits into the 0.3 s that remain.
-    record = run_units("task", UNITS, store, Deadline(time.time() + 0.7), slow)
+    record = run_units(TASK, store, Deadline(time.time() + 0.7), slow)
     assert len(record.done) == 1
     assert record.left == ("numbers#1", "numbers#2")
 
 
 def test_nothing_begins_after_the_deadline(store: Store, write: Callable[[Unit], dict[str, Fact]]) -> None:
-    record = run_units("task", UNITS, store, Deadline(time.time() - 1), write)
+    record = run_units(TASK, store, Deadline(time.time() - 1), write)
     assert (record.done, len(record.left)) == ((), 4)
 
 

@@ -15,6 +15,7 @@ from hpcenc.tasks.models.catalogue import (
     default_layer,
     expected_files,
     label,
+    preprocessing,
     stored_layers,
     sweep_layers,
 )
@@ -55,6 +56,21 @@ def test_the_reference_layers_are_the_defaults():
     assert compose("cavmae", "mean") == LayerSource(("audio", "visual"), "mean")
     assert compose("cavmae", "concat-3") == LayerSource(("audio-3", "visual-3"), "concat")
     assert compose("clip", "embedding") == LayerSource(("embedding",), "single")
+
+
+def test_preprocessing_says_what_was_done_before_the_model_in_plain_values():
+    beats, clip, cavmae = (preprocessing(ModelSpec(model, window_s=2.0, pool="window")) for model in MODELS)
+    for said in (beats, cavmae):
+        assert (said["sample_rate_hz"], said["channels"]) == (16_000, "mean downmix")
+        assert (said["window_s"], said["align"], said["pool"]) == (2.0, "causal", "window")
+    assert (beats["spectrogram_mean"], beats["spectrogram_divisor"]) == (15.41663, 2 * 6.55582)
+    assert (cavmae["spectrogram_mean"], cavmae["spectrogram_divisor"]) == (-5.081, 4.4849)
+    assert cavmae["spectrogram_rows"] == 208
+    assert preprocessing(ModelSpec("cavmae"))["spectrogram_rows"] == 1024
+    assert clip["activation"] == "QuickGELU"
+    assert "window_s" not in clip
+    for said in (beats, clip, cavmae):
+        assert {type(value) for value in said.values()} <= {str, int, float}
 
 
 def test_widths_are_those_of_the_models():

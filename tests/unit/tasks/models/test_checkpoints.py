@@ -1,6 +1,5 @@
 """Checkpoint files that are missing, damaged, unsafe or of another model."""
 
-import hashlib
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ from hpcenc.tasks.models.catalogue import MODELS, ModelSpec, expected_files
 from hpcenc.tasks.models.checkpoints import (
     CheckpointError,
     check_file,
-    checkpoint_digest,
     find_checkpoint,
     inspect_checkpoint,
 )
@@ -233,9 +231,3 @@ def test_a_half_precision_file_is_loaded_in_float32(reference, tmp_path):
 def test_pretrained_weights_need_a_path():
     with pytest.raises(CheckpointError, match="found none"):
         load_extractor(ModelSpec("clip"))
-
-
-def test_the_digest_is_that_of_the_bytes(tmp_path):
-    path = tmp_path / "file"
-    path.write_bytes(b"weights")
-    assert checkpoint_digest(path) == hashlib.sha256(b"weights").hexdigest()

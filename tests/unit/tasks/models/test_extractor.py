@@ -6,8 +6,11 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from hpcenc.tasks.models.catalogue import MODELS, ModelSpec, stored_layers
+from hpcenc.tasks.models.catalogue import MODELS, ModelSpec, preprocessing, stored_layers
+from hpcenc.tasks.models.images import IMAGE_SIZE
 from hpcenc.tasks.models.loading import build_untrained, load_extractor
 from hpcenc.tasks.models.windows import MovieChunk
 
@@ -144,12 +147,16 @@ def test_untrained_depth_counts_the_unified_block():
     assert (len(network.blocks_a), len(network.blocks_v), len(network.blocks_u)) == (2, 2, 1)
 
 
-def test_metadata_says_what_was_computed():
-    metadata = extractor_of(spec_of("cavmae", pool="window")).metadata
-    assert (metadata["training"], metadata["seed"], metadata["n_layers"]) == ("none", 0, 2)
-    assert (metadata["window_s"], metadata["align"], metadata["pool"]) == (2.0, "causal", "window")
-    assert metadata["spectrogram_frames"] == 208
-    assert "window_s" not in extractor_of(spec_of("clip")).metadata
+def test_images_are_normalised_with_the_constants_that_their_features_name():
+    constants = {
+        "clip": (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD),
+        "cavmae": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
+    }
+    for model, (mean, std) in constants.items():
+        said = preprocessing(spec_of(model))
+        assert [float(value) for value in said["image_mean"].split(",")] == list(mean)
+        assert [float(value) for value in said["image_std"].split(",")] == list(std)
+        assert f"shorter side {IMAGE_SIZE}" in said["image"]
 
 
 def test_a_chunk_without_what_the_model_needs_is_refused(noise_chunk):

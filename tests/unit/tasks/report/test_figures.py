@@ -79,6 +79,18 @@ def test_fold_scores_show_each_subject_in_each_fold(make_fit):
     assert np.isclose(dots[0].get_ydata()[0], best)
 
 
+def test_fold_means_take_complete_fits_with_valid_vertices_only(make_fit):
+    fits = [make_fit(seed=seed, subject=f"S{seed}") for seed in range(3)]
+    dead = make_fit(subject="dead", r=np.vstack([fits[0].r[0], np.full(300, np.nan)]))
+    unfinished = make_fit(seed=4, subject="unfinished", blocks_done=1)
+    bars = []
+    for subjects in (fits, [*fits, dead, unfinished]):
+        axes = draw_fold_scores({"clip": subjects}, title="folds").axes[0]
+        bars.append([line.get_ydata()[0] for line in axes.get_lines() if line.get_marker() == "None"])
+    assert len(bars[0]) == 2
+    np.testing.assert_allclose(bars[1], bars[0])
+
+
 def test_titles_say_what_is_simulated_and_untrained(make_fit):
     fits = {"clip[untrained, seed 0]": make_fit()}
     for draw in (draw_r_histograms, draw_alpha_histograms):

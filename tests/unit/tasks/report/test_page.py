@@ -15,7 +15,7 @@ from PIL import Image
 from hpcenc.storage.geometry import HCP_ACKNOWLEDGEMENT, grayordinates_axis
 from hpcenc.storage.voxels import VoxelAxis
 from hpcenc.tasks.report.data import Facts, ReportData
-from hpcenc.tasks.report.illustrations import illustrate
+from hpcenc.tasks.report.illustrations import cortical_maps, illustrate
 from hpcenc.tasks.report.page import file_names, write_report
 
 HOSTILE = '<b onload="x">&\'"</b>'
@@ -222,6 +222,27 @@ def test_a_study_without_fits_has_a_page(tmp_path):
     files = write_report(data, tmp_path)
     assert "No fit has been made yet." in _read(files).words
     assert files.figures == ()
+
+
+def test_means_do_not_count_a_subject_without_a_valid_vertex(cortex, make_fit):
+    r = np.full((2, cortex.n_voxels), 0.2)
+    fits = [
+        make_fit(cortex.n_voxels, r=values, subject=subject)
+        for subject, values in (("S1", r), ("S2", r), ("S3", np.full_like(r, np.nan)))
+    ]
+    data = ReportData("dead", tuple(fits), cortex)
+    assert [shown.subject for shown in cortical_maps(data)] == ["mean of 2 subjects", "S1", "S2", "S3"]
+    of_folds = next(shown for shown in illustrate(data) if shown.name == "r by fold")
+    assert "(n = 2)" in of_folds.caption
+
+
+def test_a_missing_time_course_is_said_with_its_reason(make_fit, tmp_path):
+    data = ReportData(
+        "gone", (make_fit(),), VoxelAxis.from_count(300), missing_courses=("clip: BOLD is gone",)
+    )
+    page = _read(write_report(data, tmp_path))
+    assert "No time course of clip: BOLD is gone" in page.words
+    assert "#courses" in [link["href"] for link in page.all("a")]
 
 
 def test_chance_that_shifts_cannot_give_is_said(make_fit, tmp_path):

@@ -14,6 +14,7 @@ from hpcenc.tasks.report.tables import (
     fold_rows,
     format_score,
     format_share,
+    mean_row,
     model_row,
     model_table,
     name_subjects,
@@ -72,6 +73,26 @@ def test_mean_rows_are_means_over_complete_subjects_only(make_fit):
     assert means[0].r.median == pytest.approx(np.mean(expected))
     assert means[0].subject == "mean of 2 subjects"
     assert "is incomplete in 1 of 3 subjects (S3): 1 of 2 voxel blocks" in progress_warnings(rows)[0]
+
+
+def test_a_subject_without_a_valid_vertex_is_left_out_of_means(make_fit):
+    fits = tuple(make_fit(seed=seed, subject=f"S{seed}") for seed in (1, 2))
+    dead = make_fit(subject="S3", r=np.full((2, 300), np.nan))
+    means, rows = model_table(ReportData("s", (*fits, dead), VoxelAxis.from_count(300)))
+    assert len(rows) == 3
+    assert means[0].subject == "mean of 2 subjects"
+    assert means[0].r.mean == pytest.approx(np.mean([fit.r.mean() for fit in fits]))
+    assert model_table(ReportData("s", (fits[0], dead), VoxelAxis.from_count(300)))[0] == ()
+
+
+def test_folds_too_short_for_shifts_are_left_out_of_the_share_over_chance(make_fit):
+    chance = np.full((2, 2), 0.3)
+    chance[1] = np.nan
+    r = np.array([[0.4, 0.0], [0.4, 0.4]])
+    rows = [model_row(make_fit(2, r=r, chance=levels)) for levels in (chance, np.full((2, 2), np.nan))]
+    assert rows[0].share_over_chance == 1 / 2
+    assert math.isnan(rows[1].share_over_chance)
+    assert mean_row(rows).share_over_chance == 1 / 2
 
 
 def test_fold_rows_summarise_each_fold_by_itself(make_fit):

@@ -1,0 +1,145 @@
+"""Time courses: measured and predicted BOLD of the best vertex of every feature set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpcenc.storage.array_folder import load_arrays
+from hpcenc.storage.bold import find_bold, read_axes, read_block, read_header
+from hpcenc.storage.errors import BoldError, StoreError, StudyError
+from hpcenc.storage.layout import operators_folder
+from hpcenc.storage.results import Scores
+from hpcenc.storage.store import Store
+from hpcenc.storage.study import Study
+from hpcenc.storage.voxels import VoxelAxis
+from hpcenc.tasks.operators import FoldOperators, from_arrays
+from hpcenc.tasks.report.data import TimeCourse
+from hpcenc.tasks.ridge import refit, run_lengths, zscore_runs
+from hpcenc.tasks.scores import pearson_r
+
+
+@dataclass(frozen=True)
+class BestVertex:
+    """The vertex that a feature set predicts best, over subjects and variants."""
+
+    r: float
+    """Its mean over folds."""
+    scores: Scores
+    variant: int
+    voxel: int
+
+
+def make_courses(
+    store: Store, found: Sequence[Scores], voxels: VoxelAxis, study: Study
+) -> tuple[tuple[TimeCourse, ...], tuple[str, ...]]:
+    """Course of the best vertex of every feature set, on the last fold.
+
+    Returns
+    -------
+    courses : tuple of TimeCourse
+    missing : tuple of str
+        Feature sets without one, each with the reason: operators may be cleaned away, and BOLD may
+        lie elsewhere or be another file by now.
+    """
+    courses, missing = [], []
+    for feature_set, best in _best_vertices(found).items():
+        if best is None:
+            missing.append(f"{feature_set}: no vertex has an r in every fold yet")
+            continue
+        try:
+            courses.append(_course(store, best, voxels, study))
+        except (StoreError, StudyError, BoldError) as error:
+            missing.append(f"{feature_set}, subject {best.scores.attributes['subject']}: {error}")
+    return tuple(courses), tuple(missing)
+
+
+def _best_vertices(found: Sequence[Scores]) -> dict[str, BestVertex | None]:
+    """Best vertex by feature set; None where r is undefined everywhere."""
+    best: dict[str, BestVertex | None] = {}
+    for scores in found:
+        mean_r = scores.r.mean(axis=0)  # (variant, voxel)
+        current = best.setdefault(scores.attributes["feature_set"], None)
+        if np.isnan(mean_r).all():
+            continue
+        variant, voxel = divmod(int(np.nanargmax(mean_r)), mean_r.shape[1])
+        peak = float(mean_r[variant, voxel])
+        if current is None or peak > current.r:
+            best[scores.attributes["feature_set"]] = BestVertex(peak, scores, variant, voxel)
+    return best
+
+
+def _course(store: Store, best: BestVertex, voxels: VoxelAxis, study: Study) -> TimeCourse:
+    """Measured and predicted BOLD of one vertex on the last fold."""
+    attributes, voxel = best.scores.attributes, best.voxel
+    subject, fold = attributes["subject"], len(attributes["folds"]) - 1
+    group = attributes["variants"][best.variant]["operators"][fold]
+    operators = from_arrays(load_arrays(operators_folder(store.path, store.attributes_of(group)["digest"])))
+    # Fits of stores that do not say which files they read are taken at their word.
+    identities = attributes.get("bold", [None] * len(attributes["runs"]))
+    measured = np.concatenate(
+        [
+            _one_voxel(study, subject, run, voxel, identity)
+            for run, identity in zip(attributes["runs"], identities, strict=True)
+        ]
+    )
+    onsets = attributes["onsets"]
+    predicted, scored = _predict(operators, measured, onsets, best.scores.alpha[fold, best.variant, voxel])
+    test_run = int(np.searchsorted(onsets, operators.test_rows[0], side="right")) - 1
+    edges = [*onsets, attributes["n_trs"]]
+    rows = slice(edges[test_run], edges[test_run + 1])
+    in_run = (operators.test_rows >= rows.start) & (operators.test_rows < rows.stop)
+    used = np.zeros(rows.stop - rows.start, dtype=bool)
+    used[operators.test_rows[in_run] - rows.start] = True
+    courses = np.full((2, len(used)), np.nan)
+    courses[0, used], courses[1, used] = scored[in_run, 0], predicted[in_run, 0]
+    return TimeCourse(
+        feature_set=attributes["feature_set"],
+        subject=subject,
+        fold=f"{attributes['folds'][fold]}",
+        voxel=voxel,
+        place=_place(voxels, voxel),
+        time_s=np.arange(len(used)) * attributes["tr_s"],
+        measured=courses[0],
+        predicted=courses[1],
+        r=float(pearson_r(predicted[in_run], scored[in_run])[0]),
+        used=used,
+    )
+
+
+def _one_voxel(
+    study: Study, subject: str, run: str, voxel: int, identity: dict[str, Any] | None
+) -> NDArray[np.float32]:
+    """Time course (n_trs, 1) of a voxel of the study in one run, of the file that was fitted."""
+    header = read_header(find_bold(study.bold.path, study.folder, subject, run))
+    if identity is not None and header.identity != identity:
+        raise BoldError(f"{header.path}: the file has changed since the fit. Submit again.")
+    positions = read_axes(header.path)[0].positions(study.bold.grayordinates)
+    return read_block(header, slice(voxel, voxel + 1), positions)
+
+
+def _predict(
+    operators: FoldOperators, measured: NDArray[np.floating[Any]], onsets: Sequence[int], alpha: float
+) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]:
+    """Prediction and z-scored measurement of the test rows, as the fit made them."""
+    train, _ = zscore_runs(
+        measured[operators.train_rows], run_lengths(np.asarray(operators.train_rows), onsets)
+    )
+    test, _ = zscore_runs(measured[operators.test_rows], run_lengths(np.asarray(operators.test_rows), onsets))
+    index = np.array([int(np.argmin(np.abs(np.asarray(operators.alphas) - alpha)))])
+    predicted, _ = refit(train, operators, index)
+    return predicted, test
+
+
+def _place(voxels: VoxelAxis, voxel: int) -> str:
+    """Where a voxel is, in words."""
+    structure = int(voxels.structure[voxel])
+    if structure < 0:
+        return f"voxel {voxel}"
+    name = voxels.names[structure].removeprefix("CIFTI_STRUCTURE_").replace("_", " ").lower()
+    where = f"vertex {voxels.vertex[voxel]}" if voxels.vertex[voxel] >= 0 else f"voxel {voxels.ijk[voxel]}"
+    return f"{name}, {where}"

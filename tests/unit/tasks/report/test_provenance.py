@@ -1,0 +1,210 @@
+"""What warnings and facts say of fits that were made differently, on a real study of feature files."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hpcenc.storage.digests import FileDigests
+from hpcenc.storage.layout import cache_folder
+from hpcenc.storage.results import read_voxels, require_scores
+from hpcenc.storage.store import Store
+from hpcenc.storage.study import Study, parse_study
+from hpcenc.tasks.inspection import inspect
+from hpcenc.tasks.planner import make_plan
+from hpcenc.tasks.report.build import build_report
+from hpcenc.tasks.report.courses import make_courses
+from hpcenc.tasks.report.provenance import Origin, origin_warnings, read_origins, row_lines, setting_lines
+from hpcenc.tasks.selection import select_feature_sets
+
+N_TRS = {"A": 60, "B": 50, "C": 70, "D": 40}
+N_VOXELS = 20
+
+
+@dataclass
+class Lab:
+    """A folder of feature files and BOLD of two subjects, and the store that fits go to."""
+
+    folder: Path
+
+    @property
+    def store(self) -> Store:
+        return Store(self.folder / "study.zarr")
+
+    @property
+    def origins(self) -> tuple[Origin, ...]:
+        return read_origins(self.store, require_scores(self.store))
+
+    @property
+    def warnings(self) -> list[str]:
+        return list(origin_warnings(self.origins))
+
+    def study(self, subjects: Sequence[str] = ("s1", "s2"), rest_s: float = 5, **settings: Any) -> Study:
+        runs = [
+            {"name": run, "n_trs": n_trs, "segments": [{"kind": "rest", "start_s": 0, "end_s": rest_s}]}
+            for run, n_trs in N_TRS.items()
+        ]
+        data = {
+            "name": "provenance",
+            "tr_s": 1.0,
+            "store": "study.zarr",
+            "runs": runs,
+            "subjects": {"ids": list(subjects), "runs_of": settings.pop("runs_of", {})},
+            "bold": {"path": "{subject}_{run}.npy"},
+            "feature_files": {name: {"path": f"{name}_{{run}}.npy"} for name in ("first", "second")},
+            "fit": {"delays": [1, 2], "n_alphas": 4, "block": 2500, "backend": "numpy", **settings},
+        }
+        return parse_study(data, self.folder)
+
+    def fit(self, *args: Any, models: str = "first", **settings: Any) -> Study:
+        """Plan a study and run what is left of it."""
+        study = self.study(*args, **settings)
+        feature_sets = select_feature_sets(study, models)
+        facts = inspect(study, feature_sets, study.subjects.ids, FileDigests(self.folder / "digests.json"))
+        plan = make_plan(study, feature_sets, facts, "numpy")
+        if not study.store_path.exists():
+            arrays, attributes = facts.voxels.to_arrays()
+            Store.create(study.store_path, {"voxel_axis": attributes}, arrays)
+        for spec in plan.groups:
+            self.store.ensure_group(spec)
+        for stage in plan.pending(study.store_path):
+            for task in stage.tasks:
+                task.run(self.store, None)
+        return study
+
+
+def write_features(folder: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for run, n_trs in N_TRS.items():
+        for name in ("first", "second"):
+            np.save(folder / f"{name}_{run}.npy", rng.standard_normal((n_trs, 3)).astype(np.float32))
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Feature set `first` in both subjects."""
+    folder = tmp_path_factory.mktemp("lab")
+    write_features(folder, 0)
+    rng = np.random.default_rng(1)
+    for run, n_trs in N_TRS.items():
+        for subject in ("s1", "s2"):
+            bold = rng.standard_normal((n_trs, N_VOXELS))
+            bold[1:, :3] += np.load(folder / f"first_{run}.npy")[:-1]
+            np.save(folder / f"{subject}_{run}.npy", bold.astype(np.float32))
+    Lab(folder).fit()
+    return folder
+
+
+@pytest.fixture
+def lab(fitted: Path, tmp_path: Path) -> Lab:
+    shutil.copytree(fitted, tmp_path / "lab")  # keeps the times of BOLD, which are part of its identity
+    return Lab(tmp_path / "lab")
+
+
+def lines(pairs: Sequence[tuple[str, str]], name: str) -> list[str]:
+    return [text for found, text in pairs if found == name]
+
+
+def test_fits_under_one_setting_need_no_warning(lab):
+    assert lab.warnings == []
+    assert lines(setting_lines(lab.origins), "delays") == ["1 2"]
+    assert lines(setting_lines(lab.origins), "weights") == [lab.study().fit.weights_of(("first",), "s1")]
+    assert lines(row_lines(lab.origins), "test run D") == [
+        "of A, B, C, D: 159 training, 33 test; left out: 21 train rest, 7 test rest"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"delays": [1, 2, 3]}, "delays"),
+        ({"n_alphas": 5}, "alpha exponents"),
+        ({"basis_tolerance": 1e-4}, "basis tolerance"),
+        ({"rest": "keep"}, "row policy"),
+        ({"rest_s": 8}, "runs"),
+        ({"test_runs": ["A"]}, "test runs"),
+        ({"outer": "rotate"}, "test runs"),
+    ],
+)
+def test_subjects_under_other_settings_are_warned_of(lab, changes, name):
+    lab.fit(["s2"], **changes)
+    (warning,) = lab.warnings
+    assert f"first: subjects were fitted under different settings: {name} (s1; s2); their means" in warning
+
+
+def test_subjects_that_lack_runs_are_warned_of(lab):
+    lab.fit(outer="rotate", runs_of={"s2": ["A", "B", "D"]})
+    (warning,) = lab.warnings
+    assert "settings: runs (s1; s2), test runs (s1; s2);" in warning
+    assert len(lines(row_lines(lab.origins), "test run A")) == 2
+    assert len(lines(row_lines(lab.origins), "test run C")) == 1
+
+
+def test_subjects_on_other_features_are_warned_of_though_the_group_has_their_name(lab):
+    write_features(lab.folder, 2)
+    lab.fit(["s2"])
+    (warning,) = lab.warnings
+    assert "first: subjects were fitted under different settings: features (s1; s2);" in warning
+    lab.fit()
+    assert lab.warnings == []
+
+
+def test_feature_sets_under_other_settings_are_warned_of(lab):
+    lab.fit(models="second", delays=[1, 2, 3])
+    (warning,) = lab.warnings
+    assert "Feature sets were fitted under different delays (first; second)" in warning
+
+
+def test_what_differs_is_listed_with_whose_it_is(lab):
+    lab.fit(models="second")
+    lab.fit(["s2"], delays=[1, 2, 3])
+    rows = lines(row_lines(lab.origins), "test run D")
+    assert [text.rpartition(" — ")[2] for text in rows] == ["first of s1; second of s1, s2", "first of s2"]
+    assert lines(setting_lines(lab.origins), "delays") == [
+        "1 2 — first of s1; second of s1, s2",
+        "1 2 3 — first of s2",
+    ]
+
+
+def test_the_page_states_the_settings_of_the_fits_and_not_of_the_latest_run(lab):
+    study = lab.study(delays=[4])
+    run = {"study": study.model_dump(mode="json")}
+    page = build_report(study, run, [], []).files.html.read_text("utf-8")
+    assert "<dt>delays</dt>\n<dd>1 2</dd>" in page
+
+
+def courses_of(lab: Lab, study: Study) -> tuple[list[float], tuple[str, ...]]:
+    store = lab.store
+    courses, missing = make_courses(store, require_scores(store), read_voxels(store), study)
+    return [course.r for course in courses], missing
+
+
+def test_the_course_of_the_best_vertex_has_the_r_of_its_fit(lab):
+    (r,), missing = courses_of(lab, lab.study())
+    assert r == pytest.approx(max(np.nanmax(scores.r) for scores in require_scores(lab.store)), abs=1e-5)
+    assert missing == ()
+
+
+def test_no_course_is_made_of_operators_that_were_cleaned_away(lab):
+    shutil.rmtree(cache_folder(lab.store.path))
+    courses, (reason,) = courses_of(lab, lab.study())
+    assert courses == []
+    assert reason.startswith("first, subject s")
+    assert "operators cannot be read" in reason
+
+
+def test_no_course_is_made_of_bold_that_is_not_the_fitted_file(lab):
+    for path in lab.folder.glob("s?_?.npy"):
+        np.save(path, np.load(path)[::-1])
+    courses, (reason,) = courses_of(lab, lab.study())
+    assert courses == []
+    assert "the file has changed since the fit" in reason
+    for path in lab.folder.glob("s?_?.npy"):
+        path.unlink()
+    assert "expected one file" in courses_of(lab, lab.study())[1][0]
