@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 """Version of the store's layout; readers refuse another one."""
 
 SHARD_VOXELS = 2_500
@@ -13,6 +13,13 @@ SHARD_VOXELS = 2_500
 
 CHUNK_VOXELS = 500
 """Voxels of one inner chunk of weights."""
+
+SCORES = ("r", "r2", "alpha", "chance", "agrees")
+"""What a fit's array of scores holds, in the order of its first axis.
+
+``agrees`` is 1 where the fast solver's choice of alpha was compared with the exact path and was the
+same, 0 where it differed, NaN where it was not compared.
+"""
 
 
 def slug(label: str) -> str:

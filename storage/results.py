@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcenc.storage.errors import StoreError
+from hpcenc.storage.layout import SCORES
 from hpcenc.storage.store import Store
 from hpcenc.storage.voxels import VoxelAxis
-
-SCORES = ("r", "r2", "alpha", "chance")
 
 
 @dataclass(frozen=True)
@@ -26,8 +25,10 @@ class Scores:
     ----------
     attributes : dict
         Of the fit's group: feature set, subject, folds, variants, delays, runs, ...
-    r, r2, alpha, chance : array of shape (n_folds, n_variants, n_voxels)
-        NaN where the voxel is undefined or its block is not done.
+    r, r2, alpha, chance, agrees : array of shape (n_folds, n_variants, n_voxels)
+        NaN where the voxel is undefined or its block is not done. ``alpha`` is the grid's value to
+        float32: the nearest value of the grid is the one that was chosen. ``agrees`` is NaN too where
+        the choice of alpha was not compared with the exact path, 1 where it was the same, 0 where not.
     blocks_done, blocks : int
     done : array of bool, shape (n_voxels,)
         Voxels whose block is done.
@@ -39,6 +40,7 @@ class Scores:
     r2: NDArray[np.floating[Any]]
     alpha: NDArray[np.floating[Any]]
     chance: NDArray[np.floating[Any]]
+    agrees: NDArray[np.floating[Any]]
     blocks_done: int
     blocks: int
     done: NDArray[np.bool_]
@@ -60,9 +62,10 @@ def read_scores(store: Store, group: str) -> Scores:
     """
     attributes = store.attributes_of(group)
     block, digest = attributes["block"], attributes["digest"]
-    n_folds, n_variants, n_voxels = store.array(f"{group}/r").shape
+    shape = store.array(f"{group}/scores").shape
+    n_voxels = shape[-1]
     n_blocks = -(-n_voxels // block)
-    arrays = {name: np.full((n_folds, n_variants, n_voxels), np.nan) for name in SCORES}
+    values = np.full(shape, np.nan, np.float32)
     done = np.zeros(n_voxels, dtype=bool)
     n_done, everything = 0, slice(None)
     for index in range(n_blocks):
@@ -70,10 +73,10 @@ def read_scores(store: Store, group: str) -> Scores:
             voxels = slice(index * block, min((index + 1) * block, n_voxels))
             done[voxels] = True
             n_done += 1
-            for name, values in arrays.items():
-                part = (everything, everything, voxels)
-                values[part] = store.read(f"{group}/{name}", part)
-    return Scores(group, attributes, **arrays, blocks_done=n_done, blocks=n_blocks, done=done)
+            part = (everything, everything, everything, voxels)
+            values[part] = store.read(f"{group}/scores", part)
+    scores = dict(zip(SCORES, values, strict=True))
+    return Scores(group, attributes, **scores, blocks_done=n_done, blocks=n_blocks, done=done)
 
 
 def read_voxels(store: Store) -> VoxelAxis:
@@ -93,9 +96,10 @@ def open_study(path: Path | str) -> Any:
     -------
     xarray.DataTree
         Nodes as in the store: ``stimulus/...``, ``features/...``, ``operators/...`` and
-        ``fits/<feature set>/<subject>`` with ``r``, ``r2``, ``alpha``, ``chance`` and ``weights``
-        over ``fold``, ``variant`` and ``voxel``; ``fold`` and ``variant`` have their names as
-        coordinates. Blocks that are not marked as done are NaN: a fit in progress shows what it has.
+        ``fits/<feature set>/<subject>`` with ``r``, ``r2``, ``alpha``, ``chance``, ``agrees`` (the
+        parts of the store's ``scores``) and ``weights`` over ``fold``, ``variant`` and ``voxel``;
+        ``fold`` and ``variant`` have their names as coordinates. Blocks that are not marked as done
+        are NaN: a fit in progress shows what it has.
 
     Examples
     --------
@@ -122,10 +126,15 @@ def _named(store: Store, group: str, dataset: Any) -> Any:
             for start in range(0, n_voxels, block)
         ]
     )
-    dataset = dataset.drop_vars("done").assign_coords(
-        fold=list(attributes["folds"]),
-        variant=[variant["label"] for variant in attributes["variants"]],
-        done=("voxel", done),
+    scores = dataset.scores.assign_coords(score=list(SCORES)).to_dataset("score")
+    dataset = (
+        dataset.drop_vars(["done", "scores"])
+        .assign(scores)
+        .assign_coords(
+            fold=list(attributes["folds"]),
+            variant=[variant["label"] for variant in attributes["variants"]],
+            done=("voxel", done),
+        )
     )
     if "weights" in dataset:
         kept = [attributes["folds"][place] for place in attributes["weight_folds"]]

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcenc.storage.groups import ArraySpec
-from hpcenc.storage.layout import CHUNK_VOXELS, SHARD_VOXELS
+from hpcenc.storage.layout import CHUNK_VOXELS, SCORES, SHARD_VOXELS
 from hpcenc.tasks.records import Deadline, Fact, TaskRecord, Unit, run_units
 
 if TYPE_CHECKING:
@@ -24,14 +24,13 @@ if TYPE_CHECKING:
     from hpcenc.tasks.backends import Backend
     from hpcenc.tasks.operators import FoldOperators
 
-FIT_VERSION = 1
+FIT_VERSION = 2
 """Part of the digest of fits: raised by hand whenever scores or weights change."""
 
 OPERATOR_BUDGET_BYTES = 2_000_000_000
 """Operators that a worker keeps at hand; memory-mapped ones cost it nothing."""
 
 WeightsKind = Literal["primal", "dual", "none"]
-SCORES = {"r": "float32", "r2": "float32", "alpha": "float64", "chance": "float32"}
 
 
 @dataclass(frozen=True)
@@ -90,9 +89,16 @@ def fit_arrays(
     n_weight_rows : int
         Columns of the delayed design for primal weights, TRs for dual ones.
     """
-    dims = ("fold", "variant", "voxel")
-    shape, chunks = (n_folds, n_variants, n_voxels), (n_folds, n_variants, block)
-    arrays = {name: ArraySpec(shape, chunks, dtype, dims) for name, dtype in SCORES.items()}
+    # One file for all scores of a block: hundreds of subjects make tens of thousands of files as it is.
+    arrays = {
+        "scores": ArraySpec(
+            (len(SCORES), n_folds, n_variants, n_voxels),
+            (len(SCORES), n_folds, n_variants, block),
+            "float32",
+            ("score", "fold", "variant", "voxel"),
+            attributes={"score": list(SCORES)},
+        )
+    }
     if weights != "none":
         arrays["weights"] = ArraySpec(
             (n_weight_folds, n_variants, n_weight_rows, n_voxels),
@@ -162,10 +168,7 @@ class FitBlock:
         """Fit all folds and variants, shard by shard; scores are written last."""
         first, last = self.voxels
         n_folds = len(fit.variants[0].operators)
-        scores = {
-            name: np.full((n_folds, len(fit.variants), last - first), np.nan, dtype)
-            for name, dtype in SCORES.items()
-        }
+        scores = np.full((len(SCORES), n_folds, len(fit.variants), last - first), np.nan, np.float32)
         for fold in range(n_folds):
             for place, variant in enumerate(fit.variants):
                 # Shards are built and written one after the other: a whole block of weights would
@@ -174,14 +177,16 @@ class FitBlock:
                     shard = slice(start, min(start + SHARD_VOXELS, last))
                     inside = slice(shard.start - first, shard.stop - first)
                     found, weights = self._fit_shard(store, fit, variant, fold, bold[:, inside])
-                    for name in SCORES:
-                        scores[name][fold, place, inside] = found[name]
+                    for name, values in found.items():  # what was not found stays NaN
+                        scores[SCORES.index(name), fold, place, inside] = values
                     if weights is not None:
                         self._write_weights(store, fit, fold, place, shard, weights)
         everything = slice(None)
-        for name, values in scores.items():
-            store.write(f"{fit.unit.group}/{name}", (everything, everything, slice(first, last)), values)
-        return {"voxels": last - first, "undefined": int(np.isnan(scores["r"]).any(axis=(0, 1)).sum())}
+        store.write(
+            f"{fit.unit.group}/scores", (everything, everything, everything, slice(first, last)), scores
+        )
+        undefined = np.isnan(scores[SCORES.index("r")]).any(axis=(0, 1))
+        return {"voxels": last - first, "undefined": int(undefined.sum())}
 
     def _fit_shard(
         self, store: Store, fit: FitUnit, variant: VariantSource, fold: int, bold: NDArray[np.float32]
@@ -192,7 +197,7 @@ class FitBlock:
         operators = _operators(variant.operators[fold][1], backend)
         keep_weights = fit.weights != "none" and fold in fit.weight_folds
         found = fit_block(backend.to_device(bold), operators, self.onsets, want_dual=keep_weights)
-        scores = {name: backend.to_host(getattr(found, name)) for name in SCORES}
+        scores = {name: backend.to_host(getattr(found, name)) for name in ("r", "r2", "alpha", "chance")}
         if not keep_weights:
             return scores, None
         # Rows that do not train weigh nothing, so the dual is kept on the rows of all runs.

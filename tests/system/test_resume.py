@@ -331,7 +331,7 @@ def test_one_damaged_chunk_of_each_array_is_an_error(
             chunk.write_bytes(content[: len(content) // 2])
         with pytest.raises(StoreError, match=re.escape(str(metadata.parent))):
             Store(path).read(name, wait_s=0)
-        if name == "fits/mylab/s1/r":
+        if name == "fits/mylab/s1/scores":
             with pytest.raises(StoreError):
                 read_scores(Store(path), "fits/mylab/s1")
         chunk.write_bytes(content)
@@ -343,9 +343,7 @@ def test_one_damaged_chunk_of_each_array_is_an_error(
         "values",
         "role",
         "alphas",
-        "r",
-        "r2",
-        "alpha",
+        "scores",
         "weights",
     }
 
@@ -354,7 +352,8 @@ def test_a_report_of_a_damaged_store_is_refused(
     driver: Driver, study_file: Path, hpcenc: Callable[..., Result]
 ) -> None:
     driver.run(study_file)
-    next((study_file.parent / "results" / "study.zarr" / "fits" / "mylab" / "s1" / "r").glob("0.*")).unlink()
+    fit = study_file.parent / "results" / "study.zarr" / "fits" / "mylab" / "s1"
+    next((fit / "scores").glob("0.*")).unlink()
     result = hpcenc("report")
     assert result.exit_code == 2
     assert "missing" in result.stderr

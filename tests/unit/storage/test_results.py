@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from hpcenc.storage.errors import StoreError
 from hpcenc.storage.groups import GroupSpec
+from hpcenc.storage.layout import SCORES
 from hpcenc.storage.results import fit_groups, open_study, read_scores, read_voxels, require_scores
 from hpcenc.storage.store import Store
 from hpcenc.storage.voxels import VoxelAxis
@@ -44,6 +45,10 @@ def values() -> dict[str, NDArray[Any]]:
     }
 
 
+def score(name: str) -> NDArray[Any]:
+    return values()["scores"][SCORES.index(name)]
+
+
 def write_block(store: Store, group: str, index: int, *, marked: bool = True) -> None:
     voxels = slice(index * BLOCK, min((index + 1) * BLOCK, N_VOXELS))
     for name, array in values().items():
@@ -68,8 +73,9 @@ def test_scores_of_blocks_that_are_not_marked_are_nan(store: Store) -> None:
     scores = read_scores(store, GROUP)
     assert (scores.blocks_done, scores.blocks) == (1, 3)
     np.testing.assert_array_equal(scores.done, np.arange(N_VOXELS) < BLOCK)
-    for name in ("r", "r2", "alpha", "chance"):
-        found, expected = getattr(scores, name), values()[name]
+    for name in ("r", "r2", "alpha", "chance", "agrees"):
+        found, expected = getattr(scores, name), score(name)
+        assert found.shape == (2, 1, N_VOXELS)
         np.testing.assert_array_equal(found[..., :BLOCK], expected[..., :BLOCK])
         assert np.isnan(found[..., BLOCK:]).all()
     assert scores.attributes["feature_set"] == "clip"
@@ -80,7 +86,7 @@ def test_all_scores_are_read_when_all_blocks_are_done(store: Store) -> None:
     write_block(store, GROUP, 2)
     scores = read_scores(store, GROUP)
     assert (scores.blocks_done, scores.blocks, scores.done.all()) == (3, 3, True)
-    np.testing.assert_array_equal(scores.alpha, values()["alpha"])
+    np.testing.assert_array_equal(scores.alpha, score("alpha"))
 
 
 def test_a_block_is_asked_once_whether_it_is_done(store: Store) -> None:
@@ -98,8 +104,8 @@ def test_a_block_is_asked_once_whether_it_is_done(store: Store) -> None:
 
 
 def test_a_missing_chunk_of_a_marked_block_is_an_error_and_never_a_score(store: Store) -> None:
-    (store.path / GROUP / "chance/0.0.0").unlink()
-    with pytest.raises(StoreError, match="chance: 1 of the chunks asked for are missing"):
+    (store.path / GROUP / "scores/0.0.0.0").unlink()
+    with pytest.raises(StoreError, match="scores: 1 of the chunks asked for are missing"):
         read_scores(store, GROUP)
 
 
@@ -127,8 +133,9 @@ def test_a_study_in_progress_shows_marked_blocks_only(store: Store, consolidated
     if consolidated:
         store.consolidate()
     fit = open_study(store.path)[GROUP]
-    for name in ("r", "r2", "alpha", "chance", "weights"):
-        found, expected = fit[name].values, values()[name]
+    assert set(fit.data_vars) == {"r", "r2", "alpha", "chance", "agrees", "weights"}
+    for name in fit.data_vars:
+        found, expected = fit[name].values, values()["weights"] if name == "weights" else score(name)
         assert found.dtype == expected.dtype
         np.testing.assert_array_equal(found[..., :BLOCK], expected[..., :BLOCK])
         assert np.isnan(found[..., BLOCK:]).all()
@@ -143,12 +150,11 @@ def test_a_study_opens_lazily_with_names_along_its_axes(store: Store) -> None:
     assert fit.weights.dims == ("weight_fold", "variant", "column", "voxel")
     assert fit.weights.sel(weight_fold="run2", variant="clip/embedding").shape == (3, N_VOXELS)
     np.testing.assert_array_equal(
-        fit.r.sel(fold="run2", variant="clip/embedding").values[:BLOCK], values()["r"][1, 0, :BLOCK]
+        fit.r.sel(fold="run2", variant="clip/embedding").values[:BLOCK], score("r")[1, 0, :BLOCK]
     )
     assert int(fit.done.sum()) == BLOCK
     assert fit.attrs["feature_set"] == "clip"
     assert tree["structure"].sizes == {"voxel": N_VOXELS}
-    assert "done" not in fit.data_vars
 
 
 def test_opening_a_study_changes_nothing(store: Store) -> None:
@@ -159,7 +165,7 @@ def test_opening_a_study_changes_nothing(store: Store) -> None:
 
 def test_a_damaged_chunk_is_an_error_in_xarray_too(store: Store) -> None:
     store.consolidate()
-    chunk = store.path / GROUP / "r/0.0.0"
+    chunk = store.path / GROUP / "scores/0.0.0.0"
     data = bytearray(chunk.read_bytes())
     data[100] ^= 1
     chunk.write_bytes(data)

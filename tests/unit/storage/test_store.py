@@ -130,23 +130,23 @@ def test_a_store_of_another_layout_is_refused(store: Store) -> None:
     metadata = json.loads(path.read_text())
     metadata["attributes"]["hpcenc_layout"] = 99
     path.write_text(json.dumps(metadata))
-    with pytest.raises(StoreError, match="expected a store of layout 1, found 99"):
+    with pytest.raises(StoreError, match="expected a store of layout 2, found 99"):
         Store(store.path)
 
 
 def test_damaged_metadata_are_named(store: Store) -> None:
-    for path in (store.path / FIT / "zarr.json", store.path / FIT / "r/zarr.json"):
+    for path in (store.path / FIT / "zarr.json", store.path / FIT / "scores/zarr.json"):
         path.write_text(path.read_text()[:30])
     with pytest.raises(StoreError, match="damaged metadata"):
         store.attributes_of(FIT)
     with pytest.raises(StoreError, match="damaged metadata"):
-        Store(store.path).array(f"{FIT}/r")
+        Store(store.path).array(f"{FIT}/scores")
 
 
 def test_asking_for_what_is_not_there_makes_nothing(store: Store) -> None:
     before = contents(store.path)
-    with pytest.raises(StoreError, match="no array 'fits/clip/s9/r'"):
-        store.read("fits/clip/s9/r")
+    with pytest.raises(StoreError, match="no array 'fits/clip/s9/scores'"):
+        store.read("fits/clip/s9/scores")
     with pytest.raises(StoreError, match="no group 'fits/clip/s9'"):
         store.attributes_of("fits/clip/s9")
     assert not (store.path / "fits/clip/s9").exists()
@@ -178,7 +178,7 @@ def test_a_group_of_another_digest_goes_aside_and_comes_back_byte_equal(store: S
     assert not store.is_done(FIT, 0, "a" * 64)
     assert not store.is_done(FIT, 0, "e" * 64)
     with pytest.raises(StoreError, match="missing"):
-        store.read(f"{FIT}/r", wait_s=0)
+        store.read(f"{FIT}/scores", wait_s=0)
     fill(store, changed)
     assert store.is_done(FIT, 1, "e" * 64)
 
@@ -195,7 +195,7 @@ def test_a_group_without_metadata_is_made_anew(store: Store) -> None:
     (store.path / FIT / "zarr.json").unlink()
     assert store.ensure_group(SPECS[FIT]) == "absent"
     assert not store.is_done(FIT, 0, "a" * 64)
-    assert np.isnan(store.array(f"{FIT}/r")[:]).all()
+    assert np.isnan(store.array(f"{FIT}/scores")[:]).all()
 
 
 # Writing.
@@ -208,8 +208,8 @@ def test_a_group_without_metadata_is_made_anew(store: Store) -> None:
         ("weights", (ALL, ALL, ALL, slice(500, 2_500))),
         ("weights", (ALL, ALL, slice(0, 2), slice(0, 2_500))),
         ("weights", (ALL, ALL, ALL, slice(2_500, 5_200))),
-        ("r", (ALL, ALL, slice(0, 4_999))),
-        ("r", (ALL, ALL, slice(1, 5_000))),
+        ("scores", (ALL, ALL, ALL, slice(0, 4_999))),
+        ("scores", (ALL, ALL, ALL, slice(1, 5_000))),
     ],
 )
 def test_a_shard_is_never_written_in_part(store: Store, name: str, part: tuple[slice, ...]) -> None:
@@ -220,15 +220,17 @@ def test_a_shard_is_never_written_in_part(store: Store, name: str, part: tuple[s
     assert contents(store.path) == before
 
 
-@pytest.mark.parametrize("shape", [(), (1, 1, 1), (1, 1, 4_999), (1, 1, 5_001), (5_000,), (1, 5_000, 1)])
+@pytest.mark.parametrize(
+    "shape", [(), (5, 1, 1, 1), (5, 1, 1, 4_999), (5, 1, 1, 5_001), (5_000,), (5, 1, 5_000, 1)]
+)
 def test_values_of_another_shape_are_neither_stretched_nor_cut(store: Store, shape: tuple[int, ...]) -> None:
     before = contents(store.path)
-    with pytest.raises(StoreError, match=r"expected values of shape \(1, 1, 5000\)"):
-        store.write(f"{FIT}/r", (ALL, ALL, slice(0, 5_000)), np.ones(shape, np.float32))
+    with pytest.raises(StoreError, match=r"expected values of shape \(5, 1, 1, 5000\)"):
+        store.write(f"{FIT}/scores", (ALL, ALL, ALL, slice(0, 5_000)), np.ones(shape, np.float32))
     assert contents(store.path) == before
 
 
-@pytest.mark.parametrize("name", ["r", "weights"])
+@pytest.mark.parametrize("name", ["scores", "weights"])
 def test_chunks_of_nan_alone_are_files_like_any_other(store: Store, name: str) -> None:
     shape = SPECS[FIT].arrays[name].shape
     files = chunk_files(store.path / FIT / name)
@@ -329,18 +331,20 @@ def test_chunks_that_are_not_asked_for_are_not_looked_at(store: Store) -> None:
 
 
 def test_a_file_that_another_node_has_just_written_is_waited_for(store: Store) -> None:
-    file = chunk_files(store.path / FIT / "r")[0]
+    file = chunk_files(store.path / FIT / "scores")[0]
     late = file.rename(store.path / "late")
     mover = subprocess.Popen(["sh", "-c", f"sleep 0.3; mv '{late}' '{file}'"])
-    np.testing.assert_array_equal(store.read(f"{FIT}/r", wait_s=30), values_for(SPECS[FIT].arrays["r"]))
+    np.testing.assert_array_equal(
+        store.read(f"{FIT}/scores", wait_s=30), values_for(SPECS[FIT].arrays["scores"])
+    )
     assert mover.wait() == 0
 
 
 def test_an_array_deleted_after_it_was_opened_is_an_error(store: Store) -> None:
-    store.read(f"{FIT}/r")
-    shutil.rmtree(store.path / FIT / "r")
+    store.read(f"{FIT}/scores")
+    shutil.rmtree(store.path / FIT / "scores")
     with pytest.raises(StoreError, match="missing"):
-        store.read(f"{FIT}/r", wait_s=0.2)
+        store.read(f"{FIT}/scores", wait_s=0.2)
 
 
 # Metadata in one file, and what others see.
@@ -375,7 +379,8 @@ def test_xarray_opens_the_tree_with_named_axes(store: Store, consolidated: bool)
         store.consolidate()
     tree = xarray.open_datatree(str(store.path), engine="zarr", consolidated=consolidated)
     assert tree["structure"].dims == ("voxel",)
-    assert tree[f"{FIT}/r"].dims == ("fold", "variant", "voxel")
+    assert tree[f"{FIT}/scores"].dims == ("score", "fold", "variant", "voxel")
+    assert tree[f"{FIT}/scores"].attrs["score"] == ["r", "r2", "alpha", "chance", "agrees"]
     assert tree[f"{FIT}/weights"].dims == ("weight_fold", "variant", "column", "voxel")
     assert tree[f"{FRAMES}/frames"].dims == ("tr", "row", "column", "rgb")
     assert tree[f"{FRAMES}/audio"].attrs["sample_rate_hz"] == 16_000
@@ -385,9 +390,9 @@ def test_xarray_opens_the_tree_with_named_axes(store: Store, consolidated: bool)
 
 def test_xarray_opens_one_group_with_named_axes(full: Path) -> None:
     fit = xarray.open_zarr(str(full), group=FIT, consolidated=False)
-    assert fit.r.dims == ("fold", "variant", "voxel")
+    assert fit.scores.dims == ("score", "fold", "variant", "voxel")
     assert fit.done.dims == ("unit",)
-    np.testing.assert_array_equal(fit.alpha.values, values_for(SPECS[FIT].arrays["alpha"]))
+    np.testing.assert_array_equal(fit.scores.values, values_for(SPECS[FIT].arrays["scores"]))
     assert (fit.done.values == int("a" * 16, 16) >> 1).all()
 
 

@@ -94,7 +94,7 @@ def make_store(path: Path) -> Store:
 def small_spec(digest: str) -> GroupSpec:
     dims = ("weight_fold", "variant", "column", "voxel")
     arrays = {
-        "r": ArraySpec((1, 1, 70), (1, 1, 50), "float32", ("fold", "variant", "voxel")),
+        "scores": ArraySpec((5, 1, 1, 70), (5, 1, 1, 50), "float32", ("score", "fold", "variant", "voxel")),
         "weights": ArraySpec((1, 1, 3, 70), (1, 1, 3, 5), "float32", dims, shards=(1, 1, 3, 25)),
     }
     return GroupSpec(GROUP, digest, arrays, len(UNITS), {"block": 50})
@@ -117,7 +117,8 @@ def fill(store: Store, digest: str) -> None:
             shard = slice(start, min(start + 25, voxels.stop))
             part = (slice(None), slice(None), slice(None), shard)
             store.write(f"{GROUP}/weights", part, values()["weights"][part])
-        store.write(f"{GROUP}/r", (slice(None), slice(None), voxels), values()["r"][..., voxels])
+        part = (slice(None), slice(None), slice(None), voxels)
+        store.write(f"{GROUP}/scores", part, values()["scores"][part])
         store.mark(GROUP, unit, digest)
 
 
@@ -170,7 +171,7 @@ def test_a_group_killed_at_any_moment_of_its_creation_is_whole_or_not_seen(
             assert seen <= {"structure", "fits", "fits/clip"}
         else:
             assert state == "current"
-            assert seen >= {f"{GROUP}/{name}" for name in ("r", "weights", "done")}
+            assert seen >= {f"{GROUP}/{name}" for name in ("scores", "weights", "done")}
         Store(path).sweep()
         assert [leftover.name for leftover in path.parent.iterdir()] == ["study.zarr"]
         if status == 0:
@@ -237,7 +238,7 @@ def test_work_killed_at_any_moment_is_done_again_byte_equal(
     ("place", "n_shards", "stray"),
     [
         ("weights/0.0.0.1", 1, "weights/0.0.0*.partial"),  # mid-shard: written, but not renamed
-        ("fits/clip/s1/r/0.0.0", 2, "r/0.0*.partial"),
+        ("scores/0.0.0.0", 2, "scores/0.0*.partial"),
         ("done/0", 2, "done/0.*.partial"),  # after the data, before the mark
     ],
 )

@@ -16,6 +16,7 @@ from hpcenc.storage.design import delayed_design
 from hpcenc.storage.errors import StoreError
 from hpcenc.storage.groups import ArraySpec, GroupSpec
 from hpcenc.storage.layout import fit_group
+from hpcenc.storage.results import read_scores
 from hpcenc.storage.spaces import SpaceSource
 from hpcenc.storage.store import Store
 from hpcenc.storage.weights import read_weights, standardised_features
@@ -172,7 +173,7 @@ def test_weights_predict_what_was_scored(store: Store, form: str) -> None:
     )
     test = ROWS.folds()[3].test
     bold = np.concatenate([np.load(store.path.parent / f"{run.name}.npy") for run in ROWS.runs])
-    r = store.read(f"{fit_group('beats+clip', form)}/r")[3, 0]
+    r = read_scores(store, fit_group("beats+clip", form)).r[3, 0]
     for voxel in range(N_VOXELS):
         if voxel not in BROKEN:
             found = np.corrcoef(np.asarray(predicted)[test, voxel], bold[test, voxel])[0, 1]

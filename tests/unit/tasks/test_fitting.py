@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hpcenc.storage.array_folder import load_arrays
 from hpcenc.storage.digests import FileDigests
 from hpcenc.storage.errors import BoldError
-from hpcenc.storage.layout import operators_folder
+from hpcenc.storage.layout import SCORES, operators_folder
 from hpcenc.storage.store import Store
 from hpcenc.storage.study import parse_study
 from hpcenc.storage.weights import read_weights
@@ -61,7 +61,11 @@ class Fitted:
     plan: Plan
 
     def read(self, name: str) -> NDArray[Any]:
-        return self.store.read(f"fits/{self.feature_set}/s1/{name}")
+        """A score by its name, or the weights."""
+        group = f"fits/{self.feature_set}/s1"
+        if name in SCORES:
+            return self.store.read(f"{group}/scores")[SCORES.index(name)]
+        return self.store.read(f"{group}/{name}")
 
     @property
     def feature_set(self) -> str:
@@ -134,6 +138,20 @@ def test_scores_are_those_of_one_fit_of_all_voxels(fitted: Fitted, folder: Path)
         np.testing.assert_allclose(found[0, 0], getattr(whole, name), rtol=1e-5, atol=1e-6)
     dual = fitted.read("weights")[0, 0]
     np.testing.assert_allclose(dual[operators.train_rows], whole.dual, rtol=1e-4, atol=1e-6)
+
+
+def test_a_choice_of_alpha_that_was_not_compared_says_so(fitted: Fitted) -> None:
+    assert np.isnan(fitted.read("agrees")).all()
+
+
+def test_a_stored_alpha_is_the_nearest_of_its_grid(fitted: Fitted, folder: Path) -> None:
+    operators, onsets = operators_of(fitted)
+    alpha = fitted.read("alpha")[0, 0]
+    chosen = fit_block(whole_bold(folder), operators, onsets).alpha_index
+    valid = ~np.isnan(alpha)
+    nearest = np.abs(operators.alphas[:, None] - alpha[valid]).argmin(axis=0)
+    np.testing.assert_array_equal(nearest, chosen[valid])
+    assert not np.isin(alpha[valid], operators.alphas).any(), "equality would find none"
 
 
 def test_the_planted_features_are_found(fitted: Fitted) -> None:

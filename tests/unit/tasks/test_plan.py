@@ -382,7 +382,7 @@ def test_subjects_of_the_same_runs_share_operators(tmp_path: Path) -> None:
 def test_planned_bytes_are_those_of_the_arrays(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, models="mylab")
     n_rows = sum(N_TRS.values())
-    scores = (4 + 4 + 8 + 4) * N_VOXELS
+    scores = 5 * 4 * N_VOXELS
     weights = 4 * 7 * 3 * N_VOXELS
     operators = n_rows + 8 * 20 + 2 * 8 * 7
     assert planned_bytes(plan.groups) == 4 * n_rows * 7 + operators + 2 * (scores + weights)
@@ -394,8 +394,8 @@ GOLDEN = {
     "features/beats-untrained-seed-0/main/a": "1a7c216417e6be9b",
     "features/mylab/files/a": "f9527d6bbb58a9a5",
     "operators/5f3729eb5d527629": "5f3729eb5d527629",
-    "fits/clip-untrained-seed-0/s1": "c3e470720824070f",
-    "fits/mylab/s1": "64c6c36f3c40e1f8",
+    "fits/clip-untrained-seed-0/s1": "b98c7d10df6d17d3",
+    "fits/mylab/s1": "7942777dcd8f5919",
 }
 
 
