@@ -18,7 +18,8 @@ def plan_lines(priced: Mapping[str, Any]) -> Iterator[str]:
         groups = priced[what]
         shown = ", ".join(groups[:4]) + (f" and {len(groups) - 4} more" if len(groups) > 4 else "")
         yield f"  {what.replace('_', ' '):10} {len(groups):6} groups{': ' + shown if groups else ''}"
-    yield f"  at most {priced['bytes_to_write'] / 1e9:.2f} GB to write"
+    files, size_gb = priced["files_to_write"], priced["bytes_to_write"] / 1e9
+    yield f"  at most {files:,} files, {size_gb:.2f} GB to write to the store"
     for reason in priced["set_aside"]:
         yield f"  set aside: {reason}"
 

@@ -25,7 +25,7 @@ from hpcenc.storage.study import Study, load_study
 from hpcenc.tasks.backends import resolve_backend
 from hpcenc.tasks.facts import StudyFacts
 from hpcenc.tasks.inspection import check_store, digest_memory, inspect
-from hpcenc.tasks.plan import Plan, planned_bytes
+from hpcenc.tasks.plan import Plan, planned_bytes, planned_files
 from hpcenc.tasks.planner import make_plan
 from hpcenc.tasks.records import Deadline, one_line
 from hpcenc.tasks.selection import FeatureSet, select_feature_sets
@@ -119,12 +119,13 @@ def choose_subjects(study: Study, subjects: str) -> Study:
 
 
 def price(prepared: Prepared) -> dict[str, Any]:
-    """What a run would do: units by stage; groups new, reused, recomputed and left over; bytes."""
+    """What a run would do: units by stage; groups new, reused, recomputed and left over; files, bytes."""
     store = prepared.study.store_path
     pending = {stage.name: stage for stage in prepared.plan.pending(store)}
     states: dict[str, list[GroupSpec]] = {}
     for spec in prepared.plan.groups:
         states.setdefault(group_state(store, spec), []).append(spec)
+    to_write = states.get("absent", []) + states.get("other", [])
     return {
         "stages": {
             stage.name: {
@@ -139,7 +140,8 @@ def price(prepared: Prepared) -> dict[str, Any]:
         "reused": [spec.group for spec in states.get("current", []) + states.get("superseded", [])],
         "recomputed": [spec.group for spec in states.get("other", [])],
         "left_over": _left_over(prepared),
-        "bytes_to_write": planned_bytes(states.get("absent", []) + states.get("other", [])),
+        "files_to_write": planned_files(to_write),
+        "bytes_to_write": planned_bytes(to_write),
         "set_aside": list(prepared.plan.set_aside),
         "backend": prepared.backend,
         "store": str(store),

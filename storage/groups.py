@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,12 @@ class ArraySpec:
     def n_bytes(self) -> int:
         """Size on disk; floats are stored without compression."""
         return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+    @property
+    def n_files(self) -> int:
+        """Files of its values: one for each shard, or for each chunk where there are no shards."""
+        steps = self.shards or self.chunks
+        return math.prod(-(-size // step) for size, step in zip(self.shape, steps, strict=True))
 
 
 @dataclass(frozen=True)

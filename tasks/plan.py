@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from hpcenc.storage.groups import GroupSpec
@@ -68,3 +68,15 @@ class Plan:
 def planned_bytes(groups: Iterable[GroupSpec]) -> int:
     """Bytes of arrays that groups will hold."""
     return sum(array.n_bytes for group in groups for array in group.arrays.values())
+
+
+def planned_files(groups: Iterable[GroupSpec]) -> int:
+    """Files in the store that groups will be: chunks or shards, marks, and metadata.
+
+    Metadata are a file for each array (that of the marks too), group, and group above it.
+    """
+    n_files, folders = 0, set()
+    for group in groups:
+        folders.update([PurePosixPath(group.group), *PurePosixPath(group.group).parents])
+        n_files += sum(1 + array.n_files for array in group.arrays.values()) + 1 + group.n_units
+    return n_files + len(folders)

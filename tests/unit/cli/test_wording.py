@@ -16,6 +16,7 @@ PRICED: dict[str, Any] = {
     "reused": [],
     "recomputed": ["g"],
     "left_over": [],
+    "files_to_write": 28_166,
     "bytes_to_write": 2_340_000_000,
     "set_aside": ["subject s2: broken"],
 }
@@ -41,7 +42,7 @@ def test_a_plan_tells_what_is_left_of_every_stage() -> None:
     assert "extract         3 of 12 units to do" in text
     assert "6 groups: a, b, c, d and 2 more" in text
     assert "reused          0 groups\n" in text
-    assert "2.34 GB" in text
+    assert "at most 28,166 files, 2.34 GB to write to the store" in text
     assert "set aside: subject s2: broken" in text
 
 

@@ -87,11 +87,21 @@ def test_a_price_counts_units_groups_and_bytes_before_and_after(study_file: Path
     submit(prepare(study_file), "serial", (), stop_before_report)
     after = price(prepare(study_file))
     assert all(units["to_do"] == 0 for units in after["stages"].values())
-    assert (after["new"], len(after["reused"]), after["bytes_to_write"]) == ([], 7, 0)
+    assert (after["new"], len(after["reused"])) == ([], 7)
+    assert (after["files_to_write"], after["bytes_to_write"]) == (0, 0)
     study_file.write_text(STUDY.replace("delays = [1, 2]", "delays = [1, 2]\nweights = 'dual'"))
     changed = price(prepare(study_file))
     assert changed["recomputed"] == [f"fits/mylab/{subject}" for subject in ("s1", "s2", "s3")]
     assert changed["stages"]["operators"]["to_do"] == 0
+
+
+def test_a_price_counts_the_files_that_a_run_leaves_in_the_store(study_file: Path) -> None:
+    priced = price(prepare(study_file))
+    submit(prepare(study_file), "serial", (), stop_before_report)
+    store = study_file.parent / "results" / "study.zarr"
+    files = [path.relative_to(store) for path in store.rglob("*") if path.is_file()]
+    of_groups = [path for path in files if path.parts[0] not in ("structure", "vertex", "ijk")]
+    assert len(of_groups) == priced["files_to_write"]
 
 
 def test_an_interrupted_run_tells_what_it_did(study_file: Path) -> None:

@@ -22,7 +22,7 @@ from hpcenc.tasks.fitting import FitBlock
 from hpcenc.tasks.models import catalogue
 from hpcenc.tasks.models.catalogue import ModelSpec
 from hpcenc.tasks.operator_task import MakeOperators
-from hpcenc.tasks.plan import Plan, Stage, planned_bytes
+from hpcenc.tasks.plan import Plan, Stage, planned_bytes, planned_files
 from hpcenc.tasks.planner import make_plan
 from hpcenc.tasks.selection import select_feature_sets
 
@@ -70,6 +70,7 @@ class Files:
     place: str = "/data"
     checkpoints: Mapping[str, str] = field(default_factory=dict)
     damaged: tuple[str, ...] = ()
+    n_voxels: int = N_VOXELS
 
 
 def facts_of(study: Study, files: Files) -> StudyFacts:
@@ -113,13 +114,13 @@ def facts_of(study: Study, files: Files) -> StudyFacts:
             (subject, run): BoldHeader(
                 path=place / f"bold/{subject}/{run}.npy",
                 n_trs=n_trs,
-                n_voxels=N_VOXELS,
+                n_voxels=files.n_voxels,
                 dtype=np.dtype("<f4"),
                 offset=128,
                 layout="trs",
                 slope=1.0,
                 inter=0.0,
-                size=128 + 4 * n_trs * N_VOXELS,
+                size=128 + 4 * n_trs * files.n_voxels,
                 mtime_ns=files.mtime_ns.get(f"{subject}/{run}", 1),
                 header_digest="0" * 64,
             )
@@ -127,7 +128,7 @@ def facts_of(study: Study, files: Files) -> StudyFacts:
             for run, n_trs in N_TRS.items()
             if f"{subject}/{run}" not in files.damaged
         },
-        voxels=VoxelAxis.from_count(N_VOXELS),
+        voxels=VoxelAxis.from_count(files.n_voxels),
     )
 
 
@@ -386,6 +387,16 @@ def test_planned_bytes_are_those_of_the_arrays(tmp_path: Path) -> None:
     weights = 4 * 7 * 3 * N_VOXELS
     operators = n_rows + 8 * 20 + 2 * 8 * 7
     assert planned_bytes(plan.groups) == 4 * n_rows * 7 + operators + 2 * (scores + weights)
+
+
+def test_the_fits_of_the_reference_study_are_at_most_40_000_files(tmp_path: Path) -> None:
+    edits = {"subjects.ids": [f"s{place}" for place in range(176)], "fit.block": 10_000}
+    models = "beats,clip,cavmae,beats+clip"
+    plan = plan_of(tmp_path, {**edits, "fit.weights": "primal"}, Files(n_voxels=59_412), models)
+    fits = [spec for spec in plan.groups if spec.group.startswith("fits/")]
+    assert len(fits) == 176 * 4
+    assert planned_files(fits) <= 40_000
+    assert sum(spec.arrays["weights"].n_files for spec in fits) <= 17_000
 
 
 GOLDEN = {
