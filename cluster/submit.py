@@ -121,18 +121,25 @@ def choose_subjects(study: Study, subjects: str) -> Study:
 def price(prepared: Prepared) -> dict[str, Any]:
     """What a run would do: units by stage; groups new, reused, recomputed and left over; files, bytes."""
     store = prepared.study.store_path
-    pending = {stage.name: stage for stage in prepared.plan.pending(store)}
     states: dict[str, list[GroupSpec]] = {}
     for spec in prepared.plan.groups:
         states.setdefault(group_state(store, spec), []).append(spec)
-    to_write = states.get("absent", []) + states.get("other", [])
+    to_do = {
+        stage.name: [unit for task in stage.tasks for unit in task.units if not unit.done(store)]
+        for stage in prepared.plan.pending(store)
+    }
+    # A group that an interrupted run began counts whole.
+    unfinished = {unit.group for units in to_do.values() for unit in units}
+    to_write = [
+        *states.get("absent", []),
+        *states.get("other", []),
+        *(spec for spec in states.get("current", []) if spec.group in unfinished),
+    ]
     return {
         "stages": {
             stage.name: {
                 "units": sum(len(task.units) for task in stage.tasks),
-                "to_do": sum(
-                    not unit.done(store) for task in pending[stage.name].tasks for unit in task.units
-                ),
+                "to_do": len(to_do[stage.name]),
             }
             for stage in prepared.plan.stages
         },

@@ -104,6 +104,19 @@ def test_a_price_counts_the_files_that_a_run_leaves_in_the_store(study_file: Pat
     assert len(of_groups) == priced["files_to_write"]
 
 
+def test_a_price_counts_what_an_interrupted_run_left(study_file: Path) -> None:
+    def stop_before_fits(event: dict[str, Any]) -> None:
+        if event.get("stage") == "fit":
+            raise KeyboardInterrupt
+
+    whole = price(prepare(study_file))
+    submit(prepare(study_file), "serial", (), stop_before_fits)
+    left = price(prepare(study_file))
+    assert left["stages"]["fit"]["to_do"] == 3
+    assert 0 < left["files_to_write"] < whole["files_to_write"]
+    assert 0 < left["bytes_to_write"] < whole["bytes_to_write"]
+
+
 def test_an_interrupted_run_tells_what_it_did(study_file: Path) -> None:
     result = submit(prepare(study_file), "serial", ("submit", "--x"), stop_before_report)
     assert (result.exit_status, result.units_done, result.report) == (3, 7, None)
