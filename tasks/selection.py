@@ -73,12 +73,12 @@ def select_feature_sets(study: Study, models: str = "all", layers: str = "defaul
         joined by commas; ``a+b`` is the sum of two.
     layers : str
         ``default`` (one layer a model), ``all`` (every depth; sums pair equal depths), or
-        ``MODEL/LAYER`` joined by commas.
+        ``MODEL/LAYER`` joined by commas, of models that the feature sets use.
 
     Raises
     ------
     StudyError
-        All unknown names at once.
+        All wrong names at once.
     """
     known = (*catalogue.MODELS, *study.feature_files)
     names = (*REFERENCE_SETS, *study.feature_files) if models == "all" else _split(models)
@@ -93,7 +93,7 @@ def select_feature_sets(study: Study, models: str = "all", layers: str = "defaul
     problems += [f"--models: {name!r} is named twice" for name in set(names) if names.count(name) > 1]
     if not names:
         problems.append("--models: empty; give `all` or names such as `beats,clip`")
-    chosen = {} if layers in ("default", "all") else _chosen_layers(study, layers, problems)
+    chosen = {} if layers in ("default", "all") else _chosen_layers(study, names, layers, problems)
     if problems:
         raise StudyError(problems)
     return tuple(_feature_set(study, name, layers, chosen) for name in names)
@@ -103,7 +103,10 @@ def _split(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def _chosen_layers(study: Study, layers: str, problems: list[str]) -> dict[str, tuple[str, ...]]:
+def _chosen_layers(
+    study: Study, names: tuple[str, ...], layers: str, problems: list[str]
+) -> dict[str, tuple[str, ...]]:
+    used = [model for model in catalogue.MODELS if any(model in name.split("+") for name in names)]
     chosen: dict[str, tuple[str, ...]] = {}
     for part in _split(layers):
         model, _, layer = part.partition("/")
@@ -112,8 +115,13 @@ def _chosen_layers(study: Study, layers: str, problems: list[str]) -> dict[str, 
                 f"--layers: {part!r} is not MODEL/LAYER, such as beats/12, nor `default` or `all`"
             )
         elif layer not in catalogue.all_layer_names(model, study.models.n_layers):
-            names = ", ".join(catalogue.all_layer_names(model, study.models.n_layers))
-            problems.append(f"--layers: {model} has no layer {layer!r}; it has {names}")
+            known = ", ".join(catalogue.all_layer_names(model, study.models.n_layers))
+            problems.append(f"--layers: {model} has no layer {layer!r}; it has {known}")
+        elif model not in used:
+            problems.append(
+                f"--layers: {part!r} is a layer of {model}, which no chosen feature set uses; expected "
+                f"layers of {', '.join(used) or 'no model'}. Add {model} to --models, or leave {part!r} out."
+            )
         else:
             chosen[model] = (*chosen.get(model, ()), layer)
     return chosen

@@ -82,6 +82,7 @@ def test_an_absent_study_file_is_refused(hpcenc: Hpcenc, study_file: Path) -> No
         (("--models", "nosuch"), ("--models", "'nosuch'", "mylab")),
         (("--subjects", "s9"), ("--subjects", "'s9'", "s1, s2")),
         (("--layers", "clip/99"), ("--layers", "'99'", "embedding")),
+        (("--models", "mylab", "--layers", "clip/3"), ("'clip/3'", "no chosen feature set uses", "--models")),
     ],
 )
 def test_a_wrong_choice_is_refused(

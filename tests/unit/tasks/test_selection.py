@@ -61,6 +61,11 @@ def test_named_layers_are_taken_and_other_models_keep_their_default() -> None:
     assert chosen == {"beats": ["beats/3", "beats/6"], "clip": ["clip/embedding"]}
 
 
+def test_a_model_in_a_sum_is_one_whose_layers_can_be_named() -> None:
+    chosen = layers(select_feature_sets(study(), "beats+mylab", "beats/3"))
+    assert chosen == {"beats+mylab": ["beats/3+mylab/values"]}
+
+
 def test_untrained_models_are_named_so_and_files_are_not() -> None:
     untrained = study(models={"weights": "untrained", "seed": 3})
     labels = [chosen.label for chosen in select_feature_sets(untrained)]
@@ -98,6 +103,7 @@ def test_modality_follows_the_sources(name: str, modality: str) -> None:
         (" , ", "default", "empty"),
         ("clip", "nosuch/1", "nosuch/1"),
         ("clip", "clip/99", "no layer '99'; it has 1, 2, 3"),
+        ("clip,mylab", "clip/3,beats/3", "'beats/3' .* no chosen feature set uses; expected layers of clip"),
         ("beats+clip", "beats/3,beats/6,clip/1,clip/2,clip/3", "equally many layers"),
     ],
 )
