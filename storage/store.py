@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import zarr
@@ -64,7 +64,7 @@ class Store:
                 "Read it with the hpcenc that wrote it, or name another store in the study file."
             )
         self.attributes = attributes
-        self._arrays: dict[str, Any] = {}
+        self._arrays: dict[tuple[str, str], Any] = {}
 
     @classmethod
     def create(cls, path: Path, attributes: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Store:
@@ -118,7 +118,7 @@ class Store:
         else:
             self._create_group(spec, final)
         sync(final.parent)
-        self._arrays = {key: value for key, value in self._arrays.items() if not key.startswith(spec.group)}
+        self._arrays.clear()  # they may be of the group that was here before
         return state
 
     def _create_group(self, spec: GroupSpec, final: Path) -> None:
@@ -192,17 +192,20 @@ class Store:
         return attributes
 
     def array(self, path: str) -> Any:
-        """The zarr array at a path, opened once."""
-        if path not in self._arrays:
+        """The zarr array at a path, read-only and opened once; only `write` changes arrays."""
+        return self._open(path, "r")
+
+    def _open(self, path: str, mode: Literal["r", "r+"]) -> Any:
+        if (path, mode) not in self._arrays:
             try:
-                self._arrays[path] = zarr.open_array(str(self.path / path), mode="r+")
+                self._arrays[path, mode] = zarr.open_array(str(self.path / path), mode=mode)
             except FileNotFoundError:
                 raise StoreError(f"{self.path}: no array {path!r}.") from None
             except (ValueError, TypeError, KeyError) as error:
                 raise StoreError(
                     f"{self.path / path}: damaged metadata ({error}). Remove its group and submit again."
                 ) from error
-        return self._arrays[path]
+        return self._arrays[path, mode]
 
     def write(self, path: str, selection: Selection, values: NDArray[Any]) -> None:
         """Write whole shards (or chunks), and bring them to the disk.
@@ -221,7 +224,7 @@ class Store:
         StoreError
             If the selection is not whole shards, or the values have another shape.
         """
-        array = self.array(path)
+        array = self._open(path, "r+")
         shape = []
         for axis, (part, size, step) in enumerate(zip(selection, array.shape, _steps(array), strict=True)):
             start, stop, _ = part.indices(size)

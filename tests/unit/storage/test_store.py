@@ -322,6 +322,28 @@ def test_a_flipped_bit_is_an_error_and_never_data(store: Store, path: str) -> No
             store.read(path)
 
 
+def test_readers_open_read_only(store: Store) -> None:
+    before = contents(store.path)
+    store.read(f"{FIT}/r")
+    with pytest.raises(ValueError, match="read-only"):
+        store.array(f"{FIT}/r")[...] = 0
+    assert contents(store.path) == before
+
+
+def test_a_reader_without_permission_to_write_changes_nothing(store: Store) -> None:
+    paths = [store.path, *store.path.rglob("*")]
+    for path in paths:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    before = {path: path.stat().st_mtime_ns for path in paths}
+    reader = Store(store.path)
+    for path in KINDS:
+        group, _, name = path.rpartition("/")
+        np.testing.assert_array_equal(reader.read(path), values_for(SPECS[group].arrays[name]))
+    for path in paths:
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    assert {path: path.stat().st_mtime_ns for path in [store.path, *store.path.rglob("*")]} == before
+
+
 def test_chunks_that_are_not_asked_for_are_not_looked_at(store: Store) -> None:
     chunk_files(store.path / FIT / "weights")[2].unlink()
     first = (ALL, ALL, ALL, slice(0, 5_000))
