@@ -157,7 +157,12 @@ def status(study: StudyFile = STUDY_NAME, as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def report(study: StudyFile = STUDY_NAME) -> None:
+def report(
+    study: StudyFile = STUDY_NAME,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder to write; beside the store if left out.")
+    ] = None,
+) -> None:
     """Write the report of what is in the store, without computing anything."""
     from hpcenc.cluster.run_folder import RunFolder
     from hpcenc.cluster.status import read_status
@@ -167,7 +172,8 @@ def report(study: StudyFile = STUDY_NAME) -> None:
     with _clear_errors():
         loaded = load_study(study)
         found = read_status(loaded)
-        written = build_report(loaded, found.run, RunFolder(Path(found.folder)).events(), found.set_aside)
+        events = RunFolder(Path(found.folder)).events()
+        written = build_report(loaded, found.run, events, found.set_aside, output)
     print(f"report   {written.files.html}")
 
 

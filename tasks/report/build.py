@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,13 @@ class Report:
     damaged: tuple[str, ...]
 
 
-def build_report(study: Study, run: Mapping[str, Any], events: Events, set_aside: Sequence[str]) -> Report:
+def build_report(
+    study: Study,
+    run: Mapping[str, Any],
+    events: Events,
+    set_aside: Sequence[str],
+    folder: Path | None = None,
+) -> Report:
     """Write the report of everything that is in a store.
 
     Parameters
@@ -50,6 +57,8 @@ def build_report(study: Study, run: Mapping[str, Any], events: Events, set_aside
         What happened in it.
     set_aside : sequence of str
         Subjects, runs and tasks that were set aside, each with the reason.
+    folder : Path, optional
+        Where to write it; beside the store if absent.
 
     Raises
     ------
@@ -74,7 +83,7 @@ def build_report(study: Study, run: Mapping[str, Any], events: Events, set_aside
         facts=Facts(_facts(store, found, origins, run, list(events), [*set_aside, *damaged])),
         warnings=(*(f"Set aside: {reason}" for reason in (*set_aside, *damaged)), *origin_warnings(origins)),
     )
-    return Report(write_report(data, report_folder(study.store_path)), damaged)
+    return Report(write_report(data, folder or report_folder(study.store_path)), damaged)
 
 
 def _reading_order(scores: Scores) -> int:

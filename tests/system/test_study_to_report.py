@@ -72,6 +72,27 @@ def test_the_same_command_again_computes_nothing_and_writes_the_report_again(
     assert Path(first["report"]).is_file()
 
 
+def test_a_report_of_results_that_may_only_be_read_is_written_elsewhere(
+    hpcenc: Hpcenc, study_file: Path
+) -> None:
+    first = json.loads(hpcenc("submit", "--profile", "serial", "--json").stdout)
+    results = study_file.parent / "results"
+    paths = [results, *results.rglob("*")]
+    for path in paths:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    before = {path: path.stat().st_mtime_ns for path in paths}
+    elsewhere = study_file.parent / "elsewhere"
+    result = hpcenc("report", "--output", str(elsewhere))
+    for path in paths:
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"report   {elsewhere / 'report.html'}\n"
+    for table in (Path(first["report"]).parent / "tables").iterdir():
+        assert (elsewhere / "tables" / table.name).read_bytes() == table.read_bytes()
+    # Root may write everywhere, so that times are what tells.
+    assert {path: path.stat().st_mtime_ns for path in [results, *results.rglob("*")]} == before
+
+
 @pytest.fixture
 def movie_study(study_file: Path) -> Path:
     """Three movies of noise that changes every second, and BOLD of one subject on part of a cortex."""
