@@ -25,7 +25,7 @@ from hpcenc.storage.study import Study, load_study
 from hpcenc.tasks.backends import resolve_backend
 from hpcenc.tasks.facts import StudyFacts
 from hpcenc.tasks.inspection import check_store, digest_memory, inspect
-from hpcenc.tasks.plan import Plan, planned_bytes, planned_files
+from hpcenc.tasks.plan import Plan, planned_files
 from hpcenc.tasks.planner import make_plan
 from hpcenc.tasks.records import Deadline, one_line
 from hpcenc.tasks.selection import FeatureSet, select_feature_sets
@@ -124,17 +124,7 @@ def price(prepared: Prepared) -> dict[str, Any]:
     states: dict[str, list[GroupSpec]] = {}
     for spec in prepared.plan.groups:
         states.setdefault(group_state(store, spec), []).append(spec)
-    to_do = {
-        stage.name: [unit for task in stage.tasks for unit in task.units if not unit.done(store)]
-        for stage in prepared.plan.pending(store)
-    }
-    # A group that an interrupted run began counts whole.
-    unfinished = {unit.group for units in to_do.values() for unit in units}
-    to_write = [
-        *states.get("absent", []),
-        *states.get("other", []),
-        *(spec for spec in states.get("current", []) if spec.group in unfinished),
-    ]
+    to_do = {stage.name: stage.units_left(store) for stage in prepared.plan.pending(store)}
     return {
         "stages": {
             stage.name: {
@@ -147,8 +137,8 @@ def price(prepared: Prepared) -> dict[str, Any]:
         "reused": [spec.group for spec in states.get("current", []) + states.get("superseded", [])],
         "recomputed": [spec.group for spec in states.get("other", [])],
         "left_over": _left_over(prepared),
-        "files_to_write": planned_files(to_write),
-        "bytes_to_write": planned_bytes(to_write),
+        "files_to_write": planned_files(prepared.plan.groups_to_write(store)),
+        "bytes_to_write": prepared.plan.bytes_to_write(store),
         "set_aside": list(prepared.plan.set_aside),
         "backend": prepared.backend,
         "store": str(store),

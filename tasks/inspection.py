@@ -14,7 +14,7 @@ from hpcenc.storage.bold import BoldHeader, find_bold, read_axes, read_header
 from hpcenc.storage.digests import FileDigests
 from hpcenc.storage.errors import BoldError, StudyError
 from hpcenc.storage.feature_files import read_feature_file
-from hpcenc.storage.groups import group_attributes, group_state
+from hpcenc.storage.groups import group_attributes
 from hpcenc.storage.layout import LAYOUT_VERSION, cache_folder
 from hpcenc.storage.study import Run, Study
 from hpcenc.storage.voxels import VoxelAxis
@@ -22,7 +22,7 @@ from hpcenc.tasks.extraction import needs_audio
 from hpcenc.tasks.facts import FeatureFileFacts, ModelFacts, MovieFacts, StudyFacts
 from hpcenc.tasks.models import catalogue
 from hpcenc.tasks.models.catalogue import ModelSpec
-from hpcenc.tasks.plan import Plan, planned_bytes
+from hpcenc.tasks.plan import Plan
 from hpcenc.tasks.selection import FeatureSet
 
 TR_TOLERANCE_S = 1e-3
@@ -281,9 +281,7 @@ def check_store(study: Study, voxels: VoxelAxis, plan: Plan) -> None:
                 "than the study names now. Choose another place for this study's store."
             )
     if not problems:
-        # What is made under a new digest needs its own place: the old one moves aside.
-        new = [spec for spec in plan.groups if group_state(path, spec) in ("absent", "other")]
-        wanted, free = planned_bytes(new), shutil.disk_usage(parent).free
+        wanted, free = plan.bytes_to_write(path), shutil.disk_usage(parent).free
         if wanted > free:
             problems.append(
                 f"store: {parent} has {free / 1e9:.1f} GB free, the plan writes {wanted / 1e9:.1f} GB. "

@@ -184,6 +184,42 @@ def from_arrays(arrays: Mapping[str, NDArray[Any]]) -> FoldOperators:
     return FoldOperators(**{name: arrays[name] for name in _OUTER_ARRAYS}, inner=inner)
 
 
+def operator_bytes(
+    fold: OuterFold,
+    n_columns: int,
+    alpha_exponents: Sequence[float] | NDArray[np.float64],
+    basis_tolerance: float = 1e-5,
+) -> int:
+    """Bytes of the arrays that `make_operators` will make in float32, at most: for plans, without a kernel.
+
+    Parameters
+    ----------
+    fold : OuterFold
+    n_columns : int
+        Columns of the delayed design, constant ones included.
+    alpha_exponents, basis_tolerance
+        As `make_operators` takes them.
+
+    Returns
+    -------
+    int
+        Up to twice too many where features have full rank: the bases of steep spectra are half their bound.
+    """
+    n_train, n_test = int(fold.train.sum()), int(fold.test.sum())
+    rank = min(n_columns, n_train - 1)
+    n_matrix = rank * (n_train + n_test)
+    n_vector = n_train + n_test + rank + len(alpha_exponents)
+    for validation in fold.inner:
+        n_val = int(validation.sum())
+        n_training = n_train - n_val
+        inner_rank = min(n_columns, n_training - 1)
+        n_basis = min(_largest_basis(alpha_exponents, basis_tolerance), inner_rank)
+        n_outputs = n_basis * n_val
+        n_matrix += min(n_training * n_outputs, inner_rank * (n_training + n_outputs))
+        n_vector += n_train + len(alpha_exponents) * n_basis
+    return 4 * n_matrix + 8 * n_vector
+
+
 _OUTER_ARRAYS = ("train_rows", "test_rows", "eigenvectors", "eigenvalues", "test_operator", "alphas")
 _INNER_ARRAYS = ("train_rows", "val_rows", "projection", "operator", "coefficients")
 
@@ -257,3 +293,14 @@ def _filter_basis(
     left, singular, right = np.linalg.svd(exact / scale, full_matrices=False)
     n_basis = max(1, int(np.count_nonzero(singular > tolerance * singular[0])))
     return right[:n_basis], scale * left[:, :n_basis] * singular[:n_basis]
+
+
+def _largest_basis(exponents: Sequence[float] | NDArray[np.float64], tolerance: float) -> int:
+    """Most filters that `_filter_basis` keeps, whatever the eigenvalues and norms.
+
+    The filters are a Cauchy matrix with scaled rows and columns, whose singular value k + 1 is at most
+    ``4 * exp(-pi**2 * k / log(16 * ratio))`` of the first; ``ratio`` is that of the largest alpha to the
+    smallest (Beckermann and Townsend 2019, SIAM Review 61, 319-344). 25 for the defaults and many alphas.
+    """
+    log_ratio = np.log(10) * (exponents[-1] - exponents[0])
+    return min(len(exponents), int(np.ceil(np.log(4 / tolerance) * (np.log(16) + log_ratio) / np.pi**2)))

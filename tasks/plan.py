@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from hpcenc.storage.groups import GroupSpec
+from hpcenc.storage.groups import GroupSpec, group_state
 from hpcenc.tasks.records import Task, Unit
 
 
@@ -31,6 +31,10 @@ class Stage:
     worker: Literal["cpu", "gpu"]
     tasks: tuple[Task, ...]
     lasting: bool
+
+    def units_left(self, store: Path) -> list[Unit]:
+        """Units of its tasks that are not done."""
+        return [unit for task in self.tasks for unit in task.units if not unit.done(store)]
 
 
 @dataclass(frozen=True)
@@ -59,15 +63,27 @@ class Plan:
             stages.append(Stage(stage.name, stage.worker, tuple(tasks), stage.lasting))
         return tuple(reversed(stages))
 
+    def groups_to_write(self, store: Path) -> tuple[GroupSpec, ...]:
+        """Groups that are not whole yet; one that an interrupted run began counts whole."""
+        unfinished = {unit.group for stage in self.pending(store) for unit in stage.units_left(store)}
+        # What is made under a new digest needs its own place: the old one moves aside.
+        return tuple(
+            spec
+            for spec in self.groups
+            if (state := group_state(store, spec)) in ("absent", "other")
+            or (state == "current" and spec.group in unfinished)
+        )
+
+    def bytes_to_write(self, store: Path) -> int:
+        """Bytes of the groups that are not whole yet, and of what tasks keep beside the store, at most."""
+        stored = sum(array.n_bytes for spec in self.groups_to_write(store) for array in spec.arrays.values())
+        left = [unit for stage in self.pending(store) for unit in stage.units_left(store)]
+        return stored + sum(unit.cached_bytes for unit in left)
+
     @cached_property
     def n_units(self) -> int:
         """Units of all tasks."""
         return sum(len(task.units) for stage in self.stages for task in stage.tasks)
-
-
-def planned_bytes(groups: Iterable[GroupSpec]) -> int:
-    """Bytes of arrays that groups will hold."""
-    return sum(array.n_bytes for group in groups for array in group.arrays.values())
 
 
 def planned_files(groups: Iterable[GroupSpec]) -> int:

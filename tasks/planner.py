@@ -26,6 +26,7 @@ from hpcenc.tasks.facts import StudyFacts
 from hpcenc.tasks.folds import RowPolicy, RunRows
 from hpcenc.tasks.models import catalogue
 from hpcenc.tasks.operator_task import Rows
+from hpcenc.tasks.operators import operator_bytes
 from hpcenc.tasks.plan import Plan, Stage
 from hpcenc.tasks.records import Task, Unit
 from hpcenc.tasks.selection import FILE_LAYER, FeatureSet, FeatureSpace, Variant
@@ -240,10 +241,13 @@ class _Planner:
             key = digest(inputs)
             group = operators_group(key)
             folder = operators_folder(self.study.store_path, key)
-            unit = Unit(group, 0, key, cached=folder)
+            n_features = sum(space.n_features for space in spaces)
+            n_bytes = operator_bytes(
+                outer, n_features * len(rows.delays), fit.exponents(), fit.basis_tolerance
+            )
+            unit = Unit(group, 0, key, cached=folder, cached_bytes=n_bytes)
             units.append(unit)
             if group not in self.groups:
-                n_features = sum(space.n_features for space in spaces)
                 arrays = operator_task.operator_arrays(rows.n_trs, fit.n_alphas, n_features)
                 attributes = {
                     **inputs,

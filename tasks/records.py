@@ -32,12 +32,15 @@ class Unit:
         Of everything that decides the group's content.
     cached : Path or None
         A folder outside the store that the unit also made and that must still be there.
+    cached_bytes : int
+        What that folder takes on the disk, at most.
     """
 
     group: str
     index: int
     digest: str
     cached: Path | None = None
+    cached_bytes: int = 0
 
     def done(self, store: Path) -> bool:
         """Whether the unit is complete."""

@@ -15,8 +15,11 @@ from hpcenc.storage.store import Store
 from hpcenc.storage.study import Study, parse_study
 from hpcenc.storage.voxels import VoxelAxis
 from hpcenc.tasks.facts import StudyFacts
+from hpcenc.tasks.folds import RowPolicy
 from hpcenc.tasks.inspection import check_store, digest_memory, inspect
-from hpcenc.tasks.plan import Plan
+from hpcenc.tasks.operator_task import MakeOperators, Rows
+from hpcenc.tasks.plan import Plan, Stage
+from hpcenc.tasks.records import Unit
 from hpcenc.tasks.selection import select_feature_sets
 
 AXIS = VoxelAxis.from_count(20)
@@ -151,6 +154,17 @@ def test_a_store_of_another_layout_is_refused(folder: Path) -> None:
 def test_more_bytes_than_the_disk_has_are_refused(folder: Path) -> None:
     with pytest.raises(StudyError, match=r"the plan writes 4000000\.0 GB"):
         check_store(study_in(folder), AXIS, plan_of(group(10**15)))
+
+
+def test_operators_beside_the_store_need_space_too(folder: Path) -> None:
+    unit = Unit("operators/o", 0, "d" * 64, cached=folder / "cache", cached_bytes=4 * 10**15)
+    rows = Rows((), (1,), RowPolicy(), "single", ("A",))
+    task = MakeOperators(
+        unit=unit, rows=rows, fold=0, spaces=(), alpha_exponents=(0.0,), basis_tolerance=1e-5, folder=folder
+    )
+    plan = Plan((Stage("operators", "cpu", (task,), lasting=True),), (), ())
+    with pytest.raises(StudyError, match=r"the plan writes 4000000\.0 GB"):
+        check_store(study_in(folder), AXIS, plan)
 
 
 def test_bytes_that_are_written_already_are_not_asked_for_again(folder: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 from hpcenc.storage.design import delayed_design, standardise
 from hpcenc.tasks.folds import RowPolicy, RunRows, outer_folds, run_onsets
 from hpcenc.tasks.gram import base_gram, window_gram
-from hpcenc.tasks.operators import from_arrays, make_operators, ops_to_device, to_arrays
+from hpcenc.tasks.operators import from_arrays, make_operators, operator_bytes, ops_to_device, to_arrays
 
 RUNS = (RunRows("a", 60, rest=((0, 8),)), RunRows("b", 45), RunRows("c", 55), RunRows("d", 50))
 DELAYS = (1, 2, 3)
@@ -129,3 +129,19 @@ def test_every_matrix_and_no_row_index_moves_to_the_device(fold):
     assert set(moved) == {id(array) for name, array in arrays.items() if name not in stays}
     assert len(moved) == len(arrays) - len(stays)
     assert again.train_rows is ops.train_rows
+
+
+def planned_and_made(fold, n_features, exponents, tolerance):
+    kernel, design = kernel_and_design(fold, n_features)
+    made = to_arrays(make_operators(kernel, fold, exponents, tolerance))
+    planned = operator_bytes(fold, design.shape[1], exponents, tolerance)
+    return planned, sum(array.nbytes for array in made.values())
+
+
+@pytest.mark.parametrize("n_features", [1, 5, 30, 100])
+@pytest.mark.parametrize("n_alphas", [1, 20, 200])
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-5])
+def test_planned_bytes_are_enough_and_not_twice_too_many(fold, n_features, n_alphas, tolerance):
+    exponents = np.linspace(-2, 5, n_alphas) if n_alphas > 1 else np.zeros(1)
+    planned, made = planned_and_made(fold, n_features, exponents, tolerance)
+    assert made <= planned <= 2 * made

@@ -22,7 +22,7 @@ from hpcenc.tasks.fitting import FitBlock
 from hpcenc.tasks.models import catalogue
 from hpcenc.tasks.models.catalogue import ModelSpec
 from hpcenc.tasks.operator_task import MakeOperators
-from hpcenc.tasks.plan import Plan, Stage, planned_bytes, planned_files
+from hpcenc.tasks.plan import Plan, Stage, planned_files
 from hpcenc.tasks.planner import make_plan
 from hpcenc.tasks.selection import select_feature_sets
 
@@ -380,13 +380,30 @@ def test_subjects_of_the_same_runs_share_operators(tmp_path: Path) -> None:
     assert len(plan_of(tmp_path, files=Files(damaged=("s2/A",))).stages[2].tasks) == 6
 
 
-def test_planned_bytes_are_those_of_the_arrays(tmp_path: Path) -> None:
+def test_bytes_to_write_are_those_of_the_arrays_and_of_the_operators_beside_the_store(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, models="mylab")
     n_rows = sum(N_TRS.values())
     scores = 5 * 4 * N_VOXELS
     weights = 4 * 7 * 3 * N_VOXELS
     operators = n_rows + 8 * 20 + 2 * 8 * 7
-    assert planned_bytes(plan.groups) == 4 * n_rows * 7 + operators + 2 * (scores + weights)
+    (unit,) = (unit for task in plan.stages[2].tasks for unit in task.units)
+    arrays = 4 * n_rows * 7 + operators + 2 * (scores + weights)
+    assert plan.bytes_to_write(tmp_path / "absent.zarr") == arrays + unit.cached_bytes
+    # 240 training rows of 21 columns: far fewer columns than rows, so that there are projections.
+    assert 21 * 4 * 240 < unit.cached_bytes < 20 * 4 * 240**2
+
+
+def test_operators_that_need_not_be_made_are_no_bytes_to_write(tmp_path: Path) -> None:
+    store, plan = tmp_path / "results" / "study.zarr", plan_of(tmp_path, models="mylab")
+    before = plan.bytes_to_write(store)
+    (unit,) = (unit for task in plan.stages[2].tasks for unit in task.units)
+    finish(plan, store)
+    assert plan.bytes_to_write(store) == before - unit.cached_bytes
+    assert unit.cached is not None
+    unit.cached.rmdir()  # as no fit is left, nothing needs them
+    assert plan.bytes_to_write(store) == before - unit.cached_bytes
+    (store / "fits/mylab/s1/done/1").unlink()
+    assert plan.bytes_to_write(store) == before
 
 
 def test_the_fits_of_the_reference_study_are_at_most_40_000_files(tmp_path: Path) -> None:
