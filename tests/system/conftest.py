@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -132,3 +137,93 @@ def units_run() -> Callable[[Path], list[list[str]]]:
         return runs
 
     return read
+
+
+@pytest.fixture(scope="session")
+def killed_submit() -> Iterator[Callable[..., int]]:
+    """Submit a study in a process that is killed: ``killed_submit(study_file, pattern=, nth=, how=)``.
+
+    The kill comes when a path like the pattern is touched for the n-th time, at once or in mid-file
+    (``how`` is ``kill`` or ``half``); without a pattern, as the report begins. Gives the exit status.
+    """
+    with subprocess.Popen(
+        [sys.executable, Path(__file__).with_name("killed_submits.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as process:
+        assert process.stdin is not None
+
+        def run(study_file: Path, models: str = "all", **job: Any) -> int:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            job |= {"study": str(study_file), "models": models}
+            print(json.dumps(job), file=process.stdin, flush=True)
+            return int(process.stdout.readline())
+
+        yield run
+        process.stdin.close()
+
+
+@pytest.fixture(scope="session")
+def fill_undisturbed(
+    killed_submit: Callable[..., int], tree: Callable[[Path], dict[str, bytes]]
+) -> Callable[..., tuple[dict[str, bytes], int]]:
+    """Fill a store in one go: its files, and how many times the run touched paths like the pattern."""
+
+    def fill(study_file: Path, pattern: str = "", models: str = "all") -> tuple[dict[str, bytes], int]:
+        study = with_results(study_file, "undisturbed")
+        count = study_file.with_name("count")
+        status = killed_submit(study, models, pattern=pattern, count=str(count))
+        assert status == -signal.SIGKILL  # as it begins the report
+        return tree(study_file.parent / "undisturbed" / "study.zarr"), int(count.read_text())
+
+    return fill
+
+
+@pytest.fixture(scope="session")
+def check_resumes(
+    killed_submit: Callable[..., int],
+    tree: Callable[[Path], dict[str, bytes]],
+    units_run: Callable[[Path], list[list[str]]],
+) -> Callable[..., None]:
+    """Kill a run, start it again, and compare with the undisturbed one of the same study file."""
+
+    def check(
+        study_file: Path, name: str, wanted: dict[str, bytes], models: str = "all", **kill: Any
+    ) -> None:
+        study, results = with_results(study_file, name), study_file.parent / name
+        store = results / "study.zarr"
+        status = killed_submit(study, models, **kill)
+        assert status == (-signal.SIGXFSZ if kill["how"] == "half" else -signal.SIGKILL)
+        done_before = marked(store)
+        assert len(done_before) < len(marked(study_file.parent / "undisturbed" / "study.zarr")), (
+            "killed too late"
+        )
+        n_runs = len(list((results / "study.runs").glob("*")))
+        assert killed_submit(study, models) == -signal.SIGKILL  # as it begins the report: arrays are complete
+        assert tree(store) == wanted
+        redone = set(units_run(results)[n_runs])
+        assert not redone & done_before
+        assert redone | done_before == marked(store)
+        leftovers = [
+            path for path in results.rglob("*") if path.name.startswith(".") or path.suffix == ".partial"
+        ]
+        assert not leftovers
+        shutil.rmtree(results)
+
+    return check
+
+
+def with_results(study_file: Path, name: str) -> Path:
+    """The same study with another place for its results."""
+    path = study_file.with_name(f"{name}.toml")
+    path.write_text(f'store = "{name}/study.zarr"\n{study_file.read_text()}')
+    return path
+
+
+def marked(store: Path) -> set[str]:
+    """Units that have a mark."""
+    marks = store.glob("*/**/done/*")
+    return {f"{mark.parent.parent.relative_to(store)}#{mark.name}" for mark in marks if mark.name.isdigit()}

@@ -1,22 +1,16 @@
-"""What can be stopped is stopped, and the same command again gives the same bytes.
-
-This file is also a program: it imports hpcenc once and runs each job of its input in a forked child, which
-the job may have killed at a moment of its choice.
-"""
+"""What can be stopped is stopped, and the same command again gives the same bytes."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-import resource
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +25,8 @@ from hpcenc.storage.store import Store
 
 Tree = Callable[[Path], dict[str, bytes]]
 UnitsRun = Callable[[Path], list[list[str]]]
+KilledSubmit = Callable[..., int]
+Filled = tuple[dict[str, bytes], int]
 
 N_MOMENTS = 20
 MOMENT_SEED = 20
@@ -50,137 +46,48 @@ NAMED_POINTS = {
 """Where a run is killed: when it touches a path like this for the n-th time, at once or in mid-file."""
 
 
-class Driver:
-    """Runs jobs in forked children of one process that has imported everything."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-
-    def run(self, study: Path, **job: Any) -> int:
-        """Exit status of one submit, negative for the signal that killed it."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        print(json.dumps({"study": str(study), **job}), file=self._process.stdin, flush=True)
-        return int(self._process.stdout.readline())
-
-
-@pytest.fixture(scope="module")
-def driver() -> Iterator[Driver]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        [sys.executable, __file__],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-    ) as process:
-        yield Driver(process)
-        assert process.stdin is not None
-        process.stdin.close()
-
-
 @pytest.fixture
-def undisturbed(study_file: Path, driver: Driver, tree: Tree) -> tuple[dict[str, bytes], int]:
-    """Files of a store that was filled in one go, and how many times the run touched the disk."""
-    study = with_results(study_file, "undisturbed")
-    count = study_file.with_name("count")
-    assert driver.run(study, count=str(count)) == -signal.SIGKILL  # as it begins the report
-    return tree(study_file.parent / "undisturbed" / "study.zarr"), int(count.read_text())
-
-
-def with_results(study_file: Path, name: str) -> Path:
-    """The same study with another place for its results."""
-    path = study_file.with_name(f"{name}.toml")
-    path.write_text(f'store = "{name}/study.zarr"\n{study_file.read_text()}')
-    return path
-
-
-def marked(store: Path) -> set[str]:
-    """Units that have a mark."""
-    marks = store.glob("*/**/done/*")
-    return {f"{mark.parent.parent.relative_to(store)}#{mark.name}" for mark in marks if mark.name.isdigit()}
-
-
-def check_resumes(
-    driver: Driver,
-    study_file: Path,
-    name: str,
-    wanted: dict[str, bytes],
-    tree: Tree,
-    units_run: UnitsRun,
-    **job: Any,
-) -> None:
-    """Kill a run, start it again, and compare with the undisturbed one."""
-    study, results = with_results(study_file, name), study_file.parent / name
-    store = results / "study.zarr"
-    assert driver.run(study, **job) == (-signal.SIGXFSZ if job.get("how") == "half" else -signal.SIGKILL)
-    done_before = marked(store)
-    assert len(done_before) < len(marked(study_file.parent / "undisturbed" / "study.zarr")), "killed too late"
-    n_runs = len(list((results / "study.runs").glob("*")))
-    assert driver.run(study) == -signal.SIGKILL  # as it begins the report: the arrays are complete
-    assert tree(store) == wanted
-    redone = set(units_run(results)[n_runs])
-    assert not redone & done_before
-    assert redone | done_before == marked(store)
-    leftovers = [
-        path for path in results.rglob("*") if path.name.startswith(".") or path.suffix == ".partial"
-    ]
-    assert not leftovers
-    shutil.rmtree(results)
+def undisturbed(study_file: Path, fill_undisturbed: Callable[..., Filled]) -> Filled:
+    """The small study's store, filled in one go."""
+    return fill_undisturbed(study_file)
 
 
 @pytest.mark.parametrize("point", NAMED_POINTS)
 def test_a_run_killed_at_a_named_point_resumes_to_the_same_bytes(
-    point: str,
-    driver: Driver,
-    study_file: Path,
-    undisturbed: tuple[dict[str, bytes], int],
-    tree: Tree,
-    units_run: UnitsRun,
+    point: str, study_file: Path, undisturbed: Filled, check_resumes: Callable[..., None]
 ) -> None:
     pattern, nth, how = NAMED_POINTS[point]
-    job = {"pattern": pattern, "nth": nth, "how": how}
-    check_resumes(driver, study_file, "killed", undisturbed[0], tree, units_run, **job)
+    check_resumes(study_file, "killed", undisturbed[0], pattern=pattern, nth=nth, how=how)
 
 
 def test_a_run_killed_at_seeded_moments_resumes_to_the_same_bytes(
-    driver: Driver,
-    study_file: Path,
-    undisturbed: tuple[dict[str, bytes], int],
-    tree: Tree,
-    units_run: UnitsRun,
+    study_file: Path, undisturbed: Filled, check_resumes: Callable[..., None]
 ) -> None:
     wanted, n_touches = undisturbed
     moments = np.random.default_rng(MOMENT_SEED).choice(n_touches, N_MOMENTS, replace=False)
     for moment in moments.tolist():
-        job = {"pattern": "", "nth": moment + 1, "how": "kill"}
-        check_resumes(driver, study_file, f"moment-{moment}", wanted, tree, units_run, **job)
+        check_resumes(study_file, f"moment-{moment}", wanted, pattern="", nth=moment + 1, how="kill")
 
 
 @pytest.mark.slow
 def test_a_run_killed_at_any_of_many_moments_resumes_to_the_same_bytes(
-    driver: Driver,
-    study_file: Path,
-    undisturbed: tuple[dict[str, bytes], int],
-    tree: Tree,
-    units_run: UnitsRun,
+    study_file: Path, undisturbed: Filled, check_resumes: Callable[..., None]
 ) -> None:
     wanted, n_touches = undisturbed
     for moment in range(0, n_touches, max(1, n_touches // 100)):
-        job = {"pattern": "", "nth": moment + 1, "how": "kill"}
-        check_resumes(driver, study_file, f"moment-{moment}", wanted, tree, units_run, **job)
+        check_resumes(study_file, f"moment-{moment}", wanted, pattern="", nth=moment + 1, how="kill")
 
 
 def test_a_run_killed_again_and_again_ends(
-    driver: Driver,
+    killed_submit: KilledSubmit,
     study_file: Path,
-    undisturbed: tuple[dict[str, bytes], int],
+    undisturbed: Filled,
     tree: Tree,
     hpcenc: Callable[..., Result],
     units_run: UnitsRun,
 ) -> None:
     for _ in range(3):
-        assert driver.run(study_file, pattern=r"/done/\d", nth=4, how="kill") == -signal.SIGKILL
+        assert killed_submit(study_file, pattern=r"/done/\d", nth=4, how="kill") == -signal.SIGKILL
     result = hpcenc("submit", "--profile", "serial")
     assert result.exit_code == 0
     assert tree(study_file.parent / "results" / "study.zarr") == undisturbed[0]
@@ -189,7 +96,7 @@ def test_a_run_killed_again_and_again_ends(
 
 
 def test_workers_killed_and_interrupted_leave_the_bytes_of_a_serial_run(
-    study_file: Path, undisturbed: tuple[dict[str, bytes], int], tree: Tree
+    study_file: Path, undisturbed: Filled, tree: Tree
 ) -> None:
     command = [sys.executable, "-c", "from hpcenc.cli.app import main; main()", "submit", str(study_file)]
     command += ["--profile", "local"]
@@ -311,9 +218,9 @@ def test_what_changed_comes_back_from_beside_the_store(
 
 @pytest.mark.parametrize("damage", ["deleted", "cut"])
 def test_one_damaged_chunk_of_each_array_is_an_error(
-    damage: str, driver: Driver, study_file: Path, tmp_path: Path
+    damage: str, killed_submit: KilledSubmit, study_file: Path, tmp_path: Path
 ) -> None:
-    driver.run(study_file)
+    killed_submit(study_file)
     path = tmp_path / "results" / "study.zarr"
     looked_at = []
     for metadata in sorted(path.rglob("zarr.json")):
@@ -349,68 +256,11 @@ def test_one_damaged_chunk_of_each_array_is_an_error(
 
 
 def test_a_report_of_a_damaged_store_is_refused(
-    driver: Driver, study_file: Path, hpcenc: Callable[..., Result]
+    killed_submit: KilledSubmit, study_file: Path, hpcenc: Callable[..., Result]
 ) -> None:
-    driver.run(study_file)
+    killed_submit(study_file)
     fit = study_file.parent / "results" / "study.zarr" / "fits" / "mylab" / "s1"
     next((fit / "scores").glob("0.*")).unlink()
     result = hpcenc("report")
     assert result.exit_code == 2
     assert "missing" in result.stderr
-
-
-# The program that this file is as well.
-
-
-def _serve() -> None:
-    """Run every job of the input in a forked child, and print how each ended."""
-    import hpcenc.storage.weights
-    import hpcenc.tasks.gram
-    import hpcenc.tasks.operators
-    import hpcenc.tasks.ridge  # noqa: F401  (loaded once, for all children)
-
-    for line in sys.stdin:
-        child = os.fork()
-        if child == 0:
-            try:
-                _run(json.loads(line))
-            finally:
-                os._exit(1)  # it should have been killed
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-
-
-def _run(job: dict[str, Any]) -> None:
-    """Submit a study; killed where the job says, or else where the report begins."""
-    touches = 0
-    prepared = prepare(Path(job["study"]))
-    results = str(prepared.study.store_path.parent)
-
-    def touch(event: str, args: tuple[Any, ...]) -> None:
-        nonlocal touches
-        if event not in ("open", "os.rename", "os.mkdir", "os.link", "os.remove"):
-            return
-        path = args[0] if isinstance(args[0], str | os.PathLike) else ""
-        if not str(path).startswith(results) or not re.search(job.get("pattern", ""), str(path)):
-            return
-        touches += 1
-        if touches != job.get("nth"):
-            return
-        if job["how"] == "half":
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-        else:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def end_before_report(event: dict[str, Any]) -> None:
-        if event.get("stage") == "report":
-            if "count" in job:
-                Path(job["count"]).write_text(str(touches))
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    # The kernel ends a process that writes more than it may, in the middle of the file.
-    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-    sys.addaudithook(touch)
-    submit(prepared, "serial", (), end_before_report)
-
-
-if __name__ == "__main__":
-    _serve()
