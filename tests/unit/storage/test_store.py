@@ -324,9 +324,9 @@ def test_a_flipped_bit_is_an_error_and_never_data(store: Store, path: str) -> No
 
 def test_readers_open_read_only(store: Store) -> None:
     before = contents(store.path)
-    store.read(f"{FIT}/r")
+    store.read(f"{FIT}/scores")
     with pytest.raises(ValueError, match="read-only"):
-        store.array(f"{FIT}/r")[...] = 0
+        store.array(f"{FIT}/scores")[...] = 0
     assert contents(store.path) == before
 
 
