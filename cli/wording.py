@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 def plan_lines(priced: Mapping[str, Any]) -> Iterator[str]:
     """Lines of what a submit would do."""
-    yield f"store {priced['store']}, fits on {priced['backend']}"
+    yield f"store {priced['store']}, fits on {priced['backend']} ({priced['backend_choice']})"
     for stage, units in priced["stages"].items():
         yield f"  {stage:10} {units['to_do']:6} of {units['units']} units to do"
     for what in ("new", "reused", "recomputed", "left_over"):

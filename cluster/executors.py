@@ -189,13 +189,18 @@ def _quiet() -> Iterator[None]:
 
 def make_executor(profile: str, settings: Cluster) -> Executor:
     """Executor of a profile: ``serial`` or ``local``."""
-    n_threads = settings.threads_per_worker or 1
+    n_threads = threads_per_worker(settings)
     if profile == "serial":
         return SerialExecutor(n_threads)
     n_workers = settings.n_workers or max(
         1, min(n_cores() // n_threads, memory_bytes() // WORKER_MEMORY_BYTES)
     )
     return LocalExecutor(n_workers, n_threads)
+
+
+def threads_per_worker(settings: Cluster) -> int:
+    """Threads of the numerical libraries in each worker."""
+    return settings.threads_per_worker or 1
 
 
 def n_cores() -> int:

@@ -6,11 +6,12 @@ import contextlib
 import json
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hpcenc.cluster.backend_choice import choose_backend, try_backend
 from hpcenc.cluster.controller import Progress, run_plan
 from hpcenc.cluster.executors import make_executor
 from hpcenc.cluster.liveness import is_gone
@@ -22,7 +23,7 @@ from hpcenc.storage.groups import GroupSpec, group_state
 from hpcenc.storage.layout import lock_path
 from hpcenc.storage.lock import acquire, release, this_process
 from hpcenc.storage.study import Study, load_study
-from hpcenc.tasks.backends import resolve_backend
+from hpcenc.tasks.backends import BackendChoice
 from hpcenc.tasks.facts import StudyFacts
 from hpcenc.tasks.inspection import check_store, digest_memory, inspect
 from hpcenc.tasks.plan import Plan, planned_files
@@ -43,7 +44,7 @@ class Prepared:
     feature_sets: tuple[FeatureSet, ...]
     facts: StudyFacts
     plan: Plan
-    backend: str
+    backend: BackendChoice
     digests: FileDigests
 
 
@@ -87,9 +88,9 @@ def prepare(path: Path, models: str = "all", layers: str = "default", subjects: 
     feature_sets = select_feature_sets(study, models, layers)
     digests = digest_memory(study)
     facts = inspect(study, feature_sets, study.subjects.ids, digests)
-    backend = resolve_backend(study.fit.backend)
+    backend = choose_backend(study)
     try:
-        plan = make_plan(study, feature_sets, facts, backend)
+        plan = make_plan(study, feature_sets, facts, backend.name)
     except ValueError as error:
         raise StudyError(str(error)) from error
     assert facts.voxels is not None
@@ -140,7 +141,8 @@ def price(prepared: Prepared) -> dict[str, Any]:
         "files_to_write": planned_files(prepared.plan.groups_to_write(store)),
         "bytes_to_write": prepared.plan.bytes_to_write(store),
         "set_aside": list(prepared.plan.set_aside),
-        "backend": prepared.backend,
+        "backend": prepared.backend.name,
+        "backend_choice": prepared.backend.how,
         "store": str(store),
     }
 
@@ -175,25 +177,37 @@ def submit(
     ------
     LockError
         If another run holds the store.
+    StudyError
+        If the backend of the fits does not work on this machine.
     """
     study, store = prepared.study, prepared.study.store_path
+    description = try_backend(study, prepared.backend.name)
     job, run_id = this_job(), new_run_id()
     owner = this_process(run_id, job.job_id if job else "", job.restart_count if job else 0)
     acquire(lock_path(store), owner, is_gone)
     try:
         prepared.digests.save()
-        return _run(prepared, profile or study.cluster.profile, run_id, command, listen)
+        return _run(prepared, profile or study.cluster.profile, description, run_id, command, listen)
     finally:
         release(lock_path(store), owner)
 
 
-def _run(prepared: Prepared, profile: str, run_id: str, command: Sequence[str], listen: Listener) -> Result:
+def _run(
+    prepared: Prepared,
+    profile: str,
+    description: Mapping[str, str],
+    run_id: str,
+    command: Sequence[str],
+    listen: Listener,
+) -> Result:
     study, store = prepared.study, prepared.study.store_path
     executor = make_executor(profile, study.cluster)
     settings = {
         "command": list(command),
         "profile": executor.name,
-        "backend": prepared.backend,
+        "backend": prepared.backend.name,
+        "backend_choice": prepared.backend.how,
+        "backend_description": description,
         "n_workers": executor.n_workers,
         "n_threads": executor.n_threads,
         "study": study.model_dump(mode="json"),
@@ -217,7 +231,7 @@ def _run(prepared: Prepared, profile: str, run_id: str, command: Sequence[str], 
         emit({"event": "set aside", "task": "", "reason": reason, "details": ""})
     try:
         with _terminable():
-            _make_groups(prepared)
+            _make_groups(prepared, description)
             run_plan(prepared.plan, store, executor, deadline, emit, progress)
             if progress.units_left:
                 return end(EXIT_INTERRUPTED)
@@ -238,8 +252,11 @@ def _run(prepared: Prepared, profile: str, run_id: str, command: Sequence[str], 
     return end(EXIT_FAILED if progress.set_aside else EXIT_DONE, report.files.html)
 
 
-def _make_groups(prepared: Prepared) -> None:
-    """Make the store and all groups that the plan fills; call it under the lock."""
+def _make_groups(prepared: Prepared, description: Mapping[str, str]) -> None:
+    """Make the store and all groups that the plan fills; call it under the lock.
+
+    Fits keep the description of the backend that they began with; each run's own is in its folder.
+    """
     from hpcenc.storage.store import Store
 
     path, voxels = prepared.study.store_path, prepared.facts.voxels
@@ -263,6 +280,8 @@ def _make_groups(prepared: Prepared) -> None:
     if any(group_state(path, spec) != "current" for spec in prepared.plan.groups):
         store.drop_consolidated()
         for spec in prepared.plan.groups:
+            if spec.group.startswith("fits/"):
+                spec = replace(spec, attributes={**spec.attributes, "backend_description": description})
             store.ensure_group(spec)
     # A run may have been killed between the last group and here.
     if "consolidated_metadata" not in json.loads((path / "zarr.json").read_bytes()):

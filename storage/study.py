@@ -192,7 +192,8 @@ class Fit(Settings):
     weights_exceptions: tuple[WeightsException, ...] = ()
     block: PositiveInt = 10_000
     """Voxels of one task; a multiple of 2,500, the voxels of one shard of weights."""
-    backend: Literal["auto", "numpy", "torch"] = "auto"
+    backend: Literal["auto", "numpy", "torch", "torch-cuda", "cupy"] = "auto"
+    """``torch`` is PyTorch on the CPU; ``torch-cuda`` and ``cupy`` need a CUDA device."""
 
     @field_validator("delays")
     @classmethod

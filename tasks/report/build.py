@@ -146,7 +146,8 @@ def _facts(
 ) -> tuple[Section, ...]:
     return (
         ("Run", [(key, _text(run[key])) for key in ("run_id", "started", "command", "profile", "backend",
-                                                    "n_workers", "n_threads") if key in run]),
+                                                    "backend_choice", "backend_description", "n_workers",
+                                                    "n_threads") if key in run]),
         ("Time of this run", _timings(events)),
         ("Rows", row_lines(origins)),
         ("Stimuli", _stimuli(store)),

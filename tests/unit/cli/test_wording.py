@@ -11,6 +11,7 @@ from hpcenc.storage.lock import LockOwner
 PRICED: dict[str, Any] = {
     "store": "/data/study.zarr",
     "backend": "numpy",
+    "backend_choice": "auto: numpy 102 GFLOP/s, torch 88 GFLOP/s",
     "stages": {"extract": {"units": 12, "to_do": 3}, "fit": {"units": 24, "to_do": 24}},
     "new": ["a", "b", "c", "d", "e", "f"],
     "reused": [],
@@ -38,7 +39,7 @@ def status(ended: int | None, holder: LockOwner | None = None) -> str:
 
 def test_a_plan_tells_what_is_left_of_every_stage() -> None:
     text = "\n".join(plan_lines(PRICED))
-    assert "store /data/study.zarr, fits on numpy" in text
+    assert "store /data/study.zarr, fits on numpy (auto: numpy 102 GFLOP/s, torch 88 GFLOP/s)" in text
     assert "extract         3 of 12 units to do" in text
     assert "6 groups: a, b, c, d and 2 more" in text
     assert "reused          0 groups\n" in text

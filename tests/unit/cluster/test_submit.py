@@ -124,6 +124,10 @@ def test_an_interrupted_run_tells_what_it_did(study_file: Path) -> None:
     run = json.loads((result.run_folder / "run.json").read_text())
     assert run["command"] == ["submit", "--x"]
     assert (run["profile"], run["backend"], run["feature_sets"]) == ("serial", "numpy", ["mylab"])
+    assert run["backend_choice"] == "named in the study"
+    store = Store(study_file.parent / "results" / "study.zarr")
+    assert run["backend_description"] == store.attributes_of("fits/mylab/s1")["backend_description"]
+    assert run["backend_description"]["tf32"] == "off"
     assert not lock_path(study_file.parent / "results" / "study.zarr").exists()
 
 
@@ -151,6 +155,29 @@ def test_a_held_store_is_left_alone(study_file: Path) -> None:
     with pytest.raises(LockError, match="abcdefgh"):
         submit(prepare(study_file), "serial")
     assert sorted(path.name for path in store.parent.iterdir()) == ["study.zarr.lock"]
+
+
+def test_auto_chooses_once_and_computes_nothing_again(study_file: Path) -> None:
+    study_file.write_text(STUDY.replace('backend = "numpy"', 'backend = "auto"'))
+    submit(prepare(study_file), "serial", (), stop_before_report)
+    again = prepare(study_file)
+    assert price(again)["stages"]["fit"] == {"units": 3, "to_do": 0}
+    result = submit(again, "serial", (), stop_before_report)
+    assert result.run_folder is not None
+    runs = [json.loads(path.read_text()) for path in result.run_folder.parent.glob("*/run.json")]
+    assert len({(run["backend"], run["backend_choice"]) for run in runs}) == 1
+    assert "GFLOP/s" in runs[0]["backend_choice"]
+
+
+def test_a_backend_that_does_not_work_here_ends_a_submit_before_anything_is_written(
+    study_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    study_file.write_text(STUDY.replace('backend = "numpy"', 'backend = "cupy"'))
+    before = sorted(study_file.parent.rglob("*"))
+    with pytest.raises(StudyError, match="backend 'cupy' does not work on this machine"):
+        submit(prepare(study_file), "serial")
+    assert sorted(study_file.parent.rglob("*")) == before
 
 
 def test_only_what_fails_is_set_aside(study_file: Path) -> None:
