@@ -1,20 +1,92 @@
-"""Small seeded movies whose pictures carry their frame number, and whose sound beeps at every second."""
+"""Array libraries that the solver's tests share, and small seeded movies.
+
+Pictures of the movies carry their frame number, and the sound beeps at every second.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from fractions import Fraction
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
+import array_api_strict
 import av
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from hpcenc.tasks.backends import BackendError, open_backend
 from hpcenc.tasks.movie_writer import write_movie
 
 HEIGHT, WIDTH = 96, 128
 N_BITS = 12  # in 3 x 4 blocks of 32 x 32 pixels, too large for a codec to lose
 BEEP_S = 0.01
+
+
+@dataclass(frozen=True)
+class ArrayLibrary:
+    """How arrays come to a library and back."""
+
+    name: str
+    to_device: Callable[[NDArray[Any]], Any]
+    to_host: Callable[[Any], NDArray[Any]]
+
+
+@pytest.fixture(
+    params=[
+        "numpy",
+        "torch",
+        "strict",
+        "cupy_stand_in",
+        pytest.param("cupy", marks=pytest.mark.gpu),
+        pytest.param("torch-cuda", marks=pytest.mark.gpu),
+    ]
+)
+def library(request: pytest.FixtureRequest) -> Iterator[ArrayLibrary]:
+    """Every library that the array-API code must run on; those on a GPU where there is one.
+
+    ``strict`` has nothing but the standard, on a device that is not the host, and neither boolean masks nor
+    shapes that depend on data, for which a GPU would wait.
+    """
+    name = request.param
+    if name == "strict":
+        with array_api_strict.ArrayAPIStrictFlags(boolean_indexing=False, data_dependent_shapes=False):
+            yield ArrayLibrary(name, _to_strict, _from_strict)
+    elif name == "cupy_stand_in":
+        with request.getfixturevalue("cupy_stand_in")():
+            backend = open_backend("cupy")
+            yield ArrayLibrary(name, backend.to_device, backend.to_host)
+    else:
+        try:
+            backend = open_backend(name)
+        except BackendError as error:
+            pytest.skip(str(error))
+        yield ArrayLibrary(name, backend.to_device, backend.to_host)
+
+
+def _to_strict(values: NDArray[Any]) -> Any:
+    return array_api_strict.asarray(values, device=array_api_strict.Device("device1"))
+
+
+def _from_strict(values: Any) -> NDArray[Any]:
+    on_host = array_api_strict.asarray(values, device=array_api_strict.Device("CPU_DEVICE"))
+    return np.asarray(on_host)
+
+
+@pytest.fixture(scope="session")
+def cupy_stand_in() -> Callable[..., AbstractContextManager[Any]]:
+    """The context of `cupy_stand_in.py`, where CuPy is installed; it needs no GPU."""
+    pytest.importorskip("cupy")
+    # Tests are no package, so their modules cannot import each other by name.
+    spec = spec_from_file_location("cupy_stand_in", Path(__file__).with_name("cupy_stand_in.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    context: Callable[..., AbstractContextManager[Any]] = module.cupy_stand_in
+    return context
 
 
 @pytest.fixture(scope="session")
