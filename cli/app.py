@@ -186,6 +186,33 @@ def models(as_json: JsonOption = False) -> None:
 
 
 @app.command()
+def selftest(
+    backend: Annotated[
+        str, typer.Option("--backend", help="auto, numpy, torch (on the CPU), torch-cuda or cupy.")
+    ] = "auto",
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write.")] = Path(
+        "selftest.json"
+    ),
+) -> None:
+    """Test the backend of the fits on this machine: right, fast, and safe when memory runs out.
+
+    Run it on a GPU node, and send back the JSON file. Exit status: 0 all passed, 1 something did not.
+    """
+    from hpcenc.cli.wording import check_line
+    from hpcenc.tasks.backends import BACKENDS
+    from hpcenc.tasks.selftest import run_selftest
+
+    if backend not in ("auto", *BACKENDS):
+        _refuse(f"--backend: expected auto, {', '.join(BACKENDS)}, found {backend!r}")
+    with _clear_errors():
+        output.touch()  # a file that cannot be written is told before, not after
+        found = run_selftest(backend, lambda check: print(check_line(check), flush=True))
+        output.write_text(json.dumps(found, indent=2) + "\n")
+    print(f"{'passed' if found['passed'] else 'FAILED'}; wrote {output}")
+    raise typer.Exit(0 if found["passed"] else 1)
+
+
+@app.command()
 def demo(
     folder: Annotated[Path, typer.Argument(help="New folder for the demo study.")] = Path("demo"),
     subjects: Annotated[int, typer.Option("--subjects", min=1, max=176, help="Subjects.")] = 3,

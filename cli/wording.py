@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hpcenc.cluster.status import Status
+    from hpcenc.tasks.selftest import Check
 
 
 def plan_lines(priced: Mapping[str, Any]) -> Iterator[str]:
@@ -40,6 +41,12 @@ def status_lines(status: Status) -> Iterator[str]:
             yield f"  {group}: {done} of {n_units} blocks done"
     for reason in status.set_aside:
         yield f"  set aside: {reason}"
+
+
+def check_line(check: Check) -> str:
+    """Line of one check of a self-test."""
+    state = {True: "ok", False: "FAILED", None: "-"}[check.passed]
+    return f"{state:8} {check.name:16} {check.said}"
 
 
 def model_table() -> list[dict[str, Any]]:

@@ -27,6 +27,8 @@ feature_files = { mylab = { path = "mylab_{run}.npy" } }
 fit = { delays = [1, 2], backend = "numpy" }
 """
 
+COMMANDS = ("init", "check", "submit", "status", "report", "models", "selftest", "demo")
+
 
 @pytest.fixture
 def study_file(tmp_path: Path) -> Path:
@@ -56,11 +58,13 @@ def stop_before_report(event: dict[str, Any]) -> None:
 def test_help_names_the_commands() -> None:
     result = run("--help")
     assert result.exit_code == 0
-    for command in ("init", "check", "submit", "status", "report", "models", "demo"):
+    for command in COMMANDS:
         assert command in result.stdout
 
 
-@pytest.mark.parametrize("command", ["init", "check", "submit", "status", "report", "models", "demo"])
+@pytest.mark.parametrize(
+    "command", ["init", "check", "submit", "status", "report", "models", "selftest", "demo"]
+)
 def test_every_command_has_help(command: str) -> None:
     assert run(command, "--help").exit_code == 0
 
@@ -131,6 +135,42 @@ def test_ctrl_c_while_files_are_looked_at_ends_with_3(
 def test_models_are_listed() -> None:
     assert "open_clip_model.safetensors (605 MB)" in run("models").stdout
     assert [row["model"] for row in json.loads(run("models", "--json").stdout)] == ["beats", "clip", "cavmae"]
+
+
+def test_a_selftest_writes_one_file_and_a_line_for_each_check(tmp_path: Path) -> None:
+    output = tmp_path / "found.json"
+    result = run("selftest", "--backend", "numpy", "--output", output)
+    assert result.exit_code == 0
+    *lines, last = result.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["ok", "ok", "ok", "ok", "-"]
+    assert last == f"passed; wrote {output}"
+    found = json.loads(output.read_text())
+    assert [check["said"] in line for check, line in zip(found["checks"], lines, strict=True)] == [True] * 5
+
+
+def test_a_selftest_that_fails_ends_with_1_and_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    program = [sys.executable, "-P", "-c", "from hpcenc.cli.app import main; main()"]
+    command = [*program, "selftest", "--backend", "cupy", "--output", "found.json"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (1, "")
+    assert result.stdout.startswith("FAILED   device ")
+    assert not json.loads((tmp_path / "found.json").read_text())["passed"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--backend", "abacus"], "--backend: expected auto, numpy, torch, torch-cuda, cupy, found 'abacus'"),
+        (["--backend", "numpy", "-o", "nowhere/found.json"], "No such file or directory"),
+    ],
+)
+def test_a_selftest_refuses_what_it_cannot_do(options: list[str], said: str) -> None:
+    result = run("selftest", *options)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert said in result.stderr
 
 
 def test_init_writes_a_study_of_any_layout(study_file: Path) -> None:
