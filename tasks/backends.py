@@ -215,8 +215,8 @@ _REFUSED_MEMORY = (
 """What messages of refused memory hold, where the library has no class for it."""
 
 _WAY_OUT = (
-    "On a node with an NVIDIA GPU, `pip install 'hpcenc[gpu-cuda12]'` (or gpu-cuda13, as its driver allows) "
-    'brings CuPy; elsewhere set fit.backend to "numpy", "torch" (both on the CPU) or "auto".'
+    "CuPy and its CUDA libraries come with hpcenc's extra gpu-cuda12 (or gpu-cuda13, as the driver allows); "
+    'where there is no GPU, set fit.backend to "numpy", "torch" (both on the CPU) or "auto".'
 )
 
 
