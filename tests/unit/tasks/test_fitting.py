@@ -19,6 +19,7 @@ from hpcenc.storage.layout import SCORES, operators_folder
 from hpcenc.storage.store import Store
 from hpcenc.storage.study import parse_study
 from hpcenc.storage.weights import read_weights
+from hpcenc.tasks import backends
 from hpcenc.tasks.inspection import inspect
 from hpcenc.tasks.operators import from_arrays
 from hpcenc.tasks.plan import Plan
@@ -252,3 +253,18 @@ def test_a_file_that_was_cut_since_the_plan_is_an_error_without_a_mark(folder: P
     with pytest.raises(BoldError, match=r"B\.npy"):
         task.run(made.store, None)
     assert not task.units[0].done(made.store.path)
+
+
+def test_a_worker_without_a_working_device_fails_and_computes_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_device() -> backends.Backend:
+        raise OSError("no device")
+
+    monkeypatch.setattr(backends, "_OPENERS", {**backends._OPENERS, "cupy": no_device})
+    planned = fit(folder, tmp_path, backend="cupy", run_fits=False)
+    for task in planned.plan.stages[-1].tasks:
+        record = task.run(planned.store, None)
+        assert record.done == ()
+        assert all("'cupy' does not work on this machine" in failure.reason for failure in record.failed)
+        assert not any(unit.done(planned.store.path) for unit in task.units)
