@@ -1,4 +1,4 @@
-"""The FIR design: features z-scored, shifted within runs, and weights given back from the dual.
+"""The FIR design: features z-scored and shifted within runs.
 
 It lives in storage because a reader of the store turns dual coefficients into primal weights.
 """
@@ -151,45 +151,3 @@ def delayed_design(Z: Floats, delays: Sequence[int], run_onsets: Sequence[int]) 
     """
     check_delays(delays, run_onsets, len(Z))
     return np.concatenate([shift_within_runs(Z, delay, run_onsets) for delay in delays], axis=1)
-
-
-def primal_from_dual(
-    Z: Floats, dual: Floats, delays: Sequence[int], run_onsets: Sequence[int], rows: Rows | None = None
-) -> Floats:
-    """Weights of the FIR features, from the dual coefficients of the training rows.
-
-    ``delayed_design(Z).T @ dual``, delay by delay, so that the design is never formed. No centring is needed:
-    the dual coefficients of a fit with an intercept sum to zero.
-
-    Parameters
-    ----------
-    Z : array of shape (n_trs, n_features)
-        Features as in the fit: all rows, z-scored with the statistics of the training rows.
-    dual : array of shape (n_trs, n_voxels), or (n_rows, n_voxels) with `rows`
-        Dual coefficients, NaN for a voxel that could not be fitted: its weights are NaN too.
-    delays : sequence of int
-        In TRs.
-    run_onsets : sequence of int
-        First row of each run; begins with 0.
-    rows : array of bool, shape (n_trs,), or of int, optional
-        The rows of `Z` that `dual` belongs to; all if left out.
-
-    Returns
-    -------
-    array of shape (n_delays * n_features, n_voxels)
-        Delay-major: row ``delay_index * n_features + feature``. In the units of the fit: z-scored BOLD per
-        z-scored feature.
-
-    Raises
-    ------
-    ValueError
-        If the delays do not fit the runs, see `check_delays`.
-    """
-    check_delays(delays, run_onsets, len(Z))
-    n_features = Z.shape[1]
-    weights = np.empty((len(delays) * n_features, dual.shape[1]), dtype=np.result_type(Z, dual))
-    for index, delay in enumerate(delays):
-        shifted = shift_within_runs(Z, delay, run_onsets)
-        lag = slice(index * n_features, (index + 1) * n_features)
-        np.matmul((shifted if rows is None else shifted[rows]).T, dual, out=weights[lag])
-    return weights

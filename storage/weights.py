@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcenc.storage.design import primal_from_dual
 from hpcenc.storage.errors import StoreError
 from hpcenc.storage.features import read_space
+from hpcenc.storage.lagged import primal_from_dual
 from hpcenc.storage.layout import fit_group
 from hpcenc.storage.spaces import SpaceSource
 from hpcenc.storage.store import Store

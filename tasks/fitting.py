@@ -211,7 +211,7 @@ class FitBlock:
     def _primal(
         self, store: Store, variant: VariantSource, fold: int, dual: NDArray[np.float32]
     ) -> NDArray[np.float32]:
-        from hpcenc.storage.design import primal_from_dual
+        from hpcenc.storage.lagged import primal_from_dual
 
         features = _standardised(store.path, variant.spaces, variant.operators[fold][0])
         return np.concatenate(

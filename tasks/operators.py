@@ -8,18 +8,23 @@ predictions of a few basis filters, of which the predictions of every alpha are 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 import numpy as np
 import scipy.linalg
 from numpy.typing import DTypeLike, NDArray
 
+from hpcenc.tasks.cv_forms import HEAD_PANEL, MAX_COARSE, N_HEAD, CvForms, make_cv_forms
 from hpcenc.tasks.folds import OuterFold
+from hpcenc.tasks.forms import packed_size
 from hpcenc.tasks.gram import centre
 
 Array = Any
 """An array of NumPy, torch or another library of the array API."""
+
+DIRECT_ALPHA = 1e-3
+"""Smallest alpha, relative to the largest eigenvalue, whose dual coefficients are one float32 product."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +40,18 @@ class InnerOperators:
     """(n_inner_train, n_basis * n_val), or (rank, n_basis * n_val) behind the projection; basis-major."""
     coefficients: Array
     """(n_alphas, n_basis), float64: predictions of an alpha from those of the basis filters."""
+
+
+@dataclass(frozen=True, eq=False)
+class FastOperators:
+    """Arrays of the fast solver: alphas by quadratic forms, dual coefficients by one product an alpha."""
+
+    forms: CvForms
+    duals: Array
+    """(n_direct, n_train, n_train): dual coefficients from BOLD, for the largest alphas. Smaller ones than a
+    thousandth of the largest eigenvalue lose too many digits this way, and go through the eigenvectors."""
+    test_kernel: Array
+    """Centred kernel of test against training rows, (n_test, n_train)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +73,8 @@ class FoldOperators:
     alphas: Array
     """(n_alphas,), float64, absolute, rising."""
     inner: tuple[InnerOperators, ...]
+    """Of the exact solver; empty for the fast one."""
+    fast: FastOperators | None = None
 
 
 def make_operators(
@@ -64,6 +83,7 @@ def make_operators(
     alpha_exponents: Sequence[float] | NDArray[np.float64],
     basis_tolerance: float = 1e-5,
     dtype: DTypeLike = np.float32,
+    solver: Literal["exact", "fast"] = "exact",
 ) -> FoldOperators:
     """Operators of one outer fold, from the kernel of all rows.
 
@@ -84,7 +104,9 @@ def make_operators(
         alpha was chosen in 7 at 1e-4 (3 of 2,000 in the worst study), in 1 at 1e-5 and in none at 1e-6; the
         scores of the two alphas then differed by less than 1e-5.
     dtype : dtype
-        Of the operators that BOLD is multiplied with.
+        Of the operators that BOLD is multiplied with; the fast solver is float32.
+    solver : {"exact", "fast"}
+        Which of the two ways to each voxel's alpha the operators are for.
 
     Returns
     -------
@@ -111,6 +133,15 @@ def make_operators(
         )
     alphas = 10.0**exponents * variance
     eigenvectors, eigenvalues = _eigenbasis(centred[train_rows])
+    inner, fast = (), None
+    if solver == "exact":
+        inner = tuple(
+            _inner_operators(windowed_gram, train_rows, validation, alphas, basis_tolerance, dtype)
+            for validation in fold.inner
+        )
+    else:
+        spans = [_span(validation[train_rows]) for validation in fold.inner]
+        fast = _fast_operators(eigenvectors, eigenvalues, alphas, spans, centred[test_rows])
     return FoldOperators(
         train_rows=train_rows,
         test_rows=test_rows,
@@ -118,54 +149,37 @@ def make_operators(
         eigenvalues=eigenvalues,
         test_operator=(centred[test_rows] @ eigenvectors).astype(dtype),
         alphas=alphas,
-        inner=tuple(
-            _inner_operators(windowed_gram, train_rows, validation, alphas, basis_tolerance, dtype)
-            for validation in fold.inner
-        ),
+        inner=inner,
+        fast=fast,
     )
 
 
 def ops_to_device(ops: FoldOperators, to_device: Callable[[Any], Any]) -> FoldOperators:
     """Operators with every matrix moved once by `to_device`; row indices stay NumPy arrays."""
-
-    def moved_inner(inner: InnerOperators) -> InnerOperators:
-        return replace(
-            inner,
-            projection=None if inner.projection is None else to_device(inner.projection),
-            operator=to_device(inner.operator),
-            coefficients=to_device(inner.coefficients),
-        )
-
-    return replace(
-        ops,
-        eigenvectors=to_device(ops.eigenvectors),
-        eigenvalues=to_device(ops.eigenvalues),
-        test_operator=to_device(ops.test_operator),
-        alphas=to_device(ops.alphas),
-        inner=tuple(moved_inner(inner) for inner in ops.inner),
+    arrays = to_arrays(ops)
+    return from_arrays(
+        {name: values if name.endswith("_rows") else to_device(values) for name, values in arrays.items()}
     )
 
 
-def to_arrays(ops: FoldOperators) -> dict[str, NDArray[Any]]:
+def to_arrays(ops: FoldOperators) -> dict[str, Any]:
     """Operators as a flat table of named arrays, one file each on disk.
-
-    Parameters
-    ----------
-    ops : FoldOperators
-        Of NumPy arrays.
 
     Returns
     -------
     dict
-        Fields by name; those of inner fold i as ``inner-<i>-<name>``. An absent projection has no entry.
+        Fields by name; those of inner fold i as ``inner-<i>-<name>``, those of the fast solver as
+        ``fast-<name>`` and ``forms-<name>``. What is absent has no entry.
     """
-    arrays = {name: getattr(ops, name) for name in _OUTER_ARRAYS}
+    arrays = _fields(ops, "")
     for index, inner in enumerate(ops.inner):
-        arrays |= {f"inner-{index}-{name}": getattr(inner, name) for name in _INNER_ARRAYS}
-    return {name: array for name, array in arrays.items() if array is not None}
+        arrays |= _fields(inner, f"inner-{index}-")
+    if ops.fast is not None:
+        arrays |= _fields(ops.fast, "fast-") | _fields(ops.fast.forms, "forms-")
+    return arrays
 
 
-def from_arrays(arrays: Mapping[str, NDArray[Any]]) -> FoldOperators:
+def from_arrays(arrays: Mapping[str, Any]) -> FoldOperators:
     """Operators from what `to_arrays` made of them; memory-mapped arrays stay so.
 
     Raises
@@ -176,12 +190,18 @@ def from_arrays(arrays: Mapping[str, NDArray[Any]]) -> FoldOperators:
     n_inner = len([name for name in arrays if name.startswith("inner-") and name.endswith("-operator")])
     inner = tuple(
         InnerOperators(
+            **_named(InnerOperators, f"inner-{index}-", arrays, without=("projection",)),
             projection=arrays.get(f"inner-{index}-projection"),
-            **{name: arrays[f"inner-{index}-{name}"] for name in _INNER_ARRAYS if name != "projection"},
         )
         for index in range(n_inner)
     )
-    return FoldOperators(**{name: arrays[name] for name in _OUTER_ARRAYS}, inner=inner)
+    fast = None
+    if "fast-duals" in arrays:
+        forms = CvForms(**_named(CvForms, "forms-", arrays))
+        fast = FastOperators(**_named(FastOperators, "fast-", arrays, without=("forms",)), forms=forms)
+    return FoldOperators(
+        **_named(FoldOperators, "", arrays, without=("inner", "fast")), inner=inner, fast=fast
+    )
 
 
 def operator_bytes(
@@ -189,6 +209,7 @@ def operator_bytes(
     n_columns: int,
     alpha_exponents: Sequence[float] | NDArray[np.float64],
     basis_tolerance: float = 1e-5,
+    solver: Literal["exact", "fast"] = "exact",
 ) -> int:
     """Bytes of the arrays that `make_operators` will make in float32, at most: for plans, without a kernel.
 
@@ -197,7 +218,7 @@ def operator_bytes(
     fold : OuterFold
     n_columns : int
         Columns of the delayed design, constant ones included.
-    alpha_exponents, basis_tolerance
+    alpha_exponents, basis_tolerance, solver
         As `make_operators` takes them.
 
     Returns
@@ -205,10 +226,17 @@ def operator_bytes(
     int
         Up to twice too many where features have full rank: the bases of steep spectra are half their bound.
     """
+    n_alphas = len(alpha_exponents)
     n_train, n_test = int(fold.train.sum()), int(fold.test.sum())
     rank = min(n_columns, n_train - 1)
     n_matrix = rank * (n_train + n_test)
-    n_vector = n_train + n_test + rank + len(alpha_exponents)
+    n_vector = n_train + n_test + rank + n_alphas
+    if solver == "fast":
+        n_head = min(N_HEAD, max(1, rank // 3))
+        n_forms = n_alphas - 1 + min(MAX_COARSE, n_alphas)
+        n_matrix += n_train * (n_alphas * n_train + n_test + n_head)
+        n_matrix += n_forms * packed_size(n_train) + n_alphas * packed_size(n_head, HEAD_PANEL)
+        return 4 * n_matrix + 8 * (n_vector + (n_head + 1) * n_alphas**2)
     for validation in fold.inner:
         n_val = int(validation.sum())
         n_training = n_train - n_val
@@ -216,12 +244,46 @@ def operator_bytes(
         n_basis = min(_largest_basis(alpha_exponents, basis_tolerance), inner_rank)
         n_outputs = n_basis * n_val
         n_matrix += min(n_training * n_outputs, inner_rank * (n_training + n_outputs))
-        n_vector += n_train + len(alpha_exponents) * n_basis
+        n_vector += n_train + n_alphas * n_basis
     return 4 * n_matrix + 8 * n_vector
 
 
-_OUTER_ARRAYS = ("train_rows", "test_rows", "eigenvectors", "eigenvalues", "test_operator", "alphas")
-_INNER_ARRAYS = ("train_rows", "val_rows", "projection", "operator", "coefficients")
+def _fields(part: Any, prefix: str) -> dict[str, Any]:
+    """Fields of a dataclass that are arrays."""
+    values = {prefix + field.name: getattr(part, field.name) for field in fields(part)}
+    return {name: value for name, value in values.items() if hasattr(value, "dtype")}
+
+
+def _named(kind: type, prefix: str, arrays: Mapping[str, Any], without: Sequence[str] = ()) -> dict[str, Any]:
+    return {field.name: arrays[prefix + field.name] for field in fields(kind) if field.name not in without}
+
+
+def _span(rows: NDArray[np.bool_]) -> tuple[int, int]:
+    """First row and row after the last of a run's rows, which follow each other among the training rows."""
+    places = np.flatnonzero(rows)
+    return int(places[0]), int(places[-1]) + 1
+
+
+def _fast_operators(
+    eigenvectors: NDArray[np.float64],
+    eigenvalues: NDArray[np.float64],
+    alphas: NDArray[np.float64],
+    fold_spans: Sequence[tuple[int, int]],
+    test_kernel: NDArray[np.float64],
+) -> FastOperators:
+    n_train = len(eigenvectors)
+    first = min(int(np.searchsorted(alphas, DIRECT_ALPHA * eigenvalues.max())), len(alphas) - 1)
+    duals = np.empty((len(alphas) - first, n_train, n_train), np.float32)
+
+    def keep_dual(place: int, smoother: NDArray[np.floating[Any]]) -> None:
+        if place >= first:
+            dual = duals[place - first]
+            np.multiply(smoother, -1 / alphas[place], out=dual, casting="same_kind")
+            dual -= np.float32(1 / (n_train * alphas[place]))
+            np.einsum("ii->i", dual)[...] += np.float32(1 / alphas[place])
+
+    forms = make_cv_forms(eigenvectors, eigenvalues, alphas, fold_spans, keep_dual)
+    return FastOperators(forms, duals, test_kernel.astype(np.float32))
 
 
 def _eigenbasis(centred: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -8,18 +8,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace, device
 from numpy.typing import NDArray
 
+from hpcenc.tasks.cv_choice import choose_by_forms, exact_choice, last_argmin
+from hpcenc.tasks.cv_forms import CvForms
 from hpcenc.tasks.operators import FoldOperators, InnerOperators
 from hpcenc.tasks.scores import circular_shift_chance, pearson_r, r2
 
 Array = Any
 """An array of NumPy, torch or another library of the array API."""
+
+MAX_DISAGREEMENT = 5e-4
+"""Share of a checked sample whose alphas may differ from those by exact scores."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +46,9 @@ class BlockFit:
     """99.9th percentile of r under circular shifts, (n_voxels,), float64; NaN if a test run is too short."""
     n_shifts: int
     """Shifts behind `chance`."""
+    agrees: Array
+    """Whether the fast solver's alpha is the one by exact scores: 1 or 0, NaN where they were not compared;
+    (n_voxels,), float64."""
     dual: Array | None
     """Dual coefficients, (n_train, n_voxels), in units of z-scored BOLD; they sum to zero."""
 
@@ -118,9 +126,7 @@ def choose_alphas(Y_train: Array, ops: FoldOperators) -> Array:
     -------
     array of shape (n_voxels,), int64
     """
-    xp = array_namespace(Y_train)
-    falling = xp.flip(cross_validate(Y_train, ops), axis=1)
-    return falling.shape[1] - 1 - xp.astype(xp.argmax(falling, axis=1), xp.int64)
+    return last_argmin(-cross_validate(Y_train, ops))
 
 
 def refit(
@@ -143,8 +149,8 @@ def refit(
     predicted : array of shape (n_test, n_voxels)
         The intercept is the mean over training rows.
     dual : array of shape (n_train, n_voxels) or None
-        Of all dual coefficients that give these predictions and weights, those of least norm; they sum to
-        zero.
+        Dual coefficients that give these predictions and weights; they sum to zero. What they hold along
+        directions in which the features do not vary changes neither.
     """
     xp = array_namespace(Y_train)
     by_voxel = xp.matrix_transpose(Y_train)
@@ -156,8 +162,55 @@ def refit(
     return xp.matrix_transpose(predicted), None if dual is None else xp.matrix_transpose(dual)
 
 
+def refit_by_alpha(Y_train: Array, ops: FoldOperators, alpha_index: Array) -> tuple[Array, Array]:
+    """`refit` of many voxels by the fast operators: one product for all voxels of an alpha.
+
+    Parameters
+    ----------
+    Y_train, ops, alpha_index
+        As `refit` takes them.
+
+    Returns
+    -------
+    predicted : array of shape (n_test, n_voxels)
+    dual : array of shape (n_train, n_voxels)
+    """
+    assert ops.fast is not None
+    xp = array_namespace(Y_train)
+    order = xp.argsort(alpha_index)
+    by_voxel = xp.take(xp.matrix_transpose(Y_train), order, axis=0)
+    n_indirect = ops.alphas.shape[0] - ops.fast.duals.shape[0]
+    edges = [
+        int(xp.sum(xp.astype(alpha_index < place, xp.int64)))
+        for place in range(n_indirect, ops.alphas.shape[0] + 1)
+    ]
+
+    predicted, duals = [], []
+    if edges[0]:
+        group = xp.matrix_transpose(by_voxel[: edges[0], :])
+        found, dual = refit(group, ops, xp.take(alpha_index, order[: edges[0]]), want_dual=True)
+        predicted.append(found)
+        duals.append(dual)
+    for place, (start, stop) in enumerate(pairwise(edges)):
+        if start < stop:
+            group = by_voxel[start:stop, :]
+            dual = xp.matmul(group, ops.fast.duals[place, :, :])
+            intercept = xp.mean(group, axis=1, keepdims=True)
+            found = xp.matmul(dual, xp.matrix_transpose(ops.fast.test_kernel)) + intercept
+            predicted.append(xp.matrix_transpose(found))
+            duals.append(xp.matrix_transpose(dual))
+    back = xp.argsort(order)
+    return _take_voxels(_joined(predicted), back), _take_voxels(_joined(duals), back)
+
+
 def fit_block(
-    Y: Array, ops: FoldOperators, run_onsets: Sequence[int], want_dual: bool = False, sub_block: int = 500
+    Y: Array,
+    ops: FoldOperators,
+    run_onsets: Sequence[int],
+    want_dual: bool = False,
+    sub_block: int = 500,
+    n_check: int = 0,
+    seed: int = 0,
 ) -> BlockFit:
     """Fit and score one voxel block on one outer fold.
 
@@ -168,66 +221,146 @@ def fit_block(
         training rows of a training run and the test rows of a test run each by their own statistics. Rows
         that the fold leaves out are never looked at.
     ops : FoldOperators
-        Of the dtype and on the device of `Y`.
+        Of the dtype and on the device of `Y`; the exact solver's or the fast one's.
     run_onsets : sequence of int
         First row of each run; begins with 0.
     want_dual : bool
         Give the dual coefficients too.
     sub_block : int
-        Voxels at a time. The basis predictions of one sub-block (about 40 kB per voxel) should fit the cache
-        of a CPU; it changes no result beyond rounding.
+        Voxels at a time, where they need not be together. What one sub-block takes (about 40 kB a voxel)
+        should fit the cache of a CPU; it changes no result beyond rounding.
+    n_check, seed : int
+        Size and seed of the sample of voxels whose alphas by the fast solver are compared with those by
+        exact scores. If more than `MAX_DISAGREEMENT` of them differ, all voxels get those by exact scores.
 
     Returns
     -------
     BlockFit
     """
-    train_lengths = run_lengths(ops.train_rows, run_onsets)
-    test_lengths = run_lengths(ops.test_rows, run_onsets)
-    n_voxels = Y.shape[1]
-    return _joined(
-        [
-            _fit_sub_block(Y[:, first:stop], ops, train_lengths, test_lengths, want_dual)
-            for first in range(0, n_voxels, sub_block)
-            for stop in [min(first + sub_block, n_voxels)]
-        ]
-    )
+    bold = _standardise(Y, ops, run_onsets, sub_block)
+    agrees = None
+    if ops.fast is None:
+        chosen, predicted, dual = _fit_exact(bold.train, ops, want_dual, sub_block)
+    else:
+        chosen, agrees = _choose_fast(bold.train, ops.fast.forms, n_check, seed)
+        predicted, dual = refit_by_alpha(bold.train, ops, chosen)
 
-
-def _fit_sub_block(
-    Y: Array, ops: FoldOperators, train_lengths: Sequence[int], test_lengths: Sequence[int], want_dual: bool
-) -> BlockFit:
     xp = array_namespace(Y)
-    Y_train, train_valid = zscore_runs(_take_rows(Y, ops.train_rows), train_lengths)
-    Y_test, test_valid = zscore_runs(_take_rows(Y, ops.test_rows), test_lengths)
-    valid = xp.logical_and(train_valid, test_valid)
-
-    alpha_index = choose_alphas(Y_train, ops)
-    predicted, dual = refit(Y_train, ops, alpha_index, want_dual)
-    chance, n_shifts = circular_shift_chance(predicted, Y_test, test_lengths)
-
-    def where_valid(values: Array) -> Array:
-        return xp.where(valid, values, xp.full_like(values, math.nan))
-
+    lengths = run_lengths(ops.test_rows, run_onsets)
+    scores, n_shifts = [], 0
+    for part in _slices(predicted.shape[1], sub_block):
+        pair = predicted[:, part], bold.test[:, part]
+        chance, n_shifts = circular_shift_chance(*pair, lengths)
+        scores.append((pearson_r(*pair), r2(*pair), chance))
+    r, explained, chance = (xp.concat(list(parts)) for parts in zip(*scores, strict=True))
     return BlockFit(
-        r=where_valid(pearson_r(predicted, Y_test)),
-        r2=where_valid(r2(predicted, Y_test)),
-        alpha=where_valid(xp.take(ops.alphas, alpha_index, axis=0)),
-        alpha_index=xp.where(valid, alpha_index, xp.full_like(alpha_index, -1)),
-        chance=where_valid(chance),
+        r=bold.spread(r, math.nan),
+        r2=bold.spread(explained, math.nan),
+        alpha=bold.spread(xp.take(ops.alphas, chosen, axis=0), math.nan),
+        alpha_index=bold.spread(chosen, -1),
+        chance=bold.spread(chance, math.nan),
         n_shifts=n_shifts,
-        dual=None if dual is None else where_valid(dual),
+        agrees=bold.spread(xp.full_like(r, math.nan) if agrees is None else agrees, math.nan),
+        dual=bold.spread(dual, math.nan) if want_dual else None,
     )
 
 
-def _joined(fits: Sequence[BlockFit]) -> BlockFit:
-    xp = array_namespace(fits[0].r)
-    scores = {
-        name: xp.concat([getattr(fit, name) for fit in fits])
-        for name in ("r", "r2", "alpha", "alpha_index", "chance")
-    }
-    with_dual = fits[0].dual is not None
-    dual = xp.concat([fit.dual for fit in fits], axis=1) if with_dual else None
-    return BlockFit(**scores, n_shifts=fits[0].n_shifts, dual=dual)
+@dataclass(frozen=True, eq=False)
+class _Standardised:
+    """BOLD of the voxels of a block that can be fitted.
+
+    Attributes
+    ----------
+    train : array of shape (n_train, n_fitted)
+    test : array of shape (n_test, n_fitted)
+    valid : array of bool, shape (n_voxels,)
+    order : array of int, shape (n_voxels,)
+        Voxels of the block, those that are fitted first. One that is not valid is among them if none is.
+    """
+
+    train: Array
+    test: Array
+    valid: Array
+    order: Array
+
+    def spread(self, values: Array, fill: float) -> Array:
+        """Values of the fitted voxels, last axis, among all voxels of the block."""
+        xp = array_namespace(values)
+        n_left_out = self.order.shape[0] - values.shape[-1]
+        if n_left_out:
+            shape = (*values.shape[:-1], n_left_out)
+            missing = xp.zeros(shape, dtype=values.dtype, device=device(values))
+            values = _take_voxels(xp.concat([values, missing], axis=-1), xp.argsort(self.order))
+        return xp.where(self.valid, values, xp.full_like(values, fill))
+
+
+def _standardise(Y: Array, ops: FoldOperators, run_onsets: Sequence[int], sub_block: int) -> _Standardised:
+    xp = array_namespace(Y)
+    scored = []
+    for rows in (ops.train_rows, ops.test_rows):
+        lengths = run_lengths(rows, run_onsets)
+        parts = _slices(Y.shape[1], sub_block)
+        scored.append([zscore_runs(_take_rows(Y[:, part], rows), lengths) for part in parts])
+    train, test = (_joined([values for values, _ in parts]) for parts in scored)
+    valid = xp.logical_and(*(xp.concat([valid for _, valid in parts]) for parts in scored))
+
+    n_fitted = max(1, int(xp.sum(xp.astype(valid, xp.int64))))
+    order = xp.argsort(xp.astype(valid, xp.int64), descending=True, stable=True)
+    if n_fitted < Y.shape[1]:
+        train, test = (_take_voxels(values, order[:n_fitted]) for values in (train, test))
+    return _Standardised(train, test, valid, order)
+
+
+def _fit_exact(
+    Y_train: Array, ops: FoldOperators, want_dual: bool, sub_block: int
+) -> tuple[Array, Array, Array | None]:
+    chosen, predicted, duals = [], [], []
+    for part in _slices(Y_train.shape[1], sub_block):
+        chosen.append(choose_alphas(Y_train[:, part], ops))
+        found, dual = refit(Y_train[:, part], ops, chosen[-1], want_dual)
+        predicted.append(found)
+        duals.append(dual)
+    xp = array_namespace(Y_train)
+    return xp.concat(chosen), _joined(predicted), _joined(duals) if want_dual else None
+
+
+def _choose_fast(Y_train: Array, forms: CvForms, n_check: int, seed: int) -> tuple[Array, Array]:
+    """Alphas by the fast solver, and where they agree with exact scores: 1, 0, or NaN where not compared."""
+    xp = array_namespace(Y_train)
+    by_voxel = xp.matrix_transpose(Y_train)
+    n_voxels, where = Y_train.shape[1], device(Y_train)
+    chosen = choose_by_forms(by_voxel, forms).alpha_index
+    if n_check == 0:
+        return chosen, xp.full(n_voxels, math.nan, dtype=xp.float64, device=where)
+    sample = np.random.default_rng(seed).permutation(n_voxels)
+    n_check = min(n_check, n_voxels)
+    checked = xp.asarray(sample[:n_check], device=where)
+    same = xp.take(chosen, checked) == exact_choice(xp.take(by_voxel, checked, axis=0), forms)
+    if float(xp.mean(xp.astype(same, xp.float64))) < 1 - MAX_DISAGREEMENT:
+        chosen = exact_choice(by_voxel, forms)
+    unchecked = xp.full(n_voxels - n_check, math.nan, dtype=xp.float64, device=where)
+    agrees = xp.concat([xp.astype(same, xp.float64), unchecked])
+    return chosen, xp.take(agrees, xp.asarray(np.argsort(sample), device=where))
+
+
+def _slices(n_voxels: int, size: int) -> list[slice]:
+    return [slice(first, min(first + size, n_voxels)) for first in range(0, n_voxels, size)]
+
+
+def _joined(blocks: Sequence[Array]) -> Array:
+    """Blocks of columns side by side, laid out voxel by voxel in memory."""
+    xp = array_namespace(blocks[0])
+    if len(blocks) == 1:
+        return blocks[0]
+    return xp.matrix_transpose(xp.concat([xp.matrix_transpose(block) for block in blocks]))
+
+
+def _take_voxels(values: Array, voxels: Array) -> Array:
+    """Some columns, or elements of a vector, laid out voxel by voxel in memory."""
+    xp = array_namespace(values)
+    if values.ndim == 1:
+        return xp.take(values, voxels)
+    return xp.matrix_transpose(xp.take(xp.matrix_transpose(values), voxels, axis=0))
 
 
 def _inner_scores(Y_train: Array, inner: InnerOperators) -> Array:

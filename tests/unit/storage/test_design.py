@@ -3,7 +3,6 @@ import pytest
 
 from hpcenc.storage.design import (
     delayed_design,
-    primal_from_dual,
     run_spans,
     shift_within_runs,
     standardise,
@@ -82,26 +81,3 @@ def test_columns_of_the_design_are_delay_major(features):
 def test_delays_that_fit_no_run_are_refused(features, delays):
     with pytest.raises(ValueError, match="delay"):
         delayed_design(features, delays, ONSETS)
-
-
-def test_primal_weights_are_the_design_times_the_dual(features):
-    rng = np.random.default_rng(2)
-    train = rng.random(N_TRS) < 0.7
-    dual = rng.standard_normal((int(train.sum()), 4))
-    expected = delayed_design(features, (1, 2, 4), ONSETS)[train].T @ dual
-    given = primal_from_dual(features, dual, (1, 2, 4), ONSETS, train)
-    np.testing.assert_allclose(given, expected, rtol=1e-12, atol=1e-12)
-    everywhere = np.zeros((N_TRS, 4))
-    everywhere[train] = dual
-    np.testing.assert_allclose(
-        primal_from_dual(features, everywhere, (1, 2, 4), ONSETS), expected, rtol=1e-12, atol=1e-12
-    )
-
-
-def test_a_voxel_without_a_fit_has_no_weights(features):
-    dual = np.ones((N_TRS, 2), dtype=np.float32)
-    dual[:, 1] = np.nan
-    weights = primal_from_dual(features.astype(np.float32), dual, (1,), ONSETS)
-    assert weights.dtype == np.float32
-    assert np.isfinite(weights[:, 0]).all()
-    assert np.isnan(weights[:, 1]).all()

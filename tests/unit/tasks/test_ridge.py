@@ -10,7 +10,8 @@ from himalaya.kernel_ridge import KernelRidgeCV
 from scipy.signal import lfilter
 from sklearn.model_selection import PredefinedSplit
 
-from hpcenc.storage.design import delayed_design, primal_from_dual, standardise
+from hpcenc.storage.design import delayed_design, standardise
+from hpcenc.storage.lagged import primal_from_dual
 from hpcenc.tasks.folds import OuterFold, RowPolicy, RunRows, outer_folds, run_onsets
 from hpcenc.tasks.gram import base_gram, window_gram
 from hpcenc.tasks.operators import make_operators, ops_to_device
@@ -83,6 +84,11 @@ def thin():
     return make_study((6, 5), (1, 2, 3), 2000, seed=12)
 
 
+@pytest.fixture(params=["exact", "fast"])
+def solver(request):
+    return request.param
+
+
 @pytest.fixture(params=["wide", "thin"])
 def study(request):
     return request.getfixturevalue(request.param)
@@ -116,9 +122,9 @@ def references(wide, thin):
     return {id(study): himalaya_fit(study, study.operators().alphas) for study in (wide, thin)}
 
 
-def test_alphas_scores_and_weights_are_those_of_himalaya(study, references, library):
+def test_alphas_scores_and_weights_are_those_of_himalaya(study, references, library, solver):
     expected = references[id(study)]
-    ops = study.operators()
+    ops = study.operators(solver=solver)
     on_device = ops_to_device(ops, library.to_device)
     fit = fit_block(library.to_device(study.bold), on_device, ONSETS, want_dual=True)
     same = library.to_host(fit.alpha_index) == expected.alpha_index
@@ -218,10 +224,10 @@ def test_equal_scores_choose_the_larger_alpha(thin):
     assert choose_alphas(silent, ops).tolist() == [19, 19, 19]
 
 
-def test_every_library_gives_the_fit_of_numpy_on_its_own_device(study, library):
+def test_every_library_gives_the_fit_of_numpy_on_its_own_device(study, library, solver):
     bold = study.bold[:, :60].copy()
     bold[3, 5] = np.nan
-    ops = study.operators()
+    ops = study.operators(solver=solver)
     expected = fit_block(bold, ops, ONSETS, want_dual=True, sub_block=25)
     given = library.to_device(bold)
     fit = fit_block(given, ops_to_device(ops, library.to_device), ONSETS, want_dual=True, sub_block=25)
@@ -235,8 +241,8 @@ def test_every_library_gives_the_fit_of_numpy_on_its_own_device(study, library):
         np.testing.assert_allclose(on_host, wanted, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
-def test_undefined_voxels_are_nan_and_leave_their_neighbours_alone(study):
-    ops = study.operators()
+def test_undefined_voxels_are_nan_and_leave_their_neighbours_alone(study, solver):
+    ops = study.operators(solver=solver)
     clean = study.bold[:, :40]
     dirty = clean.copy()
     dirty[200, 3] = np.nan  # rows 200 and 350 are a training and a test row
@@ -258,8 +264,8 @@ def test_undefined_voxels_are_nan_and_leave_their_neighbours_alone(study):
     np.testing.assert_allclose(fit.dual[:, good], expected.dual[:, good], atol=1e-6)
 
 
-def test_rows_left_out_change_nothing(study):
-    ops = study.operators()
+def test_rows_left_out_change_nothing(study, solver):
+    ops = study.operators(solver=solver)
     bold = study.bold[:, :50].copy()
     before = fit_block(bold, ops, ONSETS, want_dual=True)
     bold[~(study.fold.train | study.fold.test)] = np.nan
@@ -268,8 +274,8 @@ def test_rows_left_out_change_nothing(study):
         np.testing.assert_array_equal(getattr(after, name), getattr(before, name))
 
 
-def test_the_unit_and_layout_of_bold_do_not_matter(study):
-    ops = study.operators()
+def test_the_unit_and_layout_of_bold_do_not_matter(study, solver):
+    ops = study.operators(solver=solver)
     bold = study.bold[:, :50]
     raw = fit_block(bold, ops, ONSETS)
     other = fit_block(np.asfortranarray((bold - 9_000) / 64), ops, ONSETS, sub_block=7)
