@@ -419,7 +419,8 @@ def _simulated(
         run = bold[:, start:stop]
         run -= run.mean(axis=1, keepdims=True)
         run /= run.std(axis=1, keepdims=True)
-    return bold.astype(np.float32)
+    simulated: NDArray[np.float32] = bold.astype(np.float32)
+    return simulated
 
 
 def _mirrored(upper: Floats) -> Floats:

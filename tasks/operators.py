@@ -133,7 +133,8 @@ def make_operators(
         )
     alphas = 10.0**exponents * variance
     eigenvectors, eigenvalues = _eigenbasis(centred[train_rows])
-    inner, fast = (), None
+    inner: tuple[InnerOperators, ...] = ()
+    fast = None
     if solver == "exact":
         inner = tuple(
             _inner_operators(windowed_gram, train_rows, validation, alphas, basis_tolerance, dtype)
