@@ -1,0 +1,84 @@
+"""The benchmarks: that what they time is the same fit."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOLVERS = ("exact", "fast", "himalaya", "himalaya-float64", "ridgecv", "b-mor", "ridge-loop", "fracridge")
+SAME_CHOICE = ("exact", "fast", "himalaya", "himalaya-float64", "ridge-loop")
+"""Alpha per vertex by leave-one-run-out; the others choose by other means."""
+
+
+@pytest.fixture(scope="module")
+def modules() -> Any:
+    """Modules of the benchmarks, importable as their scripts import them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")
+        yield importlib.import_module
+
+
+@pytest.fixture(scope="module")
+def problem(modules: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    module = modules("problem")
+    return module.write_problem(tmp_path_factory.mktemp("problem"), module.SCALES["small"], "base", 40)
+
+
+def solve(modules: Any, problem: Any, solver: str) -> dict[str, Any]:
+    """Outputs of a solver in a process of its own, made once."""
+    if solver in modules("job").OURS and solver not in modules("fit").available_solvers():
+        pytest.skip(f"this checkout has no {solver} solver")
+    if solver == "fracridge":
+        pytest.importorskip("fracridge")
+    file = problem.folder / f"{solver}.npz"
+    if not file.exists():
+        modules("measure").run_job(problem.folder, modules("job").Job(solver, 40), 1, save=file)
+    with np.load(file) as found:
+        return dict(found)
+
+
+def test_the_first_vertices_are_the_same_however_many_there_are(
+    modules: Any, problem: Any, tmp_path: Path
+) -> None:
+    module = modules("problem")
+    larger = module.write_problem(tmp_path, module.SCALES["small"], "base", 600)
+    np.testing.assert_array_equal(larger.bold(0, 40), problem.bold(0, 40))
+    assert not np.array_equal(larger.bold(500, 540), problem.bold(0, 40))
+
+
+def test_the_problem_is_what_its_description_says(problem: Any) -> None:
+    by_run = problem.bold(0, 40).reshape(5, problem.run_trs, 40)
+    np.testing.assert_allclose(by_run.mean(axis=1), 0, atol=1e-6)
+    np.testing.assert_allclose(by_run.std(axis=1), 1, atol=1e-5)
+    train, test = problem.design(np.float64)
+    assert (len(train), len(test)) == (4 * problem.run_trs, problem.run_trs)
+    np.testing.assert_allclose(problem.alphas[0], 1e-2 * np.sum(train**2) / (len(train) - 1), rtol=1e-6)
+    np.testing.assert_allclose(problem.largest_eigenvalue(), np.linalg.norm(train, 2) ** 2, rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_weights_of_every_solver_give_its_scores(modules: Any, problem: Any, solver: str) -> None:
+    found = solve(modules, problem, solver)
+    _, test = problem.design(np.float64)
+    measured = problem.bold(0, 40)[problem.fold.test]
+    predicted = test @ found["weights"]
+    r = [np.corrcoef(predicted[:, voxel], measured[:, voxel])[0, 1] for voxel in range(40)]
+    np.testing.assert_allclose(found["r"], r, atol=1e-4)
+    signal, noise = np.mean(found["r"][1::2]), np.mean(found["r"][::2])
+    assert signal > max(0.1, noise + 0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("solver", SAME_CHOICE)
+def test_solvers_of_the_same_criterion_choose_the_same_alphas(
+    modules: Any, problem: Any, solver: str
+) -> None:
+    found, reference = (solve(modules, problem, name) for name in (solver, "himalaya-float64"))
+    np.testing.assert_array_equal(found["choice"], reference["choice"])
+    np.testing.assert_allclose(found["r"], reference["r"], atol=1e-4)
