@@ -32,6 +32,7 @@ SubjectsOption = Annotated[str, typer.Option("--subjects", help="all, or subject
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 STUDY_NAME = Path("study.toml")
+BENCHMARKS = ("fit", "accuracy", "extraction")
 
 
 @app.command()
@@ -230,6 +231,30 @@ def demo(
         path = write_demo(folder, DemoSettings(n_subjects=subjects, n_runs=runs, n_trs=trs, seed=seed))
     print(f"wrote {path} (simulated BOLD)")
     print(f"next: hpcenc submit {path} --models all")
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="fit, accuracy or extraction.")],
+) -> None:
+    """Measure hpcenc on this machine: the fit against its peers, its accuracy, feature extraction.
+
+    For a checkout of the repository, with its extra `bench`. All that follows NAME goes to its script:
+    `hpcenc bench fit -- --help` lists what it takes.
+    """
+    import subprocess
+
+    if name not in BENCHMARKS:
+        _refuse(f"benchmark {name!r}: expected {', '.join(BENCHMARKS[:-1])} or {BENCHMARKS[-1]}")
+    checkout = Path(__file__).resolve().parents[1]
+    script = checkout / "benchmarks" / f"{name}.py"
+    if not script.exists():
+        _refuse(
+            f"{script}: no such file. The benchmarks are no part of the installed package. Clone hpcenc's "
+            "repository, run `pip install -e '.[bench]'` in it, and there `hpcenc bench` again."
+        )
+    raise typer.Exit(subprocess.run([sys.executable, str(script), *context.args], check=False).returncode)
 
 
 def main() -> None:

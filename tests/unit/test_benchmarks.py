@@ -1,8 +1,11 @@
-"""The benchmarks: that what they time is the same fit."""
+"""The benchmarks: that what they time is the same fit, and how `hpcenc bench` finds them."""
 
 from __future__ import annotations
 
 import importlib
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
+MAIN = "from hpcenc.cli.app import main; main()"
 SOLVERS = ("exact", "fast", "himalaya", "himalaya-float64", "ridgecv", "b-mor", "ridge-loop", "fracridge")
 SAME_CHOICE = ("exact", "fast", "himalaya", "himalaya-float64", "ridge-loop")
 """Alpha per vertex by leave-one-run-out; the others choose by other means."""
@@ -27,6 +31,11 @@ def modules() -> Any:
 def problem(modules: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     module = modules("problem")
     return module.write_problem(tmp_path_factory.mktemp("problem"), module.SCALES["small"], "base", 40)
+
+
+def bench(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", MAIN, "bench", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
 def solve(modules: Any, problem: Any, solver: str) -> dict[str, Any]:
@@ -82,3 +91,40 @@ def test_solvers_of_the_same_criterion_choose_the_same_alphas(
     found, reference = (solve(modules, problem, name) for name in (solver, "himalaya-float64"))
     np.testing.assert_array_equal(found["choice"], reference["choice"])
     np.testing.assert_allclose(found["r"], reference["r"], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_all_rows_run_at_small_scale() -> None:
+    pytest.importorskip("fracridge")
+    done = bench("fit", "--scale", "small", "--repeats", "1", "--threads", "1", "--spectrum", "steep")
+    assert done.returncode == 0, done.stderr
+    assert "**steep spectrum, 1 thread(s), CPU seconds**" in done.stdout
+    for row in ("marginal", "whole", "processes", "memory", "ridge-loop", "fracridge", "delay", "gemm"):
+        assert f"| {row} | " in done.stdout
+
+
+@pytest.mark.slow
+def test_accuracy_runs_at_small_scale() -> None:
+    done = bench("accuracy", "--scale", "small")
+    assert done.returncode == 0, done.stderr
+    assert "| steep | exact | himalaya-float64 | 40 | 100.00%" in done.stdout
+
+
+def test_options_reach_the_script_and_its_status_comes_back() -> None:
+    done = bench("fit", "--only", "nosuch")
+    assert done.returncode == 2
+    assert "invalid choice: 'nosuch'" in done.stderr
+    assert "ridge-loop" in bench("fit", "--", "--help").stdout
+
+
+def test_a_wheel_has_no_benchmarks_and_says_where_they_are(tmp_path: Path) -> None:
+    for folder in ("cli", "storage"):
+        shutil.copytree(ROOT / folder, tmp_path / "hpcenc" / folder)
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); sys.argv[0] = 'hpcenc'; {MAIN}"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "bench", "fit"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{tmp_path / 'hpcenc' / 'benchmarks' / 'fit.py'}: no such file" in done.stderr
+    assert "Clone hpcenc's repository" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

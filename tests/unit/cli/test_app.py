@@ -27,7 +27,7 @@ feature_files = { mylab = { path = "mylab_{run}.npy" } }
 fit = { delays = [1, 2], backend = "numpy" }
 """
 
-COMMANDS = ("init", "check", "submit", "status", "report", "models", "selftest", "demo")
+COMMANDS = ("init", "check", "submit", "status", "report", "models", "selftest", "demo", "bench")
 
 
 @pytest.fixture
@@ -62,14 +62,14 @@ def test_help_names_the_commands() -> None:
         assert command in result.stdout
 
 
-@pytest.mark.parametrize(
-    "command", ["init", "check", "submit", "status", "report", "models", "selftest", "demo"]
-)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command: str) -> None:
     assert run(command, "--help").exit_code == 0
 
 
-@pytest.mark.parametrize("command", [["nosuch"], ["submit", "--nosuch"], ["demo", "x", "--runs", "1"]])
+@pytest.mark.parametrize(
+    "command", [["nosuch"], ["submit", "--nosuch"], ["demo", "x", "--runs", "1"], ["bench", "nosuch"]]
+)
 def test_wrong_usage_ends_with_2(command: list[str]) -> None:
     result = run(*command)
     assert (result.exit_code, result.stdout) == (2, "")
