@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from clock import Clock
 from hpcenc.storage.array_folder import load_arrays, save_arrays
-from hpcenc.storage.design import primal_from_dual
 from hpcenc.storage.groups import GroupSpec
+from hpcenc.storage.lagged import primal_from_dual
 from hpcenc.storage.layout import SHARD_VOXELS
 from hpcenc.storage.store import Store
 from hpcenc.tasks.fitting import fit_arrays

@@ -187,6 +187,8 @@ class Fit(Settings):
     """``keep`` leaves repeated clips in training, where they leak into the test run."""
     repeat_test: Literal["keep", "drop", "only"] = "keep"
     basis_tolerance: Annotated[float, Field(gt=0, le=1e-2)] = 1e-5
+    solver: Literal["auto", "exact", "fast"] = "auto"
+    """How each voxel's alpha is found; `auto` takes the fast solver where it pays."""
     weights: Literal["primal", "dual", "none"] = "primal"
     weights_folds: Literal["last", "all"] = "last"
     weights_exceptions: tuple[WeightsException, ...] = ()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -15,20 +13,23 @@ from numpy.typing import NDArray
 
 from hpcenc.storage.groups import ArraySpec
 from hpcenc.storage.layout import CHUNK_VOXELS, SCORES, SHARD_VOXELS
+from hpcenc.tasks import at_hand
 from hpcenc.tasks.records import Deadline, Fact, TaskRecord, Unit, run_units
 
 if TYPE_CHECKING:
     from hpcenc.storage.bold import BoldHeader
     from hpcenc.storage.spaces import SpaceSource
     from hpcenc.storage.store import Store
-    from hpcenc.tasks.backends import Backend
-    from hpcenc.tasks.operators import FoldOperators
+    from hpcenc.tasks.ridge import BlockFit
 
-FIT_VERSION = 2
+FIT_VERSION = 3
 """Part of the digest of fits: raised by hand whenever scores or weights change."""
 
-OPERATOR_BUDGET_BYTES = 2_000_000_000
-"""Operators that a worker keeps at hand; memory-mapped ones cost it nothing."""
+N_CHECK = 128
+"""Voxels of a block whose alphas by the fast solver are compared with those by exact scores."""
+
+SUB_BLOCK = 500
+"""Voxels that the exact solver takes at a time; less is never tried where memory is refused."""
 
 WeightsKind = Literal["primal", "dual", "none"]
 
@@ -165,58 +166,92 @@ class FitBlock:
         )
 
     def _fit(self, store: Store, fit: FitUnit, bold: NDArray[np.float32]) -> Mapping[str, Fact]:
-        """Fit all folds and variants, shard by shard; scores are written last."""
+        """Fit all folds and variants; weights are written shard by shard, scores last."""
         first, last = self.voxels
+        device = at_hand.device(self.backend)
         n_folds = len(fit.variants[0].operators)
         scores = np.full((len(SCORES), n_folds, len(fit.variants), last - first), np.nan, np.float32)
         for fold in range(n_folds):
             for place, variant in enumerate(fit.variants):
-                # Shards are built and written one after the other: a whole block of weights would
-                # need gigabytes.
+                keep_weights = fit.weights != "none" and fold in fit.weight_folds
+                with device.turn():
+                    found = self._solve(device, variant.operators[fold][1], bold, keep_weights)
+                    for score, name in enumerate(SCORES):
+                        scores[score, fold, place] = device.backend.to_host(getattr(found, name))
+                if not keep_weights:
+                    continue
+                # Made and written one after the other: a whole block of weights would need gigabytes.
                 for start in range(first, last, SHARD_VOXELS):
                     shard = slice(start, min(start + SHARD_VOXELS, last))
-                    inside = slice(shard.start - first, shard.stop - first)
-                    found, weights = self._fit_shard(store, fit, variant, fold, bold[:, inside])
-                    for name, values in found.items():  # what was not found stays NaN
-                        scores[SCORES.index(name), fold, place, inside] = values
-                    if weights is not None:
-                        self._write_weights(store, fit, fold, place, shard, weights)
+                    dual = found.dual[:, shard.start - first : shard.stop - first]
+                    with device.turn():
+                        weights = self._weights(device, store, fit.weights, variant, fold, dual)
+                    self._write_weights(store, fit, fold, place, shard, weights)
         everything = slice(None)
         store.write(
             f"{fit.unit.group}/scores", (everything, everything, everything, slice(first, last)), scores
         )
         undefined = np.isnan(scores[SCORES.index("r")]).any(axis=(0, 1))
-        return {"voxels": last - first, "undefined": int(undefined.sum())}
+        agrees = scores[SCORES.index("agrees")]
+        facts: dict[str, Fact] = {"voxels": last - first, "undefined": int(undefined.sum())}
+        if not np.isnan(agrees).all():
+            facts |= {"checked": int(np.isfinite(agrees).sum()), "disagreed": int((agrees == 0).sum())}
+        if device.voxels_at_once is not None:
+            facts["voxels_at_once"] = device.voxels_at_once
+        return facts
 
-    def _fit_shard(
-        self, store: Store, fit: FitUnit, variant: VariantSource, fold: int, bold: NDArray[np.float32]
-    ) -> tuple[dict[str, NDArray[Any]], NDArray[np.float32] | None]:
-        from hpcenc.tasks.ridge import fit_block
+    def _solve(
+        self, device: at_hand.Device, operators: Path, bold: NDArray[np.float32], want_dual: bool
+    ) -> BlockFit:
+        """Fit the block on one fold; where memory is refused, half as many voxels at a time."""
+        from hpcenc.tasks.ridge import fit_block, join_fits
 
-        backend = _backend(self.backend)
-        operators = _operators(variant.operators[fold][1], backend)
-        keep_weights = fit.weights != "none" and fold in fit.weight_folds
-        found = fit_block(backend.to_device(bold), operators, self.onsets, want_dual=keep_weights)
-        scores = {name: backend.to_host(getattr(found, name)) for name in ("r", "r2", "alpha", "chance")}
-        if not keep_weights:
-            return scores, None
-        # Rows that do not train weigh nothing, so the dual is kept on the rows of all runs.
-        dual = np.zeros((self.n_trs, bold.shape[1]), np.float32)
-        dual[operators.train_rows] = backend.to_host(found.dual)
-        dual[:, np.isnan(scores["r"])] = np.nan
-        if fit.weights == "dual":
-            return scores, dual
-        return scores, self._primal(store, variant, fold, dual)
+        n_voxels = bold.shape[1]
+        while True:
+            size = min(device.voxels_at_once or n_voxels, n_voxels)
+            try:
+                return join_fits(
+                    [
+                        fit_block(
+                            device.backend.to_device(bold[:, start : start + size]),
+                            device.operators(operators),
+                            self.onsets,
+                            want_dual,
+                            SUB_BLOCK,
+                            N_CHECK,
+                            seed=self.block,
+                        )
+                        for start in range(0, n_voxels, size)
+                    ]
+                )
+            except Exception as error:
+                if size <= SUB_BLOCK or not device.backend.is_out_of_memory(error):
+                    raise
+            device.voxels_at_once = SUB_BLOCK * -(-size // (2 * SUB_BLOCK))
+            device.make_room()
 
-    def _primal(
-        self, store: Store, variant: VariantSource, fold: int, dual: NDArray[np.float32]
+    def _weights(
+        self,
+        device: at_hand.Device,
+        store: Store,
+        kind: WeightsKind,
+        variant: VariantSource,
+        fold: int,
+        dual: Any,
     ) -> NDArray[np.float32]:
-        from hpcenc.storage.lagged import primal_from_dual
+        """Weights of one shard, (n_weight_rows, n_voxels)."""
+        from hpcenc.storage.lagged import lagged_products
 
-        features = _standardised(store.path, variant.spaces, variant.operators[fold][0])
-        return np.concatenate(
-            [primal_from_dual(space, dual, self.delays, self.onsets) for space in features]
-        ).astype(np.float32, copy=False)
+        group, folder = variant.operators[fold]
+        if kind == "dual":
+            # Rows that do not train weigh nothing: the dual is kept on the rows of all runs.
+            weights = np.zeros((self.n_trs, dual.shape[1]), np.float32)
+            weights[device.operators(folder).train_rows] = device.backend.to_host(dual)
+            weights[:, np.isnan(weights).any(axis=0)] = np.nan
+            return weights
+        source = at_hand.FeatureSource(store.path, variant.spaces, group, folder, self.delays, self.onsets)
+        spaces = [lagged_products(features, dual) for features in device.features(source)]
+        return np.concatenate([device.backend.to_host(weights) for weights in spaces])
 
     def _write_weights(
         self, store: Store, fit: FitUnit, fold: int, place: int, shard: slice, weights: NDArray[np.float32]
@@ -239,41 +274,3 @@ def _positions(path: Path, grayordinates: Literal["cortex", "all"]) -> NDArray[n
     from hpcenc.storage.bold import read_axes
 
     return read_axes(path)[0].positions(grayordinates)
-
-
-@lru_cache(maxsize=1)
-def _backend(name: str) -> Backend:
-    from hpcenc.tasks.backends import open_backend
-
-    return open_backend(name)
-
-
-_at_hand: OrderedDict[Path, tuple[FoldOperators, int]] = OrderedDict()
-_at_hand_lock = Lock()
-
-
-def _operators(folder: Path, backend: Backend) -> FoldOperators:
-    """Operators on the device: the least used go when all together pass the budget."""
-    from hpcenc.storage.array_folder import load_arrays
-    from hpcenc.tasks.operators import from_arrays, ops_to_device
-
-    with _at_hand_lock:  # a worker may have several task slots
-        if folder not in _at_hand:
-            arrays = load_arrays(folder)
-            n_bytes = sum(values.nbytes for values in arrays.values())
-            _at_hand[folder] = (ops_to_device(from_arrays(arrays), backend.to_device), n_bytes)
-            while len(_at_hand) > 1 and sum(size for _, size in _at_hand.values()) > OPERATOR_BUDGET_BYTES:
-                _at_hand.popitem(last=False)
-        _at_hand.move_to_end(folder)
-        return _at_hand[folder][0]
-
-
-@lru_cache(maxsize=2)
-def _standardised(
-    store: Path, spaces: Sequence[SpaceSource], operators_group: str
-) -> tuple[NDArray[np.float32], ...]:
-    """Features z-scored as the operators were made from them."""
-    from hpcenc.storage.store import Store
-    from hpcenc.storage.weights import standardised_features
-
-    return standardised_features(Store(store), spaces, operators_group)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from hpcenc.storage.spaces import SpaceSource
     from hpcenc.storage.store import Store
 
-OPERATORS_VERSION = 1
+OPERATORS_VERSION = 2
 """Part of the digest of operators: raised by hand whenever they change."""
 
 
@@ -81,6 +81,7 @@ class MakeOperators(UnitTask):
     spaces: tuple[SpaceSource, ...]
     alpha_exponents: tuple[float, ...]
     basis_tolerance: float
+    solver: Literal["exact", "fast"]
     folder: Path
 
     def work(self, store: Store) -> Mapping[str, Fact]:
@@ -98,7 +99,9 @@ class MakeOperators(UnitTask):
             kernel += window_gram(base_gram(features), self.rows.delays, self.rows.onsets)
             means.append(mean)
             scales.append(scale)
-        operators = make_operators(kernel, fold, self.alpha_exponents, self.basis_tolerance)
+        operators = make_operators(
+            kernel, fold, self.alpha_exponents, self.basis_tolerance, solver=self.solver
+        )
         n_bytes = save_arrays(self.folder, to_arrays(operators))
 
         role = np.zeros(self.rows.n_trs, dtype=np.int8)

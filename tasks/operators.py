@@ -27,6 +27,13 @@ DIRECT_ALPHA = 1e-3
 """Smallest alpha, relative to the largest eigenvalue, whose dual coefficients are one float32 product."""
 
 
+FAST_BYTES = 2_500_000_000
+"""Bytes of the fast solver's operators that a worker has room for."""
+
+MIN_FAST_ALPHAS = 8
+"""Fewer alphas than this are compared at once by the exact solver."""
+
+
 @dataclass(frozen=True, eq=False)
 class InnerOperators:
     """Arrays of one inner fold; rows are positions among the training rows of the outer fold."""
@@ -203,6 +210,21 @@ def from_arrays(arrays: Mapping[str, Any]) -> FoldOperators:
     return FoldOperators(
         **_named(FoldOperators, "", arrays, without=("inner", "fast")), inner=inner, fast=fast
     )
+
+
+def choose_solver(
+    fold: OuterFold, n_columns: int, n_voxels: int, alpha_exponents: Sequence[float]
+) -> Literal["exact", "fast"]:
+    """The solver that ``auto`` stands for; it depends on no other subject, feature set or machine.
+
+    Making the fast solver's operators costs more, each voxel then less: about as many voxels as training rows
+    pay for it. Its operators hold a matrix for every alpha. With few columns, the exact solver works in their
+    number of dimensions.
+    """
+    n_train = int(fold.train.sum())
+    fits = operator_bytes(fold, n_columns, alpha_exponents, solver="fast") <= FAST_BYTES
+    pays = n_voxels >= 2 * n_train and n_columns >= 0.4 * n_train
+    return "fast" if fits and pays and len(alpha_exponents) >= MIN_FAST_ALPHAS else "exact"
 
 
 def operator_bytes(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 from hpcenc.storage.digests import digest
 from hpcenc.storage.groups import GroupSpec
@@ -26,7 +26,7 @@ from hpcenc.tasks.facts import StudyFacts
 from hpcenc.tasks.folds import RowPolicy, RunRows
 from hpcenc.tasks.models import catalogue
 from hpcenc.tasks.operator_task import Rows
-from hpcenc.tasks.operators import operator_bytes
+from hpcenc.tasks.operators import choose_solver, operator_bytes
 from hpcenc.tasks.plan import Plan, Stage
 from hpcenc.tasks.records import Task, Unit
 from hpcenc.tasks.selection import FILE_LAYER, FeatureSet, FeatureSpace, Variant
@@ -216,6 +216,15 @@ class _Planner:
             test_runs=fit.test_runs or (() if fit.outer == "rotate" else (self.study.runs[-1].name,)),
         )
 
+    def _solver(self, rows: Rows, n_columns: int) -> Literal["exact", "fast"]:
+        """One solver for all outer folds."""
+        fit = self.study.fit
+        if fit.solver != "auto":
+            return fit.solver
+        assert self.facts.voxels is not None
+        largest = max(rows.folds(), key=lambda fold: int(fold.train.sum()))
+        return choose_solver(largest, n_columns, self.facts.voxels.n_voxels, fit.exponents())
+
     def _operators(self, variant: Variant, version: str, runs: Sequence[Run], rows: Rows) -> list[Unit]:
         """Units of the operators of every outer fold."""
         fit = self.study.fit
@@ -226,6 +235,9 @@ class _Planner:
             needs += units
             digests.append([keys, [path.rpartition("/")[2] for path in source.arrays[0]], source.how])
         units = []
+        n_features = sum(space.n_features for space in spaces)
+        n_columns = n_features * len(rows.delays)
+        solver = self._solver(rows, n_columns)
         for fold, outer in enumerate(rows.folds()):
             inputs = {
                 "version": operator_task.OPERATORS_VERSION,
@@ -236,15 +248,13 @@ class _Planner:
                 "policy": asdict(rows.policy),
                 "delays": rows.delays,
                 "alpha_exponents": fit.exponents(),
-                "basis_tolerance": fit.basis_tolerance,
+                "solver": solver,
+                "basis_tolerance": fit.basis_tolerance if solver == "exact" else None,
             }
             key = digest(inputs)
             group = operators_group(key)
             folder = operators_folder(self.study.store_path, key)
-            n_features = sum(space.n_features for space in spaces)
-            n_bytes = operator_bytes(
-                outer, n_features * len(rows.delays), fit.exponents(), fit.basis_tolerance
-            )
+            n_bytes = operator_bytes(outer, n_columns, fit.exponents(), fit.basis_tolerance, solver)
             unit = Unit(group, 0, key, cached=folder, cached_bytes=n_bytes)
             units.append(unit)
             if group not in self.groups:
@@ -269,6 +279,7 @@ class _Planner:
                     spaces=tuple(spaces),
                     alpha_exponents=fit.exponents(),
                     basis_tolerance=fit.basis_tolerance,
+                    solver=solver,
                     folder=folder,
                 ),
             )

@@ -265,6 +265,20 @@ def fit_block(
     )
 
 
+def join_fits(fits: Sequence[BlockFit]) -> BlockFit:
+    """Fits of neighbouring voxels as one."""
+    if len(fits) == 1:
+        return fits[0]
+    xp = array_namespace(fits[0].r)
+    scores = {
+        name: xp.concat([getattr(fit, name) for fit in fits])
+        for name in ("r", "r2", "alpha", "alpha_index", "chance", "agrees")
+    }
+    duals = [fit.dual for fit in fits]
+    dual = None if duals[0] is None else _joined(duals)
+    return BlockFit(**scores, n_shifts=fits[0].n_shifts, dual=dual)
+
+
 @dataclass(frozen=True, eq=False)
 class _Standardised:
     """BOLD of the voxels of a block that can be fitted.

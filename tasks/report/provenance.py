@@ -149,13 +149,18 @@ def _describe_rows(fold: Attributes) -> str:
     return f"of {runs}: {fold['n_train']} training, {fold['n_test']} test; left out: {dropped}"
 
 
+def _describe_solver(fold: Attributes) -> str:
+    tolerance = fold["basis_tolerance"]
+    return fold["solver"] if tolerance is None else f"{fold['solver']}, basis tolerance {tolerance:g}"
+
+
 _SETTINGS: Mapping[str, Callable[[Attributes], str]] = {
     "runs": _describe_runs,
     "test runs": _describe_test,
     "row policy": _describe_policy,
     "delays": lambda fold: " ".join(map(str, fold["delays"])),
     "alpha exponents": lambda fold: " ".join(f"{exponent:g}" for exponent in fold["alpha_exponents"]),
-    "basis tolerance": lambda fold: f"{fold['basis_tolerance']:g}",
+    "solver": _describe_solver,
 }
 
 

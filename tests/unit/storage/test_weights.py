@@ -67,7 +67,7 @@ def make_operators(store: Store, spaces: tuple[SpaceSource, ...]) -> tuple[tuple
         store.ensure_group(GroupSpec(group, f"{fold}" * 64, arrays, 1, attributes))
         MakeOperators(
             unit=Unit(group, 0, f"{fold}" * 64), rows=ROWS, fold=fold, spaces=spaces,
-            alpha_exponents=tuple(np.linspace(-1, 3, 8)), basis_tolerance=1e-6, folder=folder,
+            alpha_exponents=tuple(np.linspace(-1, 3, 8)), basis_tolerance=1e-6, solver="exact", folder=folder,
         ).run(store, None)  # fmt: skip
         places.append((group, folder))
     return tuple(places)

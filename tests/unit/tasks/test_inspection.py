@@ -160,7 +160,14 @@ def test_operators_beside_the_store_need_space_too(folder: Path) -> None:
     unit = Unit("operators/o", 0, "d" * 64, cached=folder / "cache", cached_bytes=4 * 10**15)
     rows = Rows((), (1,), RowPolicy(), "single", ("A",))
     task = MakeOperators(
-        unit=unit, rows=rows, fold=0, spaces=(), alpha_exponents=(0.0,), basis_tolerance=1e-5, folder=folder
+        unit=unit,
+        rows=rows,
+        fold=0,
+        spaces=(),
+        alpha_exponents=(0.0,),
+        basis_tolerance=1e-5,
+        solver="exact",
+        folder=folder,
     )
     plan = Plan((Stage("operators", "cpu", (task,), lasting=True),), (), ())
     with pytest.raises(StudyError, match=r"the plan writes 4000000\.0 GB"):

@@ -58,6 +58,7 @@ def task(store: Store, fold: int = 1) -> MakeOperators:
         spaces=spaces,
         alpha_exponents=EXPONENTS,
         basis_tolerance=1e-6,
+        solver="exact",
         folder=store.path.parent / "operators",
     )
 

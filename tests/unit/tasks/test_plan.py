@@ -227,7 +227,9 @@ EDITS = [
     ("the range of alphas", {"fit.alpha_exponents": [-1, 4]}, "", "", ALL, ALL),
     ("the number of alphas", {"fit.n_alphas": 10}, "", "", ALL, ALL),
     ("delays", {"fit.delays": [1, 2]}, "", "", ALL, ALL),
-    ("the basis tolerance", {"fit.basis_tolerance": 1e-3}, "", "", ALL, ALL),
+    ("the basis tolerance, of the exact solver", {"fit.basis_tolerance": 1e-3}, "", "", "mylab", "mylab"),
+    ("the solver", {"fit.solver": "exact"}, "", "", MODELS, MODELS),
+    ("the solver of few columns", {"fit.solver": "fast"}, "", "", "mylab", "mylab"),
     ("a segment's time", {"runs.0.segments.0": REST_LATER}, "", "", ALL, ALL),
     ("a segment's name", {"runs.0.segments.0.name": "fixation"}, *NOTHING),
     ("the rest policy", {"fit.rest": "keep"}, "", "", ALL, ALL),
@@ -421,9 +423,9 @@ GOLDEN = {
     "features/clip-untrained-seed-0/main/a": "be58073281c0d4ab",
     "features/beats-untrained-seed-0/main/a": "1a7c216417e6be9b",
     "features/mylab/files/a": "f9527d6bbb58a9a5",
-    "operators/5f3729eb5d527629": "5f3729eb5d527629",
-    "fits/clip-untrained-seed-0/s1": "b98c7d10df6d17d3",
-    "fits/mylab/s1": "7942777dcd8f5919",
+    "operators/a5199d1b23ba7497": "a5199d1b23ba7497",
+    "fits/clip-untrained-seed-0/s1": "991115bd4d98a4a1",
+    "fits/mylab/s1": "5221d7255ac8b222",
 }
 
 

@@ -125,7 +125,8 @@ def test_fits_under_one_setting_need_no_warning(lab):
     [
         ({"delays": [1, 2, 3]}, "delays"),
         ({"n_alphas": 5}, "alpha exponents"),
-        ({"basis_tolerance": 1e-4}, "basis tolerance"),
+        ({"basis_tolerance": 1e-4}, "solver"),
+        ({"solver": "fast"}, "solver"),
         ({"rest": "keep"}, "row policy"),
         ({"rest_s": 8}, "runs"),
         ({"test_runs": ["A"]}, "test runs"),
