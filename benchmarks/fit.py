@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import importlib.util
-import inspect
 import json
 import os
 import re
@@ -28,7 +27,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
-from hpcenc.tasks.operators import make_operators
 from job import OURS, Job
 from measure import Costs, Result, ratio_cells, run_job, table
 from peers import PEERS
@@ -251,11 +249,6 @@ def refuse_missing(jobs: Iterable[Job]) -> None:
         raise SystemExit(2)
 
 
-def available_solvers() -> tuple[str, ...]:
-    """hpcenc's solvers, of those that this checkout has."""
-    return OURS if "solver" in inspect.signature(make_operators).parameters else ("exact",)
-
-
 def main() -> None:
     names = [row.name for row in chosen_rows(["exact"], SCALES["full"], "base", 1, ())]
     parser = argparse.ArgumentParser(
@@ -267,7 +260,7 @@ def main() -> None:
     parser.add_argument("--scale", choices=SCALES, default="full")
     parser.add_argument("--spectrum", choices=SPECTRA, nargs="+", default=["base"])
     parser.add_argument("--threads", nargs="+", default=["1", "all"], metavar="N", help="Numbers, or all.")
-    parser.add_argument("--solvers", choices=available_solvers(), nargs="+", default=available_solvers())
+    parser.add_argument("--solvers", choices=OURS, nargs="+", default=OURS)
     parser.add_argument("--repeats", type=int, default=3, help="Rounds.")
     parser.add_argument("--folder", type=Path, help="For the problem and the weights, 4 GB; else /tmp.")
     parser.add_argument("--json", type=Path, help="Append every result here, a line each.")

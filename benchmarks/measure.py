@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from hpcenc.cluster.executors import KEEP_FREED_MEMORY
 from hpcenc.cluster.threads import THREAD_VARIABLES
 from job import Job
 
@@ -52,7 +53,8 @@ def run_job(folder: Path, job: Job, n_threads: int, save: Path | None = None) ->
         If a process fails; with its standard error.
     """
     environment = {name: value for name, value in os.environ.items() if name not in TUNING_VARIABLES}
-    environment |= dict.fromkeys(THREAD_VARIABLES, str(n_threads))
+    # Every solver gets what hpcenc gives its workers.
+    environment |= {**dict.fromkeys(THREAD_VARIABLES, str(n_threads)), **KEEP_FREED_MEMORY}
     command = [sys.executable, str(Path(__file__).with_name("worker.py"))]
     edges = [round(job.n_vertices * part / job.n_processes) for part in range(job.n_processes + 1)]
     orders = [

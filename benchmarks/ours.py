@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from clock import Clock
 from hpcenc.storage.array_folder import load_arrays, save_arrays
 from hpcenc.storage.groups import GroupSpec
-from hpcenc.storage.lagged import primal_from_dual
+from hpcenc.storage.lagged import lag_features, lagged_products
 from hpcenc.storage.layout import SHARD_VOXELS
 from hpcenc.storage.store import Store
-from hpcenc.tasks.fitting import fit_arrays
+from hpcenc.tasks.fitting import N_CHECK, SUB_BLOCK, fit_arrays
 from hpcenc.tasks.gram import base_gram, window_gram
 from hpcenc.tasks.operators import FoldOperators, InnerOperators, from_arrays, make_operators, to_arrays
 from hpcenc.tasks.ridge import choose_alphas, fit_block, run_lengths, zscore_runs
@@ -34,21 +34,21 @@ def fit(problem: Problem, job: Job, first: int, last: int, clock: Clock, sink: W
     `sink` takes the weights; the result has none.
     """
     ops, delays = _operators(problem, job, clock)
+    with clock("weights"):
+        features = lag_features(problem.features, delays, problem.onsets, ops.train_rows)
     choice, r = [], []
     for start, stop in spans(first, last, job.block or last - first):
         with clock("read"):
             bold = problem.bold(start, stop)
+        with clock("fit"):
+            found = fit_block(bold, ops, problem.onsets, True, SUB_BLOCK, N_CHECK)
         for shard in spans(0, stop - start, SHARD_VOXELS):
-            with clock("fit"):
-                found = fit_block(bold[:, slice(*shard)], ops, problem.onsets, want_dual=True)
             with clock("weights"):
-                weights = primal_from_dual(
-                    problem.features, found.dual, delays, problem.onsets, rows=problem.fold.train
-                )
+                weights = lagged_products(features, found.dual[:, slice(*shard)])
             with clock("write"):
                 sink(slice(start + shard[0], start + shard[1]), weights)
-            choice.append(found.alpha_index)
-            r.append(found.r)
+        choice.append(found.alpha_index)
+        r.append(found.r)
     return Fitted(np.concatenate(choice), np.concatenate(r), [])
 
 
@@ -100,10 +100,9 @@ def _operators(problem: Problem, job: Job, clock: Clock) -> tuple[FoldOperators,
         with clock("operators"):
             return from_arrays(load_arrays(_cache(problem, job))), delays
     exponents = np.linspace(EXPONENTS[0], EXPONENTS[-1], job.n_alphas)
-    options = {} if job.solver == "exact" else {"solver": job.solver}
     with clock("operators"):
         kernel = window_gram(base_gram(problem.features), delays, problem.onsets)
-        ops = make_operators(kernel, problem.fold, exponents, **options)
+        ops = make_operators(kernel, problem.fold, exponents, solver=job.solver)
     if job.delay is None and job.n_alphas == len(EXPONENTS):
         np.testing.assert_allclose(ops.alphas, problem.alphas, rtol=1e-9)
     if job.general:

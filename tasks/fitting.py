@@ -178,7 +178,7 @@ class FitBlock:
                     found = self._solve(device, variant.operators[fold][1], bold, keep_weights)
                     for score, name in enumerate(SCORES):
                         scores[score, fold, place] = device.backend.to_host(getattr(found, name))
-                if not keep_weights:
+                if found.dual is None:
                     continue
                 # Made and written one after the other: a whole block of weights would need gigabytes.
                 for start in range(first, last, SHARD_VOXELS):
