@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy.linalg
 from array_api_compat import array_namespace
 from numpy.typing import NDArray
-from scipy.linalg import blas
+from scipy.linalg import blas, lapack
 from scipy.signal import lfilter
 
-from hpcenc.tasks.forms import inner_products, interleave, pack, packed_size, quadratic_forms
+from hpcenc.tasks.forms import inner_products, interleave, pack, pack_product, packed_size, quadratic_forms
 
 Array = Any
 """An array of NumPy, torch or another library of the array API."""
@@ -130,8 +129,7 @@ def make_cv_forms(
         diagonal = np.einsum("ii->i", form)
         diagonal -= tails[place].astype(np.float32)
         inside = heads[place] - tails[place] * np.eye(n_head)
-        form -= (head @ inside.astype(np.float32)) @ head.T
-        rests[place] = pack([form])
+        rests[place] = pack([form]) - pack_product(head @ inside.astype(np.float32), head)
 
     by_component = crosses.transpose(2, 0, 1)
     cross_grams = (by_component @ by_component.transpose(0, 2, 1)).astype(np.float64)
@@ -241,7 +239,8 @@ def smoother_of(eigenvectors: Doubles, eigenvalues: Doubles, alpha: float) -> Fl
     """
     wide = alpha < 1e-4 * eigenvalues.max()
     dtype, syrk = (np.float64, blas.dsyrk) if wide else (np.float32, blas.ssyrk)
-    scaled = np.ascontiguousarray(eigenvectors * np.sqrt(eigenvalues / (eigenvalues + alpha)), dtype)
+    filters = np.sqrt(eigenvalues / (eigenvalues + alpha))
+    scaled = np.ascontiguousarray(eigenvectors, dtype) * filters.astype(dtype)
     return _mirrored(syrk(1.0, scaled.T, trans=1))
 
 
@@ -273,7 +272,7 @@ def error_form(smoother: Floats, fold_spans: Sequence[tuple[int, int]]) -> Float
         n_others = n_train - n_val
         weight = 1 / (len(fold_spans) * n_val)
         inside = smoother[start:stop, start:stop].astype(np.float64)
-        inverse = scipy.linalg.inv(np.eye(n_val) - 1 / n_train - inside, assume_a="pos", overwrite_a=True)
+        inverse = _inverse(np.eye(n_val) - 1 / n_train - inside)
         others = np.concatenate([smoother[start:stop, :start], smoother[start:stop, stop:]], axis=1)
         others += (inside.sum(axis=1, keepdims=True) / n_others).astype(dtype)
         residual = -(inverse.astype(dtype) @ others).astype(np.float32, copy=False)
@@ -421,6 +420,21 @@ def _simulated(
         run /= run.std(axis=1, keepdims=True)
     simulated: NDArray[np.float32] = bold.astype(np.float32)
     return simulated
+
+
+def _inverse(matrix: Doubles) -> Doubles:
+    """Inverse of a symmetric, positive definite matrix, by its Cholesky factor.
+
+    Raises
+    ------
+    LinAlgError
+        If it is not positive definite.
+    """
+    factor, failed = lapack.dpotrf(matrix, overwrite_a=True)
+    if failed:
+        raise np.linalg.LinAlgError(f"a matrix of {len(matrix)} rows is not positive definite")
+    inverse: Doubles = _mirrored(lapack.dpotri(factor, overwrite_c=True)[0])
+    return inverse
 
 
 def _mirrored(upper: Floats) -> Floats:

@@ -57,6 +57,21 @@ def pack(forms: Sequence[Floats], width: int = PANEL) -> Floats:
     return np.concatenate(parts)
 
 
+def pack_product(left: Floats, right: Floats, width: int = PANEL) -> Floats:
+    """``left @ right.T``, where that is symmetric, packed; half of the product is formed.
+
+    Parameters
+    ----------
+    left, right : array of shape (size, rank)
+    """
+    parts = []
+    for first, stop in panels(len(left), width):
+        panel = left[:stop] @ right[first:stop].T
+        panel[:first] *= 2
+        parts.append(panel.reshape(-1))
+    return np.concatenate(parts)
+
+
 def interleave(packed: Floats, size: int, width: int = PANEL) -> Floats:
     """One packed array of several forms, from forms packed by themselves, (n_forms, n_packed)."""
     parts, offset = [], 0
