@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,10 +154,26 @@ def _facts(
         ("Stimuli", _stimuli(store)),
         ("Features", _features(store)),
         ("Fit settings", setting_lines(origins)),
+        ("Alphas of the fast solver against exact scores", _agreement(found)),
         ("Digests", [(scores.group, scores.attributes["digest"]) for scores in found]),
         ("Versions", [(name, str(version)) for name, version in run.get("versions", {}).items()]),
         ("Set aside", [(str(place), reason) for place, reason in enumerate(set_aside, 1)] or [("", "none")]),
     )  # fmt: skip
+
+
+def _agreement(found: Sequence[Scores]) -> list[tuple[str, str]]:
+    """Comparisons of the fast solver's alphas with those by exact scores, per feature set."""
+    checked: Counter[str] = Counter()
+    differed: Counter[str] = Counter()
+    for scores in found:
+        name = scores.attributes["feature_set"]
+        checked[name] += int(np.isfinite(scores.agrees).sum())
+        differed[name] += int((scores.agrees == 0).sum())
+    return [
+        (name, f"{differed[name]:,} of {count:,} compared vertices differed")
+        for name, count in checked.items()
+        if count
+    ] or [("", "none was compared: the exact solver chose all alphas")]
 
 
 def _timings(events: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:

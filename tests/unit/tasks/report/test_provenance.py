@@ -180,6 +180,14 @@ def test_the_page_states_the_settings_of_the_fits_and_not_of_the_latest_run(lab)
     assert "<dt>delays</dt>\n<dd>1 2</dd>" in page
 
 
+def test_the_page_counts_the_comparisons_of_the_fast_solver_with_exact_scores(lab):
+    def page(study: Study) -> str:
+        return build_report(study, {}, [], []).files.html.read_text("utf-8")
+
+    assert "none was compared" in page(lab.study())
+    assert "0 of 40 compared vertices differed" in page(lab.fit(solver="fast"))
+
+
 def courses_of(lab: Lab, study: Study) -> tuple[list[float], tuple[str, ...]]:
     store = lab.store
     courses, missing = make_courses(store, require_scores(store), read_voxels(store), study)
