@@ -433,8 +433,7 @@ def _inverse(matrix: Doubles) -> Doubles:
     factor, failed = lapack.dpotrf(matrix, overwrite_a=True)
     if failed:
         raise np.linalg.LinAlgError(f"a matrix of {len(matrix)} rows is not positive definite")
-    inverse: Doubles = _mirrored(lapack.dpotri(factor, overwrite_c=True)[0])
-    return inverse
+    return _mirrored(lapack.dpotri(factor, overwrite_c=True)[0]).astype(np.float64, copy=False)
 
 
 def _mirrored(upper: Floats) -> Floats:
