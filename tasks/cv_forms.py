@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 from numpy.typing import NDArray
-from scipy.linalg import blas, lapack
+from scipy.linalg import blas
 from scipy.signal import lfilter
 
+from hpcenc.tasks.cv_errors import error_form, smoother_of
 from hpcenc.tasks.forms import inner_products, interleave, pack, pack_product, packed_size, quadratic_forms
 
 Array = Any
@@ -229,71 +230,6 @@ def _squared_distances(gram: Array) -> Array:
     return squares[..., :, None] + squares[..., None, :] - 2 * gram
 
 
-def smoother_of(eigenvectors: Doubles, eigenvalues: Doubles, alpha: float) -> Floats:
-    """Predictions of the training rows from themselves, ``U diag(s / (s + alpha)) U'``, without the mean.
-
-    Returns
-    -------
-    array of shape (n_train, n_train)
-        float32; float64 where alpha is so small that the residual would cancel.
-    """
-    wide = alpha < 1e-4 * eigenvalues.max()
-    dtype, syrk = (np.float64, blas.dsyrk) if wide else (np.float32, blas.ssyrk)
-    filters = np.sqrt(eigenvalues / (eigenvalues + alpha))
-    scaled = np.ascontiguousarray(eigenvectors, dtype) * filters.astype(dtype)
-    return _mirrored(syrk(1.0, scaled.T, trans=1))
-
-
-def error_form(smoother: Floats, fold_spans: Sequence[tuple[int, int]]) -> Floats:
-    """Squared error of one alpha, mean over rows and then over inner folds, less that of the null model.
-
-    With the smoother Q and the intercept, ``S = 11'/n + Q``, the held-out residual of fold J is
-    ``(I - S_JJ)^-1 ((I - S) y)_J``; that of the null model is y less the mean of the other rows. The
-    difference of the two is formed from Q, which is small where alpha is large: subtracting the two squares
-    would leave rounding errors of the size of the differences between alphas.
-
-    Parameters
-    ----------
-    smoother : array of shape (n_train, n_train)
-        As `smoother_of` gives it.
-    fold_spans : sequence of (start, stop)
-
-    Returns
-    -------
-    array of shape (n_train, n_train), float32, Fortran order
-        The upper triangle is the form's; what lies below it means nothing.
-    """
-    n_train, dtype = len(smoother), smoother.dtype
-    form = np.zeros((n_train, n_train), np.float32, order="F")
-    null = np.zeros((n_train, 2 * len(fold_spans)), np.float32)
-    mixed = np.zeros_like(null)
-    for fold, (start, stop) in enumerate(fold_spans):
-        n_val = stop - start
-        n_others = n_train - n_val
-        weight = 1 / (len(fold_spans) * n_val)
-        inside = smoother[start:stop, start:stop].astype(np.float64)
-        inverse = _inverse(np.eye(n_val) - 1 / n_train - inside)
-        others = np.concatenate([smoother[start:stop, :start], smoother[start:stop, stop:]], axis=1)
-        others += (inside.sum(axis=1, keepdims=True) / n_others).astype(dtype)
-        residual = -(inverse.astype(dtype) @ others).astype(np.float32, copy=False)
-
-        squares = blas.ssyrk(weight, residual.T)
-        form[:start, :start] += squares[:start, :start]
-        form[:start, stop:] += squares[:start, start:]
-        form[stop:, stop:] += squares[start:, start:]
-        # The null residual is y in the fold, and minus the mean of the others.
-        form[:start, start:stop] += weight * residual[:, :start].T
-        form[start:stop, stop:] += weight * residual[:, start:]
-        mean = residual.sum(axis=0) * (weight / n_others)
-        for rows, part in ((slice(0, start), mean[:start]), (slice(stop, None), mean[start:])):
-            null[rows, 2 * fold] = 1
-            mixed[rows, 2 * fold] = part
-            null[rows, 2 * fold + 1] = part
-            mixed[rows, 2 * fold + 1] = 1
-    form -= null @ mixed.T
-    return form
-
-
 @dataclass(frozen=True, eq=False)
 class _CoarseBasis:
     """Coarse forms as mixtures of the rests.
@@ -420,27 +356,3 @@ def _simulated(
         run /= run.std(axis=1, keepdims=True)
     simulated: NDArray[np.float32] = bold.astype(np.float32)
     return simulated
-
-
-def _inverse(matrix: Doubles) -> Doubles:
-    """Inverse of a symmetric, positive definite matrix, by its Cholesky factor.
-
-    Raises
-    ------
-    LinAlgError
-        If it is not positive definite.
-    """
-    factor, failed = lapack.dpotrf(matrix, overwrite_a=True)
-    if failed:
-        raise np.linalg.LinAlgError(f"a matrix of {len(matrix)} rows is not positive definite")
-    return _mirrored(lapack.dpotri(factor, overwrite_c=True)[0]).astype(np.float64, copy=False)
-
-
-def _mirrored(upper: Floats) -> Floats:
-    """A symmetric matrix from its upper triangle, in place."""
-    for first in range(0, len(upper), 512):
-        stop = min(first + 512, len(upper))
-        upper[stop:, first:stop] = upper[first:stop, stop:].T
-        block = upper[first:stop, first:stop]
-        block[...] = np.triu(block) + np.triu(block, 1).T
-    return upper
