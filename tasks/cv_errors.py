@@ -12,6 +12,10 @@ from scipy.linalg import blas, lapack
 Floats = NDArray[np.floating[Any]]
 Doubles = NDArray[np.float64]
 
+FLOAT32_ALPHA = 3e-3
+"""Smallest alpha, relative to the largest eigenvalue, whose form is made in float32. Residuals are divided by
+as little as that, and rounding with them: the form is then right to 5e-6."""
+
 
 def smoother_of(eigenvectors: Doubles, eigenvalues: Doubles, alpha: float) -> Floats:
     """Predictions of the training rows from themselves, ``U diag(s / (s + alpha)) U'``, without the mean.
@@ -19,12 +23,14 @@ def smoother_of(eigenvectors: Doubles, eigenvalues: Doubles, alpha: float) -> Fl
     Returns
     -------
     array of shape (n_train, n_train)
-        float32; float64 where alpha is so small that the residual would cancel.
+        float32; float64 where alpha is so small that its error form needs it (`FLOAT32_ALPHA`).
     """
-    wide = alpha < 1e-4 * eigenvalues.max()
+    wide = alpha < FLOAT32_ALPHA * eigenvalues.max()
     dtype, syrk = (np.float64, blas.dsyrk) if wide else (np.float32, blas.ssyrk)
+    # Rounded once: a filter in float32 would be off by as much in every row, which nothing averages out.
+    scaled = np.empty(eigenvectors.shape, dtype)
     filters = np.sqrt(eigenvalues / (eigenvalues + alpha))
-    scaled = np.ascontiguousarray(eigenvectors, dtype) * filters.astype(dtype)
+    np.multiply(eigenvectors, filters, out=scaled, casting="same_kind")
     return _mirrored(syrk(1.0, scaled.T, trans=1))
 
 
