@@ -55,14 +55,12 @@ def choose_by_forms(Y: Array, forms: CvForms) -> Choice:
     marks = xp.astype(undecided, xp.int64)
     first = xp.argmax(marks, axis=1)
     last = n_alphas - 1 - xp.argmax(xp.flip(marks, axis=1), axis=1)
-    steps = small[:, :-1] - small[:, 1:]
-    exact, n_exact = [], 0
+    steps, n_exact = small[:, :-1] - small[:, 1:], 0
     for alpha in range(n_alphas - 1):
         wanted = xp.logical_and(first <= alpha, alpha < last)
         values, count = _where(wanted, Y, forms.steps[alpha, :])
-        exact.append(values)
+        steps[:, alpha] += values
         n_exact += count
-    steps = steps + xp.stack(exact, axis=1)
 
     places = xp.arange(n_alphas, device=device(Y))[None, :]
     outside = xp.logical_or(places < first[:, None], places > last[:, None])
@@ -78,10 +76,11 @@ def exact_choice(Y: Array, forms: CvForms) -> Array:
     -------
     array of shape (n_voxels,), int64
     """
-    xp = array_namespace(Y)
     small, _, _ = head_and_tail(Y, forms.head, forms.head_steps, forms.tail_steps)
-    steps = [quadratic_forms(Y, forms.steps[place, :]) for place in range(forms.steps.shape[0])]
-    return last_argmin(small + from_steps(xp.concat(steps, axis=1)))
+    steps = small[:, :-1] - small[:, 1:]
+    for alpha in range(forms.steps.shape[0]):
+        steps[:, alpha] += quadratic_forms(Y, forms.steps[alpha, :])[:, 0]
+    return last_argmin(from_steps(steps))
 
 
 def last_argmin(values: Array) -> Array:

@@ -11,17 +11,25 @@ coarse score may be off; alphas that it leaves undecided are compared by their e
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 from numpy.typing import NDArray
 from scipy.linalg import blas
 from scipy.signal import lfilter
 
 from hpcenc.tasks.cv_errors import error_form, smoother_of
-from hpcenc.tasks.forms import inner_products, interleave, pack, pack_product, packed_size, quadratic_forms
+from hpcenc.tasks.forms import (
+    VOXELS_AT_ONCE,
+    inner_products,
+    interleave,
+    pack,
+    pack_product,
+    packed_size,
+    quadratic_forms,
+)
 
 Array = Any
 """An array of NumPy, torch or another library of the array API."""
@@ -38,6 +46,7 @@ MIN_MARGIN = 12.0
 """Standard deviations of a coarse score that decide, at least: errors have heavy tails."""
 
 MAX_COARSE = 10
+"""Coarse forms, at most."""
 
 N_PILOT = 256
 """Simulated voxels that the coarse forms are chosen by."""
@@ -130,16 +139,16 @@ def make_cv_forms(
         diagonal = np.einsum("ii->i", form)
         diagonal -= tails[place].astype(np.float32)
         inside = heads[place] - tails[place] * np.eye(n_head)
-        rests[place] = pack([form]) - pack_product(head @ inside.astype(np.float32), head)
+        rests[place] = pack(form[None]) - pack_product(head @ inside.astype(np.float32), head)
 
-    by_component = crosses.transpose(2, 0, 1)
-    cross_grams = (by_component @ by_component.transpose(0, 2, 1)).astype(np.float64)
+    by_component = crosses.transpose(2, 0, 1).astype(np.float64)
+    cross_grams = by_component @ by_component.transpose(0, 2, 1)
     # The constant of the tail counts the mean too, which BOLD does not have: one in thousands.
     tail_gram = inner_products(rests, n_train) - 2 * cross_grams.sum(axis=0)
     head_steps = heads[:-1] - heads[1:]
     tail_steps = tails[:-1] - tails[1:]
 
-    packed_heads = pack(list(head_steps.astype(np.float32)), HEAD_PANEL)
+    packed_heads = pack(head_steps.astype(np.float32), HEAD_PANEL)
 
     bold = _simulated(eigenvectors, eigenvalues, alphas, fold_spans, np.random.default_rng(seed))
     small, head_squares, tail_energy = head_and_tail(bold, head, packed_heads, tail_steps)
@@ -188,8 +197,9 @@ def head_and_tail(Y: Array, head: Array, head_steps: Array, tail_steps: Array) -
 def from_steps(steps: Array) -> Array:
     """Costs less that of the last alpha, from the differences of neighbours: one more column."""
     xp = array_namespace(steps)
-    total = xp.flip(xp.cumulative_sum(xp.flip(steps, axis=1), axis=1), axis=1)
-    return xp.concat([total, xp.zeros_like(total[:, :1])], axis=1)
+    last = xp.zeros((steps.shape[0], 1), dtype=steps.dtype, device=device(steps))
+    from_last = xp.concat([last, xp.flip(steps, axis=1)], axis=1)
+    return xp.flip(xp.cumulative_sum(from_last, axis=1), axis=1)
 
 
 def score_deviation(
@@ -214,13 +224,16 @@ def score_deviation(
     array of shape (n_voxels, n_alphas), float64
     """
     xp = array_namespace(head_squares)
-    n_alphas = tail_gram.shape[0]
-    cross = xp.reshape(_squared_distances(cross_grams), (-1, n_alphas**2))
-    cross = xp.reshape(xp.matmul(head_squares, cross), (-1, n_alphas, n_alphas))
-    to_winner = xp.broadcast_to(winner[:, None, None], (cross.shape[0], 1, n_alphas))
-    cross = xp.take_along_axis(cross, to_winner, axis=1)[:, 0, :]
+    n_voxels, n_alphas = head_squares.shape[0], tail_gram.shape[0]
+    by_component = xp.reshape(_squared_distances(cross_grams), (-1, n_alphas**2))
+    cross = []
+    for start in range(0, n_voxels, VOXELS_AT_ONCE):
+        part = slice(start, min(start + VOXELS_AT_ONCE, n_voxels))
+        pairs = xp.reshape(xp.matmul(head_squares[part, :], by_component), (-1, n_alphas, n_alphas))
+        to_winner = xp.broadcast_to(winner[part, None, None], (pairs.shape[0], 1, n_alphas))
+        cross.append(xp.take_along_axis(pairs, to_winner, axis=1)[:, 0, :])
     tail = xp.take(_squared_distances(tail_gram), winner, axis=0)
-    variance = 4 * tail_energy[:, None] * cross + 2 * (tail_energy**2)[:, None] * tail
+    variance = 4 * tail_energy[:, None] * xp.concat(cross) + 2 * (tail_energy**2)[:, None] * tail
     return xp.sqrt(xp.clip(variance, 0))
 
 
@@ -273,33 +286,36 @@ def _coarse_basis(pilot: _Pilot, cross_grams: Doubles, tail_gram: Doubles) -> _C
     squares = np.median(pilot.head_squares * pilot.tail_energy[:, None], axis=0)
     gram = 4 * np.tensordot(squares, cross_grams, 1) + 2 * np.median(pilot.tail_energy**2) * tail_gram
     n_alphas = len(gram)
-    inner = np.arange(1, n_alphas - 1)
-    bend = np.zeros((n_alphas, n_alphas))
-    bend[inner, inner - 1], bend[inner, inner], bend[inner, inner + 1] = 1, -2, 1
-    curvature = np.sqrt(np.maximum(np.einsum("ij,jk,ik->i", bend, gram, bend), 0))
-    curvature[[0, -1]] = curvature[[1, -2]]
     gap = pilot.cost - pilot.cost.min(axis=1, keepdims=True)
-    scale = np.maximum(curvature, 0.3 * np.quantile(gap, 0.01, axis=0))
+    scale = 0.3 * np.quantile(gap, 0.01, axis=0)
+    if n_alphas > 2:
+        bend = np.diff(np.eye(n_alphas), 2, axis=0)
+        curvature = np.sqrt(np.maximum(np.einsum("ij,jk,ik->i", bend, gram, bend), 0))
+        scale = np.maximum(scale, np.pad(curvature, 1, mode="edge"))
+    scale[scale == 0] = 1
     vectors = np.linalg.eigh(gram / np.outer(scale, scale))[1][:, ::-1]
+    priced = [
+        _priced(_CoarseBasis(scale, vectors[:, :n_coarse], MIN_MARGIN), pilot, cross_grams, tail_gram)
+        for n_coarse in range(min(MAX_COARSE + 1, n_alphas))
+    ]
+    return min(priced, key=lambda found: found[0])[1]
 
-    best, least = None, np.inf
-    for n_coarse in range(1, min(MAX_COARSE, n_alphas) + 1):
-        basis = _CoarseBasis(scale, vectors[:, :n_coarse], MIN_MARGIN)
-        coarse = pilot.small + pilot.rest @ basis.mixtures.T @ basis.weights.T
-        winner = coarse.argmin(axis=1)
-        left_over = basis.left_over(cross_grams), basis.left_over(tail_gram)
-        deviation = score_deviation(pilot.head_squares, pilot.tail_energy, *left_over, winner)
-        gap = coarse - coarse.min(axis=1, keepdims=True)
-        exact = pilot.cost - np.take_along_axis(pilot.cost, winner[:, None], axis=1)
-        errors = np.divide(np.abs(gap - exact), deviation, out=np.zeros_like(gap), where=deviation > 0)
-        margin = max(MIN_MARGIN, 1.5 * float(errors.max()))
-        undecided = gap <= margin * deviation
-        n_steps = np.ptp(np.where(undecided, np.arange(n_alphas), winner[:, None]), axis=1)
-        price = n_coarse + 1.3 * n_steps.mean()
-        if price < least:
-            best, least = _CoarseBasis(scale, vectors[:, :n_coarse], margin), price
-    assert best is not None
-    return best
+
+def _priced(
+    basis: _CoarseBasis, pilot: _Pilot, cross_grams: Doubles, tail_gram: Doubles
+) -> tuple[float, _CoarseBasis]:
+    """Forms that a voxel costs with this basis, and the basis with the margin that the pilot's errors ask."""
+    coarse = pilot.small + pilot.rest @ basis.mixtures.T @ basis.weights.T
+    winner = coarse.argmin(axis=1)
+    left_over = basis.left_over(cross_grams), basis.left_over(tail_gram)
+    deviation = score_deviation(pilot.head_squares, pilot.tail_energy, *left_over, winner)
+    gap = coarse - coarse.min(axis=1, keepdims=True)
+    exact = pilot.cost - np.take_along_axis(pilot.cost, winner[:, None], axis=1)
+    errors = np.divide(np.abs(gap - exact), deviation, out=np.zeros_like(gap), where=deviation > 0)
+    margin = max(MIN_MARGIN, 1.5 * float(errors.max()))
+    undecided = gap <= margin * deviation
+    n_steps = np.ptp(np.where(undecided, np.arange(len(basis.scale)), winner[:, None]), axis=1)
+    return basis.vectors.shape[1] + 1.3 * float(n_steps.mean()), replace(basis, margin=margin)
 
 
 @dataclass(frozen=True, eq=False)

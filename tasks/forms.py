@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,12 +29,12 @@ def packed_size(size: int, width: int = PANEL) -> int:
     return sum(stop * (stop - first) for first, stop in panels(size, width))
 
 
-def pack(forms: Sequence[Floats], width: int = PANEL) -> Floats:
+def pack(forms: Floats, width: int = PANEL) -> Floats:
     """Symmetric matrices as the panels of their upper triangles.
 
     Parameters
     ----------
-    forms : sequence of array of shape (size, size)
+    forms : array of shape (n_forms, size, size)
         Only the upper triangles are read.
     width : int
         Columns of a panel.
@@ -47,13 +46,11 @@ def pack(forms: Sequence[Floats], width: int = PANEL) -> Floats:
         is whole; what lies above it is doubled, for it stands for its mirror image too.
     """
     parts = []
-    for first, stop in panels(len(forms[0]), width):
-        panel = np.stack([form[:stop, first:stop] for form in forms], axis=1)
-        panel[:first] *= 2
-        for place in range(len(forms)):
-            block = panel[first:, place]
-            block[...] = np.triu(block) + np.triu(block, 1).T
-        parts.append(panel.reshape(-1))
+    for first, stop in panels(forms.shape[1], width):
+        block = forms[:, first:stop, first:stop]
+        whole = np.triu(block) + np.triu(block, 1).transpose(0, 2, 1)
+        panel = np.concatenate([2 * forms[:, :first, first:stop], whole], axis=1)
+        parts.append(panel.transpose(1, 0, 2).reshape(-1))
     return np.concatenate(parts)
 
 
@@ -77,7 +74,8 @@ def interleave(packed: Floats, size: int, width: int = PANEL) -> Floats:
     parts, offset = [], 0
     for first, stop in panels(size, width):
         end = offset + stop * (stop - first)
-        parts.append(packed[:, offset:end].reshape(len(packed), stop, -1).transpose(1, 0, 2).reshape(-1))
+        panel = packed[:, offset:end].reshape(len(packed), stop, stop - first)
+        parts.append(panel.transpose(1, 0, 2).reshape(-1))
         offset = end
     return np.concatenate(parts)
 
@@ -93,13 +91,15 @@ def inner_products(packed: Floats, size: int, width: int = PANEL) -> NDArray[np.
     Returns
     -------
     array of shape (n_forms, n_forms), float64
+        Sums are in float64: forms that are nearly mixtures of others are told from them by tiny differences.
     """
     total = np.zeros((len(packed), len(packed)))
     offset = 0
     for first, stop in panels(size, width):
         middle, end = offset + first * (stop - first), offset + stop * (stop - first)
-        above, block = packed[:, offset:middle], packed[:, middle:end]
-        total += (above @ above.T).astype(np.float64) / 2 + block @ block.T
+        above = packed[:, offset:middle].astype(np.float64)
+        block = packed[:, middle:end].astype(np.float64)
+        total += above @ above.T / 2 + block @ block.T
         offset = end
     return total
 
@@ -130,7 +130,7 @@ def quadratic_forms(Y: Array, packed: Array, width: int = PANEL) -> Array:
         for first, stop in panels(size, width):
             end = offset + stop * n_forms * (stop - first)
             panel = xp.reshape(packed[offset:end], (stop, n_forms * (stop - first)))
-            products = xp.reshape(xp.matmul(part[:, :stop], panel), (-1, n_forms, stop - first))
+            products = xp.reshape(xp.matmul(part[:, :stop], panel), (part.shape[0], n_forms, stop - first))
             total = total + xp.astype(xp.vecdot(products, part[:, None, first:stop]), xp.float64)
             offset = end
         found.append(total)
