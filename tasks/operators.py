@@ -256,10 +256,12 @@ def operator_bytes(
     n_vector = n_train + n_test + rank + n_alphas
     if solver == "fast":
         n_head = min(N_HEAD, max(1, rank // 3))
-        n_forms = n_alphas - 1 + min(MAX_COARSE, n_alphas)
+        n_coarse = min(MAX_COARSE, n_alphas - 1)
         n_matrix += n_train * (n_alphas * n_train + n_test + n_head)
-        n_matrix += n_forms * packed_size(n_train) + n_alphas * packed_size(n_head, HEAD_PANEL)
-        return 4 * n_matrix + 8 * (n_vector + (n_head + 1) * n_alphas**2)
+        n_matrix += (n_alphas - 1 + n_coarse) * packed_size(n_train)
+        n_matrix += (n_alphas - 1) * packed_size(n_head, HEAD_PANEL)
+        n_vector += n_alphas * (1 + n_coarse + (n_head + 1) * n_alphas)
+        return 4 * n_matrix + 8 * n_vector
     for validation in fold.inner:
         n_val = int(validation.sum())
         n_training = n_train - n_val
@@ -295,7 +297,7 @@ def _fast_operators(
     test_kernel: NDArray[np.float64],
 ) -> FastOperators:
     n_train = len(eigenvectors)
-    first = min(int(np.searchsorted(alphas, DIRECT_ALPHA * eigenvalues.max())), len(alphas) - 1)
+    first = int(np.searchsorted(alphas, DIRECT_ALPHA * eigenvalues.max()))
     duals = np.empty((len(alphas) - first, n_train, n_train), np.float32)
 
     def keep_dual(place: int, smoother: NDArray[np.floating[Any]]) -> None:

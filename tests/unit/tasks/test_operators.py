@@ -1,10 +1,18 @@
 import numpy as np
 import pytest
 
+from hpcenc.storage.array_folder import load_arrays, save_arrays
 from hpcenc.storage.design import delayed_design, standardise
 from hpcenc.tasks.folds import RowPolicy, RunRows, outer_folds, run_onsets
 from hpcenc.tasks.gram import base_gram, window_gram
-from hpcenc.tasks.operators import from_arrays, make_operators, operator_bytes, ops_to_device, to_arrays
+from hpcenc.tasks.operators import (
+    DIRECT_ALPHA,
+    from_arrays,
+    make_operators,
+    operator_bytes,
+    ops_to_device,
+    to_arrays,
+)
 
 RUNS = (RunRows("a", 60, rest=((0, 8),)), RunRows("b", 45), RunRows("c", 55), RunRows("d", 50))
 DELAYS = (1, 2, 3)
@@ -144,4 +152,87 @@ def planned_and_made(fold, n_features, exponents, tolerance):
 def test_planned_bytes_are_enough_and_not_twice_too_many(fold, n_features, n_alphas, tolerance):
     exponents = np.linspace(-2, 5, n_alphas) if n_alphas > 1 else np.zeros(1)
     planned, made = planned_and_made(fold, n_features, exponents, tolerance)
+    assert made <= planned <= 2 * made
+
+
+def test_dual_coefficients_are_one_product_for_all_alphas_but_the_smallest(fold):
+    ops = make_operators(kernel_and_design(fold, 100)[0], fold, EXPONENTS, solver="fast")
+    n_direct = int(np.sum(ops.alphas >= DIRECT_ALPHA * ops.eigenvalues.max()))
+    assert 0 < n_direct < len(EXPONENTS)
+    n_train = len(ops.train_rows)
+    assert ops.fast.duals.shape == (n_direct, n_train, n_train)
+    full = make_operators(kernel_and_design(fold, 100)[0], fold, EXPONENTS, dtype=np.float64)
+    kernel = (full.eigenvectors * full.eigenvalues) @ full.eigenvectors.T
+    centring = np.eye(n_train) - 1 / n_train
+    for dual, alpha in zip(ops.fast.duals, ops.alphas[-n_direct:], strict=True):
+        explicit = np.linalg.inv(kernel + alpha * np.eye(n_train)) @ centring
+        np.testing.assert_allclose(dual, explicit, atol=2e-7 / alpha)
+    np.testing.assert_allclose(
+        ops.fast.test_kernel @ full.eigenvectors, full.test_operator, atol=1e-6 * ops.eigenvalues.max()
+    )
+
+
+@pytest.mark.parametrize("exponents", [np.linspace(-9, -4, 8), np.linspace(3, 6, 8)], ids=["small", "large"])
+def test_all_alphas_may_be_small_or_large(fold, exponents):
+    ops = make_operators(kernel_and_design(fold, 100)[0], fold, exponents, solver="fast")
+    assert len(ops.fast.duals) == (8 if exponents[0] > 0 else 0)
+
+
+@pytest.mark.parametrize("n_features", [1, 100])
+@pytest.mark.parametrize("exponents", [(0.0,), np.linspace(-9, -4, 8), EXPONENTS], ids=["1", "small", "20"])
+def test_operators_of_the_fast_solver_come_back_from_their_folder(fold, n_features, exponents, tmp_path):
+    ops = make_operators(kernel_and_design(fold, n_features)[0], fold, exponents, solver="fast")
+    arrays = to_arrays(ops)
+    save_arrays(tmp_path / "operators", arrays)
+    again = from_arrays(load_arrays(tmp_path / "operators"))
+    assert isinstance(again.fast.forms.steps, np.memmap)
+    assert again.fast.forms.margin.shape == ()
+    assert again.inner == ()
+    assert to_arrays(again).keys() == arrays.keys()
+    for name, array in to_arrays(again).items():
+        assert array.dtype == arrays[name].dtype
+        np.testing.assert_array_equal(array, arrays[name])
+
+
+def test_a_missing_array_of_the_fast_solver_is_an_error(fold):
+    arrays = to_arrays(make_operators(kernel_and_design(fold, 5)[0], fold, EXPONENTS, solver="fast"))
+    del arrays["forms-margin"]
+    with pytest.raises(KeyError, match="forms-margin"):
+        from_arrays(arrays)
+
+
+def test_what_meets_bold_is_float32_and_what_is_small_float64(fold):
+    arrays = to_arrays(make_operators(kernel_and_design(fold, 30)[0], fold, EXPONENTS, solver="fast"))
+    wide = {name for name, array in arrays.items() if array.dtype == np.float64}
+    assert wide == {"eigenvalues", "alphas"} | {
+        f"forms-{name}" for name in ("tail_steps", "coarse_weights", "cross_grams", "tail_gram", "margin")
+    }
+    floats = {name: array for name, array in arrays.items() if not name.endswith("_rows")}
+    assert {array.dtype for array in floats.values()} == {np.dtype(np.float32), np.dtype(np.float64)}
+
+
+def test_every_matrix_of_the_fast_solver_moves_to_the_device(fold):
+    ops = make_operators(kernel_and_design(fold, 5)[0], fold, EXPONENTS, solver="fast")
+    moved = []
+    ops_to_device(ops, lambda array: moved.append(id(array)) or array)
+    arrays = to_arrays(ops)
+    assert set(moved) == {id(array) for name, array in arrays.items() if not name.endswith("_rows")}
+
+
+def test_features_that_vary_in_one_training_run_only_are_fitted_by_the_fast_solver(fold):
+    features = np.zeros((210, 2))
+    features[60:105] = np.random.default_rng(8).standard_normal((45, 2))
+    kernel = window_gram(base_gram(features), DELAYS, run_onsets(RUNS))
+    ops = make_operators(kernel, fold, EXPONENTS, solver="fast")
+    assert all(np.isfinite(array).all() for array in to_arrays(ops).values())
+
+
+@pytest.mark.parametrize("n_features", [1, 5, 30, 100])
+@pytest.mark.parametrize("n_alphas", [1, 2, 20, 60])
+def test_planned_bytes_of_the_fast_solver_are_enough_and_not_twice_too_many(fold, n_features, n_alphas):
+    exponents = np.linspace(-2, 5, n_alphas) if n_alphas > 1 else np.zeros(1)
+    kernel, design = kernel_and_design(fold, n_features)
+    arrays = to_arrays(make_operators(kernel, fold, exponents, solver="fast"))
+    made = sum(array.nbytes for array in arrays.values())
+    planned = operator_bytes(fold, design.shape[1], exponents, solver="fast")
     assert made <= planned <= 2 * made
