@@ -15,7 +15,16 @@ from hpcenc.storage.lagged import primal_from_dual
 from hpcenc.tasks.folds import OuterFold, RowPolicy, RunRows, outer_folds, run_onsets
 from hpcenc.tasks.gram import base_gram, window_gram
 from hpcenc.tasks.operators import make_operators, ops_to_device
-from hpcenc.tasks.ridge import choose_alphas, cross_validate, fit_block, run_lengths, zscore_runs
+from hpcenc.tasks.ridge import (
+    choose_alphas,
+    cross_validate,
+    fit_block,
+    refit,
+    refit_by_alpha,
+    run_lengths,
+    zscore_runs,
+)
+from hpcenc.tasks.scores import pearson_r
 
 RUNS = (
     RunRows("a", 120, rest=((0, 8),), repeats=(("clip", 100, 115),)),
@@ -26,6 +35,8 @@ RUNS = (
 ONSETS = run_onsets(RUNS)
 N_TRS = sum(run.n_trs for run in RUNS)
 EXPONENTS = np.linspace(-2, 5, 20)
+R_PRECISION = 3e-5
+WEIGHT_PRECISION = 5e-5  # relative
 
 
 @dataclass
@@ -228,17 +239,116 @@ def test_every_library_gives_the_fit_of_numpy_on_its_own_device(study, library, 
     bold = study.bold[:, :60].copy()
     bold[3, 5] = np.nan
     ops = study.operators(solver=solver)
-    expected = fit_block(bold, ops, ONSETS, want_dual=True, sub_block=25)
+    options = {"want_dual": True, "sub_block": 25, "n_check": 20, "seed": 4}
+    expected = fit_block(bold, ops, ONSETS, **options)
     given = library.to_device(bold)
-    fit = fit_block(given, ops_to_device(ops, library.to_device), ONSETS, want_dual=True, sub_block=25)
+    fit = fit_block(given, ops_to_device(ops, library.to_device), ONSETS, **options)
     assert fit.n_shifts == expected.n_shifts
-    for name in ("r", "r2", "alpha", "alpha_index", "chance", "dual"):
+    for name in ("r", "r2", "alpha", "alpha_index", "chance", "agrees", "dual"):
         found, wanted = getattr(fit, name), getattr(expected, name)
         assert array_namespace(found) is array_namespace(given)
         assert device(found) == device(given)
         on_host = library.to_host(found)
         assert on_host.dtype == wanted.dtype, name
         np.testing.assert_allclose(on_host, wanted, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_dual_coefficients_of_each_alpha_are_those_in_double_precision(study):
+    fast, wide = study.operators(solver="fast"), study.operators(dtype=np.float64)
+    Y, measured = (study.zscored()[rows][:, :60] for rows in (study.fold.train, study.fold.test))
+    design = study.design[study.fold.train]
+    design = design - design.mean(axis=0)
+    for alpha in range(len(EXPONENTS)):
+        chosen = np.full(Y.shape[1], alpha)
+        predicted, dual = refit_by_alpha(Y.astype(np.float32), fast, chosen)
+        expected_predicted, expected_dual = refit(Y, wide, chosen, want_dual=True)
+        r, expected_r = pearson_r(predicted, measured), pearson_r(expected_predicted, measured)
+        assert np.abs(r - expected_r).max() <= R_PRECISION
+        weights, expected = design.T @ dual.astype(np.float64), design.T @ expected_dual
+        off = np.linalg.norm(weights - expected, axis=0)
+        assert (off <= WEIGHT_PRECISION * np.linalg.norm(expected, axis=0)).all()
+        assert np.abs(dual.sum(axis=0)).max() <= 2e-5 * np.abs(dual).max()
+
+
+@pytest.mark.parametrize("grid", ["mixed", "none small", "all small"])
+def test_voxels_are_refitted_by_alpha_in_any_mixture(wide, library, grid):
+    exponents = {"mixed": EXPONENTS, "none small": EXPONENTS + 4, "all small": EXPONENTS / 7 - 8}[grid]
+    ops = make_operators(wide.kernel, wide.fold, exponents, solver="fast")
+    n_direct = {"none small": [20], "all small": [0]}.get(grid, range(15, 20))
+    assert len(ops.fast.duals) in n_direct
+    Y = wide.zscored()[wide.fold.train][:, :40].astype(np.float32)
+    chosen = np.random.default_rng(5).integers(0, 20, 40)
+    chosen[chosen == 7] = 8  # an alpha that nobody chose
+    expected = refit(Y, ops, chosen, want_dual=True)
+    on_device = ops_to_device(ops, library.to_device)
+    found = refit_by_alpha(library.to_device(Y), on_device, library.to_device(chosen))
+    for values, wanted in zip(found, expected, strict=True):
+        on_host = library.to_host(values)
+        assert on_host.dtype == np.float32
+        assert on_host.shape == wanted.shape
+    found_predicted, found_dual = map(library.to_host, found)
+    np.testing.assert_allclose(found_predicted, expected[0], atol=1e-4)
+    kernel = (ops.eigenvectors * ops.eigenvalues) @ ops.eigenvectors.T
+    np.testing.assert_allclose(kernel @ found_dual, kernel @ expected[1], atol=1e-3)
+
+
+def with_blind_forms(ops):
+    """Operators whose coarse scores are nonsense, and believed."""
+    forms = replace(ops.fast.forms, coarse=ops.fast.forms.coarse[::-1].copy(), margin=np.array(0.0))
+    return replace(ops, fast=replace(ops.fast, forms=forms))
+
+
+def test_checked_voxels_agree_and_the_others_are_not_compared(study):
+    bold = study.bold[:, :300].copy()
+    bold[:, 7] = 10_000
+    ops = study.operators(solver="fast")
+    unchecked = fit_block(bold, ops, ONSETS)
+    assert np.isnan(unchecked.agrees).all()
+    fit = fit_block(bold, ops, ONSETS, n_check=50, seed=1)
+    assert np.isfinite(fit.agrees).sum() == 50
+    assert (fit.agrees[np.isfinite(fit.agrees)] == 1).all()
+    np.testing.assert_array_equal(fit.alpha_index, unchecked.alpha_index)
+    everywhere = fit_block(bold, ops, ONSETS, n_check=10_000)
+    assert np.flatnonzero(np.isnan(everywhere.agrees)).tolist() == [7]
+    assert np.isnan(fit_block(bold, study.operators(), ONSETS, n_check=50).agrees).all()
+
+
+def test_the_seed_draws_the_checked_voxels(study):
+    ops = study.operators(solver="fast")
+    first, again, other = (
+        np.isfinite(fit_block(study.bold[:, :200], ops, ONSETS, n_check=40, seed=seed).agrees)
+        for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+    assert first.sum() == other.sum() == 40
+    assert np.flatnonzero(first).max() > 100  # from the whole block
+
+
+def test_a_block_whose_sample_disagrees_is_given_the_alphas_of_exact_scores(wide, library):
+    bold, ops = wide.bold[:, :200], wide.operators(solver="fast")
+    right = fit_block(bold, ops, ONSETS, n_check=200)
+    assert (right.agrees == 1).all()
+    blind = ops_to_device(with_blind_forms(ops), library.to_device)
+    wrong = library.to_host(fit_block(library.to_device(bold), blind, ONSETS).alpha_index)
+    assert (wrong != right.alpha_index).mean() > 0.3
+
+    saved = fit_block(library.to_device(bold), blind, ONSETS, n_check=50, seed=1)
+    np.testing.assert_array_equal(library.to_host(saved.alpha_index), right.alpha_index)
+    np.testing.assert_allclose(library.to_host(saved.r), right.r, atol=1e-5)
+    agrees = library.to_host(saved.agrees)
+    compared = np.isfinite(agrees)
+    assert compared.sum() == 50
+    np.testing.assert_array_equal(agrees[compared], (wrong == right.alpha_index)[compared])
+    assert (agrees == 0).any()
+
+
+def test_a_sample_that_disagrees_in_less_than_the_limit_changes_nothing(study, monkeypatch):
+    bold, blind = study.bold[:, :200], with_blind_forms(study.operators(solver="fast"))
+    monkeypatch.setattr("hpcenc.tasks.ridge.MAX_DISAGREEMENT", 1.0)
+    fit = fit_block(bold, blind, ONSETS, n_check=50)
+    np.testing.assert_array_equal(fit.alpha_index, fit_block(bold, blind, ONSETS).alpha_index)
+    assert (fit.agrees == 0).any()
 
 
 def test_undefined_voxels_are_nan_and_leave_their_neighbours_alone(study, solver):
