@@ -230,7 +230,7 @@ def test_features_that_vary_in_one_training_run_only_are_fitted_by_the_fast_solv
 @pytest.mark.parametrize("n_features", [1, 5, 30, 100])
 @pytest.mark.parametrize("n_alphas", [1, 2, 20, 60])
 def test_planned_bytes_of_the_fast_solver_are_enough_and_not_twice_too_many(fold, n_features, n_alphas):
-    exponents = np.linspace(-2, 5, n_alphas) if n_alphas > 1 else np.zeros(1)
+    exponents = np.linspace(-2, 5, n_alphas) if n_alphas > 1 else np.full(1, 3.0)
     kernel, design = kernel_and_design(fold, n_features)
     arrays = to_arrays(make_operators(kernel, fold, exponents, solver="fast"))
     made = sum(array.nbytes for array in arrays.values())

@@ -35,8 +35,8 @@ RUNS = (
 ONSETS = run_onsets(RUNS)
 N_TRS = sum(run.n_trs for run in RUNS)
 EXPONENTS = np.linspace(-2, 5, 20)
-R_PRECISION = 3e-5
-WEIGHT_PRECISION = 5e-5  # relative
+R_PRECISION = 5e-6
+WEIGHT_PRECISION = 1e-5  # relative
 
 
 @dataclass
