@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import scipy.linalg
 from numpy.typing import NDArray
 from scipy.linalg import blas, lapack
+
+from hpcenc.tasks.gram import centre
 
 Floats = NDArray[np.floating[Any]]
 Doubles = NDArray[np.float64]
@@ -82,6 +85,44 @@ def error_form(smoother: Floats, fold_spans: Sequence[tuple[int, int]]) -> Float
             mixed[rows, 2 * fold + 1] = 1
     form -= null @ mixed.T
     return form
+
+
+def solved_errors(
+    kernel: Doubles, alpha: float, fold_spans: Sequence[tuple[int, int]], Y: Floats
+) -> NDArray[np.float64]:
+    """What `error_form` gives, by solving each inner fold: slow, and independent of any eigendecomposition.
+
+    Parameters
+    ----------
+    kernel : array of shape (n_train, n_train)
+        Centred training kernel.
+    alpha : float
+    fold_spans : sequence of (start, stop)
+    Y : array of shape (n_voxels, n_train)
+
+    Returns
+    -------
+    array of shape (n_voxels,), float64
+        Squared error, mean over rows and then over inner folds, less that of the null model.
+
+    Raises
+    ------
+    LinAlgError
+        If alpha is so small that a fold cannot be solved.
+    """
+    rows = np.arange(len(kernel))
+    total = np.zeros(len(Y))
+    for start, stop in fold_spans:
+        held_out = (rows >= start) & (rows < stop)
+        columns = centre(kernel, ~held_out)
+        targets = Y - Y[:, ~held_out].mean(axis=1, keepdims=True, dtype=np.float64)
+        regularised = columns[~held_out]
+        np.einsum("ii->i", regularised)[...] += alpha
+        factor = scipy.linalg.cho_factor(regularised, overwrite_a=True, check_finite=False)
+        predicted = columns[held_out] @ scipy.linalg.cho_solve(factor, targets[:, ~held_out].T)
+        # (null - predicted)^2 - null^2, which would cancel where little is predicted.
+        total += (predicted.T * (predicted.T - 2 * targets[:, held_out])).mean(axis=1) / len(fold_spans)
+    return total
 
 
 def _inverse(matrix: Doubles) -> Doubles:

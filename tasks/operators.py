@@ -15,6 +15,7 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import DTypeLike, NDArray
 
+from hpcenc.tasks.cv_errors import solved_errors
 from hpcenc.tasks.cv_forms import HEAD_PANEL, MAX_COARSE, N_HEAD, CvForms, make_cv_forms
 from hpcenc.tasks.folds import OuterFold
 from hpcenc.tasks.forms import packed_size
@@ -30,6 +31,12 @@ then right to 5e-6. At a thousandth it is wrong by 3e-5, and weights by 5e-5, wh
 
 FAST_BYTES = 2_500_000_000
 """Bytes of the fast solver's operators that a worker has room for."""
+
+FORM_TOLERANCE = 1e-4
+"""Relative error of the fast solver's scores at the smallest alpha, at most."""
+
+N_FORM_CHECK = 32
+"""Random courses that they are checked on, when operators are made."""
 
 MIN_FAST_ALPHAS = 8
 """Fewer alphas than this are compared at once by the exact solver."""
@@ -150,7 +157,9 @@ def make_operators(
         )
     else:
         spans = [_span(validation[train_rows]) for validation in fold.inner]
-        fast = _fast_operators(eigenvectors, eigenvalues, alphas, spans, centred[test_rows])
+        fast = _fast_operators(
+            eigenvectors, eigenvalues, alphas, spans, centred[train_rows], centred[test_rows]
+        )
     return FoldOperators(
         train_rows=train_rows,
         test_rows=test_rows,
@@ -296,21 +305,53 @@ def _fast_operators(
     eigenvalues: NDArray[np.float64],
     alphas: NDArray[np.float64],
     fold_spans: Sequence[tuple[int, int]],
+    train_kernel: NDArray[np.float64],
     test_kernel: NDArray[np.float64],
 ) -> FastOperators:
     n_train = len(eigenvectors)
     first = int(np.searchsorted(alphas, DIRECT_ALPHA * eigenvalues.max()))
     duals = np.empty((len(alphas) - first, n_train, n_train), np.float32)
 
-    def keep_dual(place: int, smoother: NDArray[np.floating[Any]]) -> None:
+    def look(place: int, smoother: NDArray[np.floating[Any]], form: NDArray[np.float32]) -> None:
+        if place == 0:
+            _check_form(form, train_kernel, alphas[0], fold_spans)
         if place >= first:
             dual = duals[place - first]
             np.multiply(smoother, -1 / alphas[place], out=dual, casting="same_kind")
             dual -= np.float32(1 / (n_train * alphas[place]))
             np.einsum("ii->i", dual)[...] += np.float32(1 / alphas[place])
 
-    forms = make_cv_forms(eigenvectors, eigenvalues, alphas, fold_spans, keep_dual)
+    forms = make_cv_forms(eigenvectors, eigenvalues, alphas, fold_spans, look)
     return FastOperators(forms, duals, test_kernel.astype(np.float32))
+
+
+def _check_form(
+    form: NDArray[np.float32],
+    train_kernel: NDArray[np.float64],
+    alpha: float,
+    fold_spans: Sequence[tuple[int, int]],
+) -> None:
+    """Hold the form of the smallest alpha, the most delicate, against solving each inner fold.
+
+    Raises
+    ------
+    ValueError
+        If they differ by more than `FORM_TOLERANCE`.
+    """
+    Y = np.random.default_rng(0).standard_normal((N_FORM_CHECK, len(form)))
+    form64 = np.triu(form).astype(np.float64)
+    found = 2 * np.einsum("ij,ij->i", Y @ form64, Y) - Y**2 @ np.diag(form64)
+    try:
+        expected = solved_errors(train_kernel, alpha, fold_spans, Y)
+        error = float(np.max(np.abs(found - expected)) / np.max(np.abs(expected)))
+    except np.linalg.LinAlgError:
+        error = np.inf
+    if not error <= FORM_TOLERANCE:
+        raise ValueError(
+            f"the smallest alpha, {alpha:g}, is too small for the fast solver: its scores are off by "
+            f"{error:.1g} of the squared error (at most {FORM_TOLERANCE:g} is right). "
+            'Raise the lower of fit.alpha_exponents, or set fit.solver = "exact".'
+        )
 
 
 def _eigenbasis(centred: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hpcenc.tasks.cv_errors import error_form, smoother_of
+from hpcenc.tasks.cv_errors import error_form, smoother_of, solved_errors
 
 SPANS = ((0, 20), (20, 55), (55, 58), (58, 90))  # unequal, one of the fewest rows that a run may have
 N_TRAIN = 90
@@ -85,6 +85,16 @@ def test_the_form_gives_the_squared_error_of_plain_fits(features):
         residual = y[start:stop] - y_mean - (features[start:stop] - X_mean) @ weights
         error += (np.mean(residual**2) - np.mean((y[start:stop] - y_mean) ** 2)) / len(SPANS)
     assert y @ form @ y == pytest.approx(error, rel=1e-5)
+
+
+@pytest.mark.parametrize("relative_alpha", RELATIVE_ALPHAS)
+def test_solving_each_fold_gives_the_errors_of_the_explicit_form(features, relative_alpha):
+    Y = np.random.default_rng(4).standard_normal((5, N_TRAIN))
+    centred = features - features.mean(axis=0)
+    alpha = relative_alpha * spectrum(features)[1][-1]
+    explicit = np.einsum("ij,jk,ik->i", Y, explicit_form(features, alpha), Y)
+    solved = solved_errors(centred @ centred.T, alpha, SPANS, Y)
+    np.testing.assert_allclose(solved, explicit, rtol=1e-6)
 
 
 def test_the_smoother_predicts_training_rows_from_themselves(features):

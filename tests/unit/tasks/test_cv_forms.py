@@ -152,5 +152,5 @@ def test_forms_depend_on_the_seed_alone(spectrum, alphas, forms):
 
 def test_every_smoother_is_shown_once_in_the_order_of_alphas(spectrum, alphas):
     seen = []
-    make_cv_forms(*spectrum, alphas[::5], SPANS, lambda place, smoother: seen.append((place, smoother.shape)))
+    make_cv_forms(*spectrum, alphas[::5], SPANS, lambda place, smoother, form: seen.append((place, smoother.shape)))
     assert seen == [(place, (N_TRAIN, N_TRAIN)) for place in range(4)]

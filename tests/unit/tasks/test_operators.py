@@ -236,3 +236,10 @@ def test_planned_bytes_of_the_fast_solver_are_enough_and_not_twice_too_many(fold
     made = sum(array.nbytes for array in arrays.values())
     planned = operator_bytes(fold, design.shape[1], exponents, solver="fast")
     assert made <= planned <= 2 * made
+
+
+def test_alphas_too_small_for_the_fast_solver_are_refused(fold):
+    kernel = kernel_and_design(fold, 300)[0]
+    with pytest.raises(ValueError, match=r"alpha.*is too small for the fast solver.*fit\.solver = \"exact\""):
+        make_operators(kernel, fold, np.linspace(-14, 5, 20), solver="fast")
+    make_operators(kernel, fold, np.linspace(-4, 5, 20), solver="fast")
