@@ -24,6 +24,9 @@ from hpcenc.tasks.gram import centre
 Array = Any
 """An array of NumPy, torch or another library of the array API."""
 
+Solver = Literal["exact", "fast"]
+"""Ways to each voxel's alpha."""
+
 DIRECT_ALPHA = 1e-2
 """Smallest alpha, relative to the largest eigenvalue, whose dual coefficients are one float32 product: r is
 then right to 5e-6. At a thousandth it is wrong by 3e-5, and weights by 5e-5, where features are few."""
@@ -98,7 +101,7 @@ def make_operators(
     alpha_exponents: Sequence[float] | NDArray[np.float64],
     basis_tolerance: float = 1e-5,
     dtype: DTypeLike = np.float32,
-    solver: Literal["exact", "fast"] = "exact",
+    solver: Solver = "exact",
 ) -> FoldOperators:
     """Operators of one outer fold, from the kernel of all rows.
 
@@ -222,9 +225,7 @@ def from_arrays(arrays: Mapping[str, Any]) -> FoldOperators:
     )
 
 
-def choose_solver(
-    fold: OuterFold, n_columns: int, n_voxels: int, alpha_exponents: Sequence[float]
-) -> Literal["exact", "fast"]:
+def choose_solver(fold: OuterFold, n_columns: int, n_voxels: int, alpha_exponents: Sequence[float]) -> Solver:
     """The solver that ``auto`` stands for; it depends on no other subject, feature set or machine.
 
     Making the fast solver's operators costs more, each voxel then less: about as many voxels as training rows
@@ -242,7 +243,7 @@ def operator_bytes(
     n_columns: int,
     alpha_exponents: Sequence[float] | NDArray[np.float64],
     basis_tolerance: float = 1e-5,
-    solver: Literal["exact", "fast"] = "exact",
+    solver: Solver = "exact",
 ) -> int:
     """Bytes of the arrays that `make_operators` will make in float32, at most: for plans, without a kernel.
 

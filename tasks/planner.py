@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any
 
 from hpcenc.storage.digests import digest
 from hpcenc.storage.groups import GroupSpec
@@ -26,7 +26,7 @@ from hpcenc.tasks.facts import StudyFacts
 from hpcenc.tasks.folds import RowPolicy, RunRows
 from hpcenc.tasks.models import catalogue
 from hpcenc.tasks.operator_task import Rows
-from hpcenc.tasks.operators import choose_solver, operator_bytes
+from hpcenc.tasks.operators import Solver, choose_solver, operator_bytes
 from hpcenc.tasks.plan import Plan, Stage
 from hpcenc.tasks.records import Task, Unit
 from hpcenc.tasks.selection import FILE_LAYER, FeatureSet, FeatureSpace, Variant
@@ -216,7 +216,7 @@ class _Planner:
             test_runs=fit.test_runs or (() if fit.outer == "rotate" else (self.study.runs[-1].name,)),
         )
 
-    def _solver(self, rows: Rows, n_columns: int) -> Literal["exact", "fast"]:
+    def _solver(self, rows: Rows, n_columns: int) -> Solver:
         """One solver for all outer folds."""
         fit = self.study.fit
         if fit.solver != "auto":
