@@ -159,7 +159,8 @@ def _check_numerics(backend: Backend, solver: Solver) -> Check:
     return Check(
         f"numerics, {solver} solver",
         equal >= MIN_EQUAL_ALPHAS and r_error <= MAX_R_ERROR and weights_error <= MAX_WEIGHTS_ERROR,
-        f"{equal:.1%} of {len(same)} alphas equal, r within {r_error:.1e}, weights within {weights_error:.1e}",
+        f"{equal:.1%} of {len(same)} alphas equal, r within {r_error:.1e}, "
+        f"weights within {weights_error:.1e}",
         {"equal_alphas": equal, "r_error": r_error, "weights_error": weights_error, "n_voxels": len(same)},
     )
 
