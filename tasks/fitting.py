@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -168,13 +169,13 @@ class FitBlock:
     def _fit(self, store: Store, fit: FitUnit, bold: NDArray[np.float32]) -> Mapping[str, Fact]:
         """Fit all folds and variants; weights are written shard by shard, scores last."""
         first, last = self.voxels
-        device = at_hand.device(self.backend)
+        device, solving = at_hand.device(self.backend), _Stopwatch()
         n_folds = len(fit.variants[0].operators)
         scores = np.full((len(SCORES), n_folds, len(fit.variants), last - first), np.nan, np.float32)
         for fold in range(n_folds):
             for place, variant in enumerate(fit.variants):
                 keep_weights = fit.weights != "none" and fold in fit.weight_folds
-                with device.turn():
+                with device.turn(), solving:
                     found = self._solve(device, variant.operators[fold][1], bold, keep_weights)
                     for score, name in enumerate(SCORES):
                         scores[score, fold, place] = device.backend.to_host(getattr(found, name))
@@ -184,7 +185,7 @@ class FitBlock:
                 for start in range(first, last, SHARD_VOXELS):
                     shard = slice(start, min(start + SHARD_VOXELS, last))
                     dual = found.dual[:, shard.start - first : shard.stop - first]
-                    with device.turn():
+                    with device.turn(), solving:
                         weights = self._weights(device, store, fit.weights, variant, fold, dual)
                     self._write_weights(store, fit, fold, place, shard, weights)
         everything = slice(None)
@@ -193,7 +194,11 @@ class FitBlock:
         )
         undefined = np.isnan(scores[SCORES.index("r")]).any(axis=(0, 1))
         agrees = scores[SCORES.index("agrees")]
-        facts: dict[str, Fact] = {"voxels": last - first, "undefined": int(undefined.sum())}
+        facts: dict[str, Fact] = {
+            "voxels": last - first,
+            "undefined": int(undefined.sum()),
+            "solve_seconds": round(solving.seconds, 3),
+        }
         if not np.isnan(agrees).all():
             facts |= {"checked": int(np.isfinite(agrees).sum()), "disagreed": int((agrees == 0).sum())}
         if device.voxels_at_once is not None:
@@ -266,6 +271,23 @@ class FitBlock:
             (slice(fold_place, fold_place + 1), slice(place, place + 1), slice(0, n_rows), shard),
             weights[None, None],
         )
+
+
+class _Stopwatch:
+    """Wall seconds within it, whenever it was entered.
+
+    Entered in a slot's turn at the device, it leaves out the wait for the turn: the solving of all slots of a
+    worker never overlaps.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self.seconds += time.perf_counter() - self._start
 
 
 @lru_cache(maxsize=64)

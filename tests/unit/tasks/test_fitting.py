@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import threading
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from hpcenc.storage.layout import SCORES, operators_folder
 from hpcenc.storage.store import Store
 from hpcenc.storage.study import parse_study
 from hpcenc.storage.weights import read_weights
-from hpcenc.tasks import backends
+from hpcenc.tasks import at_hand, backends
 from hpcenc.tasks.inspection import inspect
 from hpcenc.tasks.operators import from_arrays
 from hpcenc.tasks.plan import Plan
@@ -234,6 +237,24 @@ def test_folds_and_variants_are_axes(fitted: Fitted, folder: Path, tmp_path: Pat
         "first/values": (len(DELAYS), WIDTHS["first"]),
         "second/values": (len(DELAYS), WIDTHS["second"]),
     }
+
+
+def test_a_record_tells_how_long_a_unit_computed_without_the_wait_for_its_turn(
+    folder: Path, tmp_path: Path
+) -> None:
+    planned = fit(folder, tmp_path, run_fits=False)
+    device, held = at_hand.device("numpy"), threading.Event()
+
+    def hold() -> None:
+        with device.turn():
+            held.set()
+            time.sleep(1)
+
+    with ThreadPoolExecutor() as pool:
+        pool.submit(hold)
+        held.wait()
+        (done,) = planned.plan.stages[-1].tasks[-1].run(planned.store, None).done
+    assert 0 < done.facts["solve_seconds"] < done.seconds - 0.5
 
 
 def test_bold_is_not_read_for_what_is_done(folder: Path, tmp_path: Path) -> None:
