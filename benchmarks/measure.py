@@ -52,9 +52,6 @@ def run_job(folder: Path, job: Job, n_threads: int, save: Path | None = None) ->
     RuntimeError
         If a process fails; with its standard error.
     """
-    environment = {name: value for name, value in os.environ.items() if name not in TUNING_VARIABLES}
-    # Every solver gets what hpcenc gives its workers.
-    environment |= {**dict.fromkeys(THREAD_VARIABLES, str(n_threads)), **KEEP_FREED_MEMORY}
     command = [sys.executable, str(Path(__file__).with_name("worker.py"))]
     edges = [round(job.n_vertices * part / job.n_processes) for part in range(job.n_processes + 1)]
     orders = [
@@ -62,6 +59,7 @@ def run_job(folder: Path, job: Job, n_threads: int, save: Path | None = None) ->
         for first, last in pairwise(edges)
     ]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    environment = worker_environment(n_threads)
     processes = [subprocess.Popen(command, env=environment, text=True, **pipes) for _ in orders]
     for process, order in zip(processes, orders, strict=True):
         process.stdin.write(json.dumps(order))
@@ -81,6 +79,12 @@ def run_job(folder: Path, job: Job, n_threads: int, save: Path | None = None) ->
         stages=found[0]["stages"],
         facts=found[0]["facts"],
     )
+
+
+def worker_environment(n_threads: int) -> dict[str, str]:
+    """Environment of a process that measures: every solver gets what hpcenc gives its workers."""
+    kept = {name: value for name, value in os.environ.items() if name not in TUNING_VARIABLES}
+    return kept | dict.fromkeys(THREAD_VARIABLES, str(n_threads)) | KEEP_FREED_MEMORY
 
 
 @dataclass(frozen=True)

@@ -140,11 +140,10 @@ def write_problem(folder: Path, scale: Scale, spectrum: str, n_vertices: int, se
         Every second one is noise alone, autoregressive as BOLD is.
     """
     rng = np.random.default_rng(seed)
-    latents = _autoregressive(rng, FEATURE_AR, scale.run_trs, scale.n_features)
-    strengths = np.arange(1, scale.n_features + 1) ** -SPECTRA[spectrum]
-    rotation, _ = np.linalg.qr(rng.standard_normal((scale.n_features, scale.n_features)))
+    run_lengths = (scale.run_trs,) * N_RUNS
+    latents = autoregressive(rng, FEATURE_AR, run_lengths, scale.n_features)
     train = np.arange(len(latents)) < (N_RUNS - 1) * scale.run_trs
-    features, _, _ = standardise(((latents * strengths) @ rotation).astype(np.float32), train)
+    features, _, _ = standardise(rotated_features(rng, latents, spectrum), train)
     np.save(folder / "features.npy", features)
     facts = {"scale": asdict(scale), "spectrum": spectrum, "seed": seed}
     (folder / "problem.json").write_text(json.dumps(facts))
@@ -153,7 +152,7 @@ def write_problem(folder: Path, scale: Scale, spectrum: str, n_vertices: int, se
     sources = delayed_design(latents[:, :N_LATENTS].astype(np.float32), bare.delays, bare.onsets)
     with open(folder / "bold.f32", "wb") as file:
         for start in range(0, n_vertices, CHUNK):
-            bold = _bold_chunk(np.random.default_rng([seed, 1, start]), sources, scale.run_trs)
+            bold = bold_chunk(np.random.default_rng([seed, 1, start]), sources, run_lengths)
             file.write(np.ascontiguousarray(bold[:, : n_vertices - start].T).tobytes())
 
     trace = np.trace(bare._train_kernel())
@@ -179,26 +178,44 @@ def spans(start: int, stop: int, step: int) -> Sequence[tuple[int, int]]:
     return [(first, min(first + step, stop)) for first in range(start, stop, step)]
 
 
+def rotated_features(rng: np.random.Generator, latents: NDArray, spectrum: str) -> Floats:
+    """Features whose components are the latents, at the strengths of a spectrum, rotated at random."""
+    n_features = latents.shape[1]
+    strengths = np.arange(1, n_features + 1) ** -SPECTRA[spectrum]
+    rotation, _ = np.linalg.qr(rng.standard_normal((n_features, n_features)))
+    return ((latents * strengths) @ rotation).astype(np.float32)
+
+
+def bold_chunk(rng: np.random.Generator, sources: Floats, run_lengths: Sequence[int]) -> Floats:
+    """`CHUNK` vertices, (n_trs, CHUNK), z-scored per run; the odd ones respond to the sources."""
+    bold = autoregressive(rng, NOISE_AR, run_lengths, CHUNK)
+    signal = sources @ rng.standard_normal((sources.shape[1], CHUNK // 2), dtype=np.float32)
+    snr = np.exp(rng.uniform(*np.log(SNR), CHUNK // 2))
+    bold[:, 1::2] += signal / signal.std(axis=0) * np.sqrt(snr)
+    for run in _by_run(bold, run_lengths):
+        run -= run.mean(axis=0)
+        run /= run.std(axis=0)
+    return bold.astype(np.float32)
+
+
+def autoregressive(
+    rng: np.random.Generator, coefficient: float, run_lengths: Sequence[int], n_columns: int
+) -> NDArray:
+    """Unit-variance AR(1) courses, every run a new start, (n_trs, n_columns)."""
+    courses = rng.standard_normal((sum(run_lengths), n_columns))
+    for run in _by_run(courses, run_lengths):
+        run[1:] *= np.sqrt(1 - coefficient**2)
+        run[:] = lfilter([1], [1, -coefficient], run, axis=0)
+    return courses
+
+
+def _by_run(values: NDArray, run_lengths: Sequence[int]) -> list[NDArray]:
+    """Views of the rows of each run."""
+    return np.split(values, np.cumsum(run_lengths)[:-1])
+
+
 def _open(folder: Path, facts: dict, alphas: NDArray[np.float64]) -> Problem:
     scale = Scale(**facts["scale"])
     delays = tuple(range(1, scale.n_delays + 1))
     features = np.load(folder / "features.npy")
     return Problem(folder, facts["spectrum"], scale.run_trs, delays, features, alphas)
-
-
-def _bold_chunk(rng: np.random.Generator, sources: Floats, run_trs: int) -> Floats:
-    """`CHUNK` vertices, (n_trs, CHUNK), z-scored per run; the odd ones respond to the sources."""
-    bold = _autoregressive(rng, NOISE_AR, run_trs, CHUNK)
-    signal = sources @ rng.standard_normal((sources.shape[1], CHUNK // 2), dtype=np.float32)
-    snr = np.exp(rng.uniform(*np.log(SNR), CHUNK // 2))
-    bold[:, 1::2] += signal / signal.std(axis=0) * np.sqrt(snr)
-    by_run = bold.reshape(N_RUNS, run_trs, CHUNK)
-    by_run = (by_run - by_run.mean(axis=1, keepdims=True)) / by_run.std(axis=1, keepdims=True)
-    return by_run.reshape(bold.shape).astype(np.float32)
-
-
-def _autoregressive(rng: np.random.Generator, coefficient: float, run_trs: int, n_columns: int) -> NDArray:
-    """Unit-variance AR(1) courses, every run a new start, (N_RUNS * run_trs, n_columns)."""
-    innovations = rng.standard_normal((N_RUNS, run_trs, n_columns))
-    innovations[:, 1:] *= np.sqrt(1 - coefficient**2)
-    return lfilter([1], [1, -coefficient], innovations, axis=1).reshape(-1, n_columns)
