@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import importlib
+import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import array_api_compat.numpy
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
+from hpcenc.storage.lagged import lag_features, lagged_products
+from hpcenc.tasks.gram import base_gram, window_gram
+from hpcenc.tasks.operators import make_operators
+from hpcenc.tasks.ridge import fit_block
 
 ROOT = Path(__file__).parents[2]
 MAIN = "from hpcenc.cli.app import main; main()"
@@ -106,6 +114,58 @@ def test_accuracy_runs_at_small_scale() -> None:
     done = bench("accuracy", "--scale", "small")
     assert done.returncode == 0, done.stderr
     assert "| steep | exact | himalaya-float64 | 40 | 100.00%" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_subject_runs_at_small_scale(tmp_path: Path) -> None:
+    log = tmp_path / "subject.json"
+    options = ("--scale", "small", "--repeats", "1", "--splits", "rotate", "equal", "--json", str(log))
+    done = bench("subject", *options)
+    assert done.returncode == 0, done.stderr
+    assert "fit             8 of 8 units to do" in done.stdout
+    assert done.stdout.count("| CIFTI to Zarr, all | ") == 2
+    assert "- audio+vision, fold 4: fast, " in done.stdout
+    results = {(result := json.loads(line))["split"]: result for line in log.read_text().splitlines()}
+    rotate, equal = results["rotate"], results["equal"]
+    for found in (rotate, equal):
+        n_workers, walls, unit_s = found["n_workers"], found["walls"], found["unit_s"]
+        assert sum(walls[stage] for stage in ("extract", "operators", "fit")) < walls["all"]
+        assert 0 < found["solve_s"] <= unit_s["fit"]
+        assert found["solve_s"] < n_workers * walls["fit"]
+        assert sum(found["flop"].values()) / found["rate"] < walls["all"]
+    # Four folds in place of one, of about as many rows; weights of the last fold only.
+    for part in ("operators", "alphas", "refit"):
+        assert 2.5 < rotate["flop"][part] / equal["flop"][part] < 4.5
+    assert 0.8 < rotate["flop"]["weights"] / equal["flop"]["weights"] < 1.2
+
+
+@pytest.mark.parametrize("solver", ["exact", "fast"])
+def test_the_floor_of_a_fit_counts_the_products_that_it_makes(
+    solver: str, modules: Any, problem: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = 0
+
+    def matmul(left: NDArray[Any], right: NDArray[Any]) -> NDArray[Any]:
+        nonlocal counted
+        product: NDArray[Any] = np.matmul(left, right)
+        precision = 2 if product.dtype == np.float64 else 1
+        counted += precision * 2 * product.size * left.shape[-1]
+        return product
+
+    kernel = window_gram(base_gram(problem.features), problem.delays, problem.onsets)
+    ops = make_operators(kernel, problem.fold, modules("problem").EXPONENTS, solver=solver)
+    features = lag_features(problem.features, problem.delays, problem.onsets, ops.train_rows)
+    bold = problem.bold(0, 40)
+    with monkeypatch.context() as patch:
+        patch.setattr(array_api_compat.numpy, "matmul", matmul)
+        found = fit_block(bold, ops, problem.onsets, want_dual=True, n_check=40)
+        lagged_products(features, found.dual)
+
+    floor = modules("floor")
+    choosing, _ = floor.choosing_flop(ops, 40, bold, problem.onsets)
+    refit = floor.refit_flop(ops, found.alpha.astype(np.float32), True)
+    weights = floor.weighting_flop(*problem.features.shape, problem.delays, problem.onsets, ops.train_rows)
+    assert 0.98 * counted < 40 * (choosing + weights) + refit <= counted
 
 
 def test_options_reach_the_script_and_its_status_comes_back() -> None:
