@@ -70,7 +70,8 @@ def _run_stage(
     batches = [ready] if ready else []
     while batches:
         again: list[Task] = []
-        for outcome in chain.from_iterable(executor.run(batch, store, deadline) for batch in batches):
+        outcomes = (executor.run(batch, store, deadline, stage.slots) for batch in batches)
+        for outcome in chain.from_iterable(outcomes):
             tries[outcome.task.key] += 1
             if outcome.record is not None:
                 _note(outcome, stage, emit, progress)
@@ -80,7 +81,7 @@ def _run_stage(
             else:
                 reason, _, details = outcome.message.partition("\n")
                 _set_aside(outcome.task.key, reason, details, emit, progress)
-        # A worker that dies takes the task that waits beside it along: alone, only the guilty one fails.
+        # A worker that dies takes the task beside it along: alone, only the guilty one fails.
         batches = [[task] for task in again]
     emit({"event": "stage end", "stage": stage.name})
 

@@ -18,7 +18,7 @@ WORKER_MEMORY_BYTES = 3_000_000_000
 """Memory that one worker may need: a model and its activations, or operators and a block."""
 
 IN_FLIGHT_PER_WORKER = 2
-"""Tasks that a worker holds: one at work, one to begin at once after it."""
+"""Tasks that a worker holds: two at work in two slots, or one at work and one to begin at once after it."""
 
 KEEP_FREED_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "2000000000", "MALLOC_MMAP_THRESHOLD_": "2000000000"}
 """Undoes Dask's own setting, by which glibc gives every freed activation back to the kernel: the page
@@ -55,8 +55,20 @@ class Executor(Protocol):
     n_workers: int
     n_threads: int
 
-    def run(self, tasks: Sequence[Task], store: Path, deadline: Deadline | None) -> Iterator[Outcome]:
-        """Run tasks, each once, and yield what became of them as it is known."""
+    def run(
+        self, tasks: Sequence[Task], store: Path, deadline: Deadline | None, slots: int = 1
+    ) -> Iterator[Outcome]:
+        """Run tasks, each once, and yield what became of them as it is known.
+
+        Parameters
+        ----------
+        tasks : sequence of Task
+        store : Path
+        deadline : Deadline or None
+            When the job that this runs in ends.
+        slots : int
+            Tasks that a worker process has at a time; no more, and possibly fewer.
+        """
 
 
 def run_task(task: Task, store: Path, deadline: Deadline | None) -> Outcome:
@@ -85,8 +97,10 @@ class SerialExecutor:
     def __init__(self, n_threads: int) -> None:
         self.n_threads = n_threads
 
-    def run(self, tasks: Sequence[Task], store: Path, deadline: Deadline | None) -> Iterator[Outcome]:
-        """Run tasks in their order."""
+    def run(
+        self, tasks: Sequence[Task], store: Path, deadline: Deadline | None, slots: int = 1
+    ) -> Iterator[Outcome]:
+        """Run tasks in their order, one at a time whatever the slots."""
         with limited_threads(self.n_threads):
             for task in tasks:
                 yield run_task(task, store, deadline)
@@ -98,7 +112,7 @@ class LocalExecutor:
     Parameters
     ----------
     n_workers, n_threads : int
-        Processes, and BLAS threads of each.
+        Processes, and BLAS threads of each. The slots of a process share them, for they compute in turns.
     """
 
     name = "local"
@@ -107,7 +121,9 @@ class LocalExecutor:
         self.n_workers = n_workers
         self.n_threads = n_threads
 
-    def run(self, tasks: Sequence[Task], store: Path, deadline: Deadline | None) -> Iterator[Outcome]:
+    def run(
+        self, tasks: Sequence[Task], store: Path, deadline: Deadline | None, slots: int = 1
+    ) -> Iterator[Outcome]:
         """Run tasks with a bounded number in flight, so that a lost worker costs little."""
         import dask
         from distributed import Client, LocalCluster
@@ -127,7 +143,7 @@ class LocalExecutor:
             _quiet(),
             LocalCluster(
                 n_workers=n_workers,
-                threads_per_worker=1,
+                threads_per_worker=slots,
                 processes=True,
                 memory_limit=0,
                 dashboard_address="127.0.0.1:0",
@@ -135,7 +151,7 @@ class LocalExecutor:
             ) as cluster,
             Client(cluster) as client,
         ):
-            yield from _bounded(client, tasks, store, deadline, IN_FLIGHT_PER_WORKER * n_workers)
+            yield from _bounded(client, tasks, store, deadline, max(IN_FLIGHT_PER_WORKER, slots) * n_workers)
 
 
 def _bounded(

@@ -6,10 +6,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from functools import lru_cache, wraps
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from hpcenc.storage.lagged import LaggedFeatures
@@ -21,6 +21,27 @@ BUDGET_BYTES = 2_500_000_000
 """Operators and features that a worker keeps; memory-mapped operators cost the host nothing."""
 
 Kept = TypeVar("Kept")
+Key = ParamSpec("Key")
+
+
+def made_once(maxsize: int) -> Callable[[Callable[Key, Kept]], Callable[Key, Kept]]:
+    """Cache a function as `lru_cache` does, for several task slots: one makes a value, the others wait.
+
+    `lru_cache` alone would let each slot make its own, and two devices have two locks.
+    """
+
+    def decorate(make: Callable[Key, Kept]) -> Callable[Key, Kept]:
+        cached: Callable[..., Kept] = lru_cache(maxsize)(make)
+        making = Lock()
+
+        @wraps(make)
+        def get(*args: Key.args, **kwargs: Key.kwargs) -> Kept:
+            with making:
+                return cached(*args, **kwargs)
+
+        return get
+
+    return decorate
 
 
 class LeastUsed(Generic[Kept]):
@@ -72,6 +93,8 @@ class Device:
         with self._turn, self.backend.strict_linalg():
             yield
 
+    # All below is for the slot whose turn it is.
+
     def make_room(self) -> None:
         """Let go of what is at hand, after memory was refused."""
         self._at_hand.clear()
@@ -119,7 +142,7 @@ class FeatureSource:
     onsets: tuple[int, ...]
 
 
-@lru_cache(maxsize=1)
+@made_once(maxsize=1)
 def device(backend: str) -> Device:
     """This worker's device."""
     from hpcenc.tasks.backends import open_backend

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -290,9 +289,9 @@ class _Stopwatch:
         self.seconds += time.perf_counter() - self._start
 
 
-@lru_cache(maxsize=64)
+@at_hand.made_once(maxsize=64)
 def _positions(path: Path, grayordinates: Literal["cortex", "all"]) -> NDArray[np.int64]:
-    """Where the study's voxels lie in a file; the XML costs half a second, the blocks share it."""
+    """Where the study's voxels lie in a file; the XML costs half a second, blocks and slots share it."""
     from hpcenc.storage.bold import read_axes
 
     return read_axes(path)[0].positions(grayordinates)

@@ -6,7 +6,7 @@ It imports neither torch nor zarr nor dask, so that a login node can hold it.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -25,12 +25,15 @@ class Stage:
         Kind of worker that it wants.
     lasting : bool
         False for what only serves later stages: it is made again only if they need it.
+    slots : int
+        Tasks that a worker process has at a time: with two, one reads or writes while the other computes.
     """
 
     name: str
     worker: Literal["cpu", "gpu"]
     tasks: tuple[Task, ...]
     lasting: bool
+    slots: int = 1
 
     def units_left(self, store: Path) -> list[Unit]:
         """Units of its tasks that are not done."""
@@ -60,7 +63,7 @@ class Plan:
                 if left and (stage.lasting or wanted.intersection(left)):
                     tasks.append(task)
                     wanted.update(need for unit in left for need in task.needs_of(unit))
-            stages.append(Stage(stage.name, stage.worker, tuple(tasks), stage.lasting))
+            stages.append(replace(stage, tasks=tuple(tasks)))
         return tuple(reversed(stages))
 
     def groups_to_write(self, store: Path) -> tuple[GroupSpec, ...]:

@@ -72,7 +72,7 @@ class _Planner:
             Stage("decode", "cpu", tuple(self.tasks["decode"].values()), lasting=False),
             Stage("extract", "gpu", tuple(self.tasks["extract"].values()), lasting=True),
             Stage("operators", "cpu", tuple(self.tasks["operators"].values()), lasting=False),
-            Stage("fit", "gpu", tuple(self.tasks["fit"].values()), lasting=True),
+            Stage("fit", "gpu", tuple(self.tasks["fit"].values()), lasting=True, slots=2),
         )
         return Plan(stages, tuple(self.groups.values()), tuple(self.set_aside))
 

@@ -177,13 +177,13 @@ def _agreement(found: Sequence[Scores]) -> list[tuple[str, str]]:
 
 
 def _timings(events: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Units and worker seconds of every stage, from the events of a run."""
+    """Units and seconds of every stage, from the events of a run; tasks that take turns count both."""
     seconds: dict[str, list[float]] = {}
     for event in events:
         if event["event"] == "unit":
             seconds.setdefault(event["stage"], []).append(event["seconds"])
     lines = [
-        (stage, f"{len(each)} units, {sum(each):.1f} s of workers, {np.median(each):.2f} s the median unit")
+        (stage, f"{len(each)} units, {sum(each):.1f} s of tasks, {np.median(each):.2f} s the median unit")
         for stage, each in seconds.items()
     ]
     return lines or [("all stages", "nothing was left to do")]

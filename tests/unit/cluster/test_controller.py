@@ -90,10 +90,13 @@ def run(
     store: Path,
     executor: Executor | None = None,
     deadline: Deadline | None = None,
+    slots: int = 1,
 ) -> tuple[Progress, list[dict[str, Any]]]:
     progress, events = Progress(), []
     plan = Plan(
-        tuple(Stage(f"stage {place}", "cpu", tuple(tasks), True) for place, tasks in enumerate(stages)),
+        tuple(
+            Stage(f"stage {place}", "cpu", tuple(tasks), True, slots) for place, tasks in enumerate(stages)
+        ),
         (),
         (),
     )
@@ -164,17 +167,18 @@ def test_a_failure_of_the_disk_is_tried_again(make_task: MakeTask, store: Path, 
     assert sorted(lost) == [("lasting", "storage")] * 2 + [("passing", "storage")] * 2
 
 
+@pytest.mark.parametrize("slots", [1, 2])
 def test_a_task_that_kills_its_workers_is_set_aside_and_its_neighbours_are_not(
-    make_task: MakeTask, store: Path, tmp_path: Path
+    slots: int, make_task: MakeTask, store: Path, tmp_path: Path
 ) -> None:
     stages = [
         [
             make_task("deadly", [0], fails="crash", n_failures=MAX_TRIES),
-            make_task("waiting beside it", [1]),
+            make_task("beside it", [1], seconds=0.1),
             make_task("crashes once", [2], fails="crash", n_failures=1),
         ]
     ]
-    progress, events = run(stages, store, LocalExecutor(n_workers=1, n_threads=1))
+    progress, events = run(stages, store, LocalExecutor(n_workers=1, n_threads=1), slots=slots)
     assert [reason.partition(":")[0] for reason in progress.set_aside] == ["deadly"]
     assert progress.units_done == 2
     assert n_tries(tmp_path, "deadly") == MAX_TRIES
@@ -197,8 +201,8 @@ def test_a_deadline_leaves_units_and_what_needs_them_is_not_set_aside(
 
 def test_progress_is_right_after_an_interruption(make_task: MakeTask, store: Path) -> None:
     class Interrupted(SerialExecutor):
-        def run(self, tasks: Sequence[Task], store: Path, deadline: Deadline | None) -> Any:
-            yield from super().run(tasks[:2], store, deadline)
+        def run(self, tasks: Sequence[Task], store: Path, deadline: Deadline | None, slots: int = 1) -> Any:
+            yield from super().run(tasks[:2], store, deadline, slots)
             raise KeyboardInterrupt
 
     progress = Progress()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,10 @@ from hpcenc.cluster.executors import (
     run_task,
 )
 from hpcenc.cluster.threads import THREAD_VARIABLES
+from hpcenc.storage.groups import ArraySpec, GroupSpec
 from hpcenc.storage.store import Store
 from hpcenc.storage.study import Cluster
-from hpcenc.tasks.records import Task, TaskRecord, UnitRecord
+from hpcenc.tasks.records import Task, TaskRecord, Unit, UnitRecord, run_units
 
 
 @pytest.fixture
@@ -90,6 +92,73 @@ def test_local_runs_every_task_once_on_worker_processes(make_task: Callable[...,
     facts = [record.done[0].facts for record in records]
     assert os.getpid() not in {each["pid"] for each in facts}
     assert {each[name] for each in facts for name in THREAD_VARIABLES} == {"1"}
+
+
+@pytest.fixture
+def make_writer(store: Path) -> Callable[..., Task]:
+    """A task that writes some blocks of its own group, one each 0.3 s, and says when it began."""
+    arrays = {"values": ArraySpec((8,), (1,), "float32", ("x",))}
+
+    @dataclass(frozen=True)
+    class Writer:
+        key: str
+        units: tuple[Unit, ...]
+
+        def needs_of(self, unit: Unit) -> tuple[Unit, ...]:
+            return ()
+
+        def run(self, store: Any, deadline: Any) -> TaskRecord:
+            (store.path.parent / f"{self.key} began").write_text(f"{os.getpid()} {time.time()}")
+
+            def work(unit: Unit) -> dict[str, Any]:
+                part = slice(unit.index, unit.index + 1)
+                store.write(f"{unit.group}/values", (part,), np.ones(1, np.float32))
+                time.sleep(0.3)
+                return {}
+
+            return run_units(self, store, deadline, work)
+
+    def make(name: str, n_units: int) -> Task:
+        Store(store).ensure_group(GroupSpec(name, "a" * 64, arrays, 8, {}))
+        return Writer(name, tuple(Unit(name, index, "a" * 64) for index in range(n_units)))
+
+    return make
+
+
+def test_tasks_in_two_slots_of_a_worker_overlap_and_are_at_most_two(
+    make_writer: Callable[..., Task], store: Path
+) -> None:
+    tasks = [make_writer(name, 2) for name in "abcd"]
+    begins = []
+    for outcome in LocalExecutor(1, 1).run(tasks, store, None, slots=2):
+        assert outcome.record is not None
+        assert len(outcome.record.done) == 2
+        assert all(unit.done(store) for unit in outcome.task.units), "a task ends after its own marks"
+    for task in tasks:
+        pid, began = (store.parent / f"{task.key} began").read_text().split()
+        begins.append((float(began), pid))
+    assert len({pid for _, pid in begins}) == 1
+    times = sorted(began for began, _ in begins)
+    assert times[1] - times[0] < 0.6 <= times[2] - times[0]
+
+
+def test_a_writer_that_fails_fails_its_own_task_at_once_and_its_neighbour_goes_on(
+    make_writer: Callable[..., Task], store: Path
+) -> None:
+    failing, neighbour = make_writer("failing", 1), make_writer("neighbour", 8)
+    (store / "failing" / "values" / "0").mkdir()  # where the chunk belongs
+    outcomes = []
+    for outcome in LocalExecutor(1, 1).run([neighbour, failing], store, None, slots=2):
+        outcomes.append((outcome, time.time()))
+    (first, known), (second, _) = outcomes
+    assert (first.task.key, first.lost_by) == ("failing", "storage")
+    assert "failing/values/0" in first.message
+    began = float((store.parent / "failing began").read_text().split()[1])
+    assert known - began < 1
+    assert not failing.units[0].done(store)
+    assert second.record is not None
+    assert len(second.record.done) == 8
+    np.testing.assert_array_equal(Store(store).read("neighbour/values"), 1)
 
 
 def test_profiles_name_executors() -> None:
