@@ -9,7 +9,8 @@ import sys
 from importlib.util import find_spec
 from typing import Any
 
-from hpcenc.cluster.executors import threads_per_worker
+from hpcenc.cluster.executors import workers_and_threads
+from hpcenc.cluster.granted import memory_bytes, n_cores
 from hpcenc.cluster.run_folder import RunFolder
 from hpcenc.cluster.threads import THREAD_VARIABLES
 from hpcenc.storage.errors import StudyError
@@ -79,10 +80,11 @@ def _opens(study: Study, name: str) -> bool:
 
 def _ask(study: Study, function: str, *arguments: str) -> Any:
     """What a function of `hpcenc.tasks.backends` returns in a child process, on the threads of a worker."""
-    n_threads = str(threads_per_worker(study.cluster))
+    settings = study.cluster
+    _, n_threads = workers_and_threads(settings.profile, settings, n_cores(), memory_bytes())
     done = subprocess.run(
         [sys.executable, "-P", "-c", _ASK, function, *arguments],
-        env={**os.environ, **dict.fromkeys(THREAD_VARIABLES, n_threads)},
+        env={**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(n_threads))},
         capture_output=True,
         text=True,
         check=False,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from hpcenc.cluster.granted import memory_bytes, n_cores
 from hpcenc.cluster.threads import THREAD_VARIABLES, limited_threads
 from hpcenc.storage.study import Cluster
 from hpcenc.tasks.records import Deadline, Task, TaskRecord, one_line
@@ -205,25 +205,31 @@ def _quiet() -> Iterator[None]:
 
 def make_executor(profile: str, settings: Cluster) -> Executor:
     """Executor of a profile: ``serial`` or ``local``."""
-    n_threads = threads_per_worker(settings)
-    if profile == "serial":
-        return SerialExecutor(n_threads)
-    n_workers = settings.n_workers or max(
-        1, min(n_cores() // n_threads, memory_bytes() // WORKER_MEMORY_BYTES)
-    )
-    return LocalExecutor(n_workers, n_threads)
+    n_workers, n_threads = workers_and_threads(profile, settings, n_cores(), memory_bytes())
+    return SerialExecutor(n_threads) if profile == "serial" else LocalExecutor(n_workers, n_threads)
 
 
-def threads_per_worker(settings: Cluster) -> int:
-    """Threads of the numerical libraries in each worker."""
-    return settings.threads_per_worker or 1
+def workers_and_threads(profile: str, settings: Cluster, cores: int, memory: int) -> tuple[int, int]:
+    """How worker processes share the cores that were granted.
 
+    Parameters
+    ----------
+    profile : str
+        ``serial`` has one process.
+    settings : Cluster
+        What the study says is taken as it is.
+    cores, memory : int
+        What was granted, as `n_cores` and `memory_bytes` tell; memory in bytes.
 
-def n_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-def memory_bytes() -> int:
-    """Memory of this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    Returns
+    -------
+    n_workers : int
+        By default one for every core that memory allows, for single threads waste nothing.
+    n_threads : int
+        Threads of the numerical libraries in each: by default its share of the cores.
+    """
+    n_workers = 1 if profile == "serial" else settings.n_workers
+    if n_workers is None:
+        allowed = min(cores // (settings.threads_per_worker or 1), memory // WORKER_MEMORY_BYTES)
+        n_workers = max(1, allowed)
+    return n_workers, settings.threads_per_worker or max(1, cores // n_workers)

@@ -56,6 +56,7 @@ backend = "numpy"
 
 [cluster]
 n_workers = 2
+threads_per_worker = 1  # the bytes of a product depend on its threads
 """
 
 

@@ -14,9 +14,8 @@ from hpcenc.cluster.executors import (
     LocalExecutor,
     SerialExecutor,
     make_executor,
-    memory_bytes,
-    n_cores,
     run_task,
+    workers_and_threads,
 )
 from hpcenc.cluster.threads import THREAD_VARIABLES
 from hpcenc.storage.groups import ArraySpec, GroupSpec
@@ -164,12 +163,34 @@ def test_a_writer_that_fails_fails_its_own_task_at_once_and_its_neighbour_goes_o
 def test_profiles_name_executors() -> None:
     serial = make_executor("serial", Cluster(threads_per_worker=2))
     assert (serial.name, serial.n_workers, serial.n_threads) == ("serial", 1, 2)
-    local = make_executor("local", Cluster(n_workers=7))
+    local = make_executor("local", Cluster(n_workers=7, threads_per_worker=1))
     assert (local.name, local.n_workers, local.n_threads) == ("local", 7, 1)
 
 
-def test_as_many_workers_as_cores_and_memory_allow() -> None:
-    chosen = make_executor("local", Cluster()).n_workers
-    assert 1 <= chosen <= n_cores()
-    assert chosen == 1 or chosen * 3_000_000_000 <= memory_bytes()
-    assert make_executor("local", Cluster(threads_per_worker=10_000)).n_workers == 1
+@pytest.mark.parametrize(
+    ("profile", "settings", "memory_gb", "expected"),
+    [
+        ("local", {}, 64, (8, 1)),
+        ("local", {}, 7, (2, 4)),  # memory for two: the cores are theirs all the same
+        ("local", {}, 1, (1, 8)),
+        ("local", {"threads_per_worker": 3}, 64, (2, 3)),
+        ("local", {"threads_per_worker": 10_000}, 64, (1, 10_000)),
+        ("local", {"n_workers": 3}, 64, (3, 2)),
+        ("local", {"n_workers": 20}, 1, (20, 1)),
+        ("local", {"n_workers": 2, "threads_per_worker": 1}, 64, (2, 1)),
+        ("serial", {}, 1, (1, 8)),
+        ("serial", {"n_workers": 4, "threads_per_worker": 2}, 64, (1, 2)),
+    ],
+)
+def test_workers_share_eight_cores_as_far_as_memory_goes(
+    profile: str, settings: dict[str, int], memory_gb: int, expected: tuple[int, int]
+) -> None:
+    found = workers_and_threads(profile, Cluster(**settings), 8, memory_gb * 10**9)
+    assert found == expected
+
+
+def test_a_job_of_one_core_has_one_worker_of_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+    for profile in ("local", "serial"):
+        executor = make_executor(profile, Cluster())
+        assert (executor.n_workers, executor.n_threads) == (1, 1)

@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Semaphore
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from hpcenc.storage import bold
 from hpcenc.storage.array_folder import load_arrays
 from hpcenc.storage.digests import FileDigests
 from hpcenc.storage.errors import BoldError
@@ -289,3 +291,27 @@ def test_a_worker_without_a_working_device_fails_and_computes_nothing(
         assert record.done == ()
         assert all("'cupy' does not work on this machine" in failure.reason for failure in record.failed)
         assert not any(unit.done(planned.store.path) for unit in task.units)
+
+
+def test_bold_is_read_while_another_slot_computes_and_nothing_is_computed_beside_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = fit(folder, tmp_path, run_fits=False)
+    tasks = made.plan.stages[-1].tasks
+    all_read = Semaphore(0)
+
+    def read_and_tell(*args: Any) -> NDArray[np.float32]:
+        block = read_block(*args)
+        all_read.release()
+        return block
+
+    read_block = bold.read_block
+    monkeypatch.setattr(bold, "read_block", read_and_tell)
+    with ThreadPoolExecutor(len(tasks)) as slots:
+        with at_hand.device("numpy").turn():
+            running = [slots.submit(task.run, Store(made.store.path), None) for task in tasks]
+            assert all(all_read.acquire(timeout=60) for _ in range(len(tasks) * len(N_TRS)))
+            time.sleep(0.2)
+            assert not list(made.store.path.glob("fits/*/*/*/0.*")), "something was computed"
+        assert [len(future.result().done) for future in running] == [1, 1]
+    assert np.isfinite(made.read("r")).sum() == N_VOXELS - 2
