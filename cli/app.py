@@ -32,7 +32,7 @@ SubjectsOption = Annotated[str, typer.Option("--subjects", help="all, or subject
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 STUDY_NAME = Path("study.toml")
-BENCHMARKS = ("fit", "accuracy", "subject", "extraction")
+BENCHMARKS = ("fit", "accuracy", "subject", "extraction", "scale")
 
 
 @app.command()
@@ -236,9 +236,11 @@ def demo(
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="fit, accuracy, subject or extraction.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="fit, accuracy, subject, extraction or scale.")
+    ],
 ) -> None:
-    """Measure hpcenc on this machine: the fit against its peers, its accuracy, a whole subject, extraction.
+    """Measure hpcenc: the fit against its peers, its accuracy, a whole subject, extraction, many subjects.
 
     For a checkout of the repository, with its extra `bench`. All that follows NAME goes to its script:
     `hpcenc bench fit -- --help` lists what it takes.

@@ -132,6 +132,7 @@ class LocalExecutor:
         settings = {
             **{f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in environment.items()},
             "distributed.scheduler.allowed-failures": 0,  # attempts are counted by the controller
+            "distributed.admin.low-level-log-length": 10,  # a log of messages keeps the tasks in them
             "distributed.worker.memory.terminate": False,  # mapped files alone would trip these
             "distributed.worker.memory.pause": False,
             "distributed.worker.memory.spill": False,
@@ -154,6 +155,12 @@ class LocalExecutor:
             yield from _bounded(client, tasks, store, deadline, max(IN_FLIGHT_PER_WORKER, slots) * n_workers)
 
 
+def _run_there(task: Task, store: Path, deadline: Deadline | None) -> tuple[TaskRecord | None, LostBy, str]:
+    """What `run_task` gives but the task, which is known where this goes."""
+    outcome = run_task(task, store, deadline)
+    return outcome.record, outcome.lost_by, outcome.message
+
+
 def _bounded(
     client: Any, tasks: Sequence[Task], store: Path, deadline: Deadline | None, limit: int
 ) -> Iterator[Outcome]:
@@ -167,18 +174,19 @@ def _bounded(
         task = next(waiting, None)
         if task is None:
             return None
-        future = client.submit(run_task, task, store, deadline, pure=False)
+        future = client.submit(_run_there, task, store, deadline, pure=False)
         running[future] = task
         return future
 
     first = [future for _ in range(limit) if (future := start_one()) is not None]
-    completed = as_completed(first)
-    for future in completed:
+    # With results: asking for each would be a way to the scheduler and back.
+    completed = as_completed(first, with_results=True, raise_errors=False)
+    for future, result in completed:
         task = running.pop(future)
-        error = future.exception()
-        if error is None:
-            outcome = future.result()
+        if future.status != "error":
+            outcome = Outcome(task, *result)
         else:
+            _, error, _ = result
             lost_by: LostBy = "crash" if isinstance(error, KilledWorker) else "error"
             outcome = Outcome(task, None, lost_by, one_line(error))
         future.release()

@@ -231,7 +231,7 @@ def _run(
         emit({"event": "set aside", "task": "", "reason": reason, "details": ""})
     try:
         with _terminable():
-            _make_groups(prepared, description)
+            make_groups(prepared, description)
             run_plan(prepared.plan, store, executor, deadline, emit, progress)
             if progress.units_left:
                 return end(EXIT_INTERRUPTED)
@@ -252,7 +252,7 @@ def _run(
     return end(EXIT_FAILED if progress.set_aside else EXIT_DONE, report.files.html)
 
 
-def _make_groups(prepared: Prepared, description: Mapping[str, str]) -> None:
+def make_groups(prepared: Prepared, description: Mapping[str, str]) -> None:
     """Make the store and all groups that the plan fills; call it under the lock.
 
     Fits keep the description of the backend that they began with; each run's own is in its folder.
@@ -277,12 +277,18 @@ def _make_groups(prepared: Prepared, description: Mapping[str, str]) -> None:
     store = Store(path)
     store.sweep()
     _sweep_operators(prepared.plan)
-    if any(group_state(path, spec) != "current" for spec in prepared.plan.groups):
+    to_make = [spec for spec in prepared.plan.groups if group_state(path, spec) != "current"]
+    if to_make:
         store.drop_consolidated()
-        for spec in prepared.plan.groups:
-            if spec.group.startswith("fits/"):
-                spec = replace(spec, attributes={**spec.attributes, "backend_description": description})
-            store.ensure_group(spec)
+        described = {"backend_description": description}
+        store.ensure_groups(
+            [
+                replace(spec, attributes={**spec.attributes, **described})
+                if spec.group.startswith("fits/")
+                else spec
+                for spec in to_make
+            ]
+        )
     # A run may have been killed between the last group and here.
     if "consolidated_metadata" not in json.loads((path / "zarr.json").read_bytes()):
         store.consolidate()

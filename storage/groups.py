@@ -49,6 +49,8 @@ class ArraySpec:
         Names of the axes.
     attributes : mapping, optional
         Plain values for readers.
+    checksum : bool
+        False for marks, which are compared whole.
     """
 
     shape: tuple[int, ...]
@@ -57,6 +59,7 @@ class ArraySpec:
     dims: tuple[str, ...]
     shards: tuple[int, ...] | None = None
     attributes: Mapping[str, Any] | None = None
+    checksum: bool = True
 
     @property
     def n_bytes(self) -> int:

@@ -16,7 +16,9 @@ import shutil
 import time
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +26,7 @@ from typing import Any, Literal
 import numpy as np
 import zarr
 import zarr.codecs
+import zarr.storage
 from numpy.typing import NDArray
 
 from hpcenc.storage.errors import StoreError
@@ -34,6 +37,9 @@ from hpcenc.storage.marks import MARKS, is_done, write_mark
 
 # A chunk that holds only the fill value would not be written, and its absence reads as data.
 zarr.config.set({"array.write_empty_chunks": True})
+
+SYNCED_AT_ONCE = 8
+"""Files that are brought to the disk at the same time where there are many."""
 
 Selection = tuple[slice, ...]
 
@@ -54,7 +60,7 @@ class Store:
 
     def __init__(self, path: Path | str) -> None:
         self.path = path = Path(path)
-        attributes = group_attributes(path, "")
+        attributes = _root_attributes(path)
         if attributes is None:
             raise StoreError(f"{path}: no store here. `hpcenc submit` makes it.")
         version = attributes.get("hpcenc_layout")
@@ -79,14 +85,13 @@ class Store:
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = _partial_beside(path)
-        root = zarr.create_group(
-            str(partial), zarr_format=3, attributes={"hpcenc_layout": LAYOUT_VERSION, **attributes}
-        )
+        _write_node(partial, _group_metadata({"hpcenc_layout": LAYOUT_VERSION, **attributes}))
         for name, values in arrays.items():
             dims = ("voxel", *(f"{name}_{axis}" for axis in range(1, values.ndim)))
             spec = ArraySpec(values.shape, values.shape, str(values.dtype), dims)
-            _create_array(root, name, spec)[...] = values
-        _sync_tree(partial)
+            _write_node(partial / name, _array_metadata(spec))
+            zarr.open_array(str(partial / name), mode="r+")[...] = values
+        _sync_trees([partial])
         os.rename(partial, path)
         sync(path.parent)
         return cls(path)
@@ -94,47 +99,53 @@ class Store:
     # Groups: the controller only.
 
     def ensure_group(self, spec: GroupSpec) -> GroupState:
-        """Make a group ready to be filled under its digest; returns the state it was in.
+        """`ensure_groups` of one."""
+        return self.ensure_groups([spec])[0]
+
+    def ensure_groups(self, specs: Sequence[GroupSpec]) -> list[GroupState]:
+        """Make groups ready to be filled under their digests; returns the states they were in.
 
         A group of another digest is moved beside the store, whole, and comes back when its inputs
         do: nothing that was computed is thrown away here.
         """
-        state = group_state(self.path, spec)
-        if state == "current":
-            return state
-        final = self.path / spec.group
-        self._make_parents(spec.group)
-        if final.exists():
-            attributes = group_attributes(self.path, spec.group) or {}
-            old = superseded_folder(self.path, str(attributes.get("digest", "unknown")), spec.group)
-            if old.exists():
-                shutil.rmtree(old)
-            old.parent.mkdir(parents=True, exist_ok=True)
-            os.rename(final, old)
-            sync(old.parent)
-        kept = superseded_folder(self.path, spec.digest, spec.group)
-        if kept.exists():
-            os.rename(kept, final)
-        else:
-            self._create_group(spec, final)
-        sync(final.parent)
-        self._arrays.clear()  # they may be of the group that was here before
-        return state
+        states = [group_state(self.path, spec) for spec in specs]
+        to_move = [spec for spec, state in zip(specs, states, strict=True) if state != "current"]
+        made = self._create_groups([spec for spec in to_move if not self._kept(spec).exists()])
+        for spec in to_move:
+            final = self.path / spec.group
+            self._make_parents(spec.group)
+            if final.exists():
+                attributes = group_attributes(self.path, spec.group) or {}
+                old = superseded_folder(self.path, str(attributes.get("digest", "unknown")), spec.group)
+                if old.exists():
+                    shutil.rmtree(old)
+                old.parent.mkdir(parents=True, exist_ok=True)
+                os.rename(final, old)
+                sync(old.parent)
+            os.rename(made.get(spec.group, self._kept(spec)), final)
+        for folder in {(self.path / spec.group).parent for spec in to_move}:
+            sync(folder)
+        self._arrays.clear()  # they may be of the groups that were here before
+        return states
 
-    def _create_group(self, spec: GroupSpec, final: Path) -> None:
-        # Beside the store: readers list a group inside it as soon as it has metadata.
-        partial = _partial_beside(self.path)
-        group = zarr.create_group(
-            str(partial), zarr_format=3, attributes={"digest": spec.digest, **spec.attributes}
-        )
-        for name, array in spec.arrays.items():
-            _create_array(group, name, array)
-        group.create_array(
-            MARKS, shape=(spec.n_units,), chunks=(1,), dtype="int64", fill_value=0, compressors=None,
-            dimension_names=("unit",), chunk_key_encoding={"name": "v2", "separator": "."},
-        )  # fmt: skip
-        _sync_tree(partial)
-        os.rename(partial, final)
+    def _kept(self, spec: GroupSpec) -> Path:
+        """Where a group lies that was moved aside, and whose digest is wanted again."""
+        return superseded_folder(self.path, spec.digest, spec.group)
+
+    def _create_groups(self, specs: Sequence[GroupSpec]) -> dict[str, Path]:
+        """Make groups beside the store: readers list a group inside it as soon as it has metadata."""
+        made = {spec.group: _partial_beside(self.path) for spec in specs}
+        metadata: dict[str, bytes] = {}
+        for spec in specs:
+            partial = made[spec.group]
+            _write_node(partial, _group_metadata({"digest": spec.digest, **spec.attributes}))
+            marks = ArraySpec((spec.n_units,), (1,), "int64", ("unit",), checksum=False)
+            for name, array in {**spec.arrays, MARKS: marks}.items():
+                if (key := repr(array)) not in metadata:  # zarr takes milliseconds, and subjects are alike
+                    metadata[key] = _array_metadata(array)
+                _write_node(partial / name, metadata[key])
+        _sync_trees(made.values())
+        return made
 
     def _make_parents(self, group: str) -> None:
         parts = group.split("/")
@@ -142,8 +153,7 @@ class Store:
             folder = self.path.joinpath(*parts[:depth])
             if not (folder / "zarr.json").exists():
                 folder.mkdir(exist_ok=True)
-                metadata = {"zarr_format": 3, "node_type": "group", "attributes": {}}
-                write_atomically(folder / "zarr.json", json.dumps(metadata).encode())
+                write_atomically(folder / "zarr.json", _group_metadata({}))
 
     def drop_consolidated(self) -> None:
         """Forget the consolidated metadata, which would hide groups made from now on."""
@@ -277,24 +287,58 @@ class Store:
             ) from error
 
 
+def _root_attributes(path: Path) -> dict[str, Any] | None:
+    """Attributes of the root group, or None if there is none.
+
+    They lie in one file with all gathered metadata, megabytes in a large store, and every task asks for them:
+    a worker parses each version of the file once.
+    """
+    try:
+        status = (path / "zarr.json").stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    attributes = _parse_root(path, status.st_ino, status.st_mtime_ns, status.st_size)
+    return None if attributes is None else dict(attributes)
+
+
+@lru_cache(maxsize=2)
+def _parse_root(path: Path, *version: int) -> dict[str, Any] | None:
+    return group_attributes(path, "")
+
+
 def _partial_beside(path: Path) -> Path:
     """Where something is made that a rename will move into the store; `Store.sweep` knows the name."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
 
 
-def _create_array(group: Any, name: str, spec: ArraySpec) -> Any:
-    return group.create_array(
-        name,
+def _write_node(folder: Path, metadata: bytes) -> None:
+    """Make a new group or array."""
+    folder.mkdir()
+    (folder / "zarr.json").write_bytes(metadata)
+
+
+def _group_metadata(attributes: Mapping[str, Any]) -> bytes:
+    metadata = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+    return json.dumps(metadata, indent=2).encode()
+
+
+def _array_metadata(spec: ArraySpec) -> bytes:
+    """What zarr writes of an array that it makes."""
+    files: dict[str, Any] = {}
+    zarr.create_array(
+        zarr.storage.MemoryStore(files),
         shape=spec.shape,
         chunks=spec.chunks,
         shards=spec.shards,
         dtype=spec.dtype,
         fill_value=float("nan") if np.dtype(spec.dtype).kind == "f" else 0,
         dimension_names=spec.dims,
-        compressors=_compressors(spec.dtype),
+        compressors=_compressors(spec.dtype) if spec.checksum else None,
         chunk_key_encoding={"name": "v2", "separator": "."},
         attributes=dict(spec.attributes or {}),
     )
+    metadata: bytes = files["zarr.json"].to_bytes()
+    return metadata
 
 
 def _steps(array: Any) -> Sequence[int]:
@@ -327,8 +371,9 @@ def _compressors(dtype: str) -> tuple[Any, ...]:
     return (checksum,)
 
 
-def _sync_tree(folder: Path) -> None:
-    for parent, _, files in os.walk(folder):
-        for name in files:
-            sync(Path(parent, name))
-        sync(Path(parent))
+def _sync_trees(folders: Iterable[Path]) -> None:
+    parents = ((parent, files) for folder in folders for parent, _, files in os.walk(folder))
+    paths = [Path(parent, name) for parent, files in parents for name in ("", *files)]
+    # Several at a time: the disk answers them together, and hundreds of groups are thousands of files.
+    with ThreadPoolExecutor(SYNCED_AT_ONCE) as pool:
+        list(pool.map(sync, paths))

@@ -64,6 +64,7 @@ class _Planner:
             stage: {} for stage in ("decode", "extract", "operators", "fit")
         }
         self.set_aside = list(facts.set_aside)
+        self.voxels_digest = "" if facts.voxels is None else facts.voxels.digest()
 
     def plan(self) -> Plan:
         for subject in self.study.subjects.ids:
@@ -350,7 +351,7 @@ class _Planner:
             "version": fitting.FIT_VERSION,
             "operators": [unit.digest for unit in units],
             "bold": [self.facts.bold[subject, run.name].identity for run in runs],
-            "voxels": self.facts.voxels.digest(),
+            "voxels": self.voxels_digest,
             "block": fit.block,
             "weights": weights,
             "weight_folds": weight_folds if weights != "none" else [],

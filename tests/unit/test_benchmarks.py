@@ -168,6 +168,15 @@ def test_the_floor_of_a_fit_counts_the_products_that_it_makes(
     assert 0.98 * counted < 40 * (choosing + weights) + refit <= counted
 
 
+@pytest.mark.slow
+def test_scale_runs_at_small_scale() -> None:
+    done = bench("scale", "--subjects", "3", "--voxels", "5100")
+    assert done.returncode == 0, done.stderr
+    assert "**3 subjects, 4 feature sets, 5,100 voxels: 3 tasks of 12 units, 2 workers**" in done.stdout
+    assert "**3 subjects of 5,100 voxels and 420 TRs, 2 feature sets, 2 workers**" in done.stdout
+    assert "6 units fitted" in done.stdout
+
+
 def test_options_reach_the_script_and_its_status_comes_back() -> None:
     done = bench("fit", "--only", "nosuch")
     assert done.returncode == 2

@@ -132,6 +132,7 @@ def test_tasks_in_two_slots_of_a_worker_overlap_and_are_at_most_two(
     for outcome in LocalExecutor(1, 1).run(tasks, store, None, slots=2):
         assert outcome.record is not None
         assert len(outcome.record.done) == 2
+        assert any(outcome.task is task for task in tasks), "the task does not travel back"
         assert all(unit.done(store) for unit in outcome.task.units), "a task ends after its own marks"
     for task in tasks:
         pid, began = (store.parent / f"{task.key} began").read_text().split()

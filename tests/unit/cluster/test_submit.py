@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -234,12 +235,12 @@ def test_a_subject_without_the_test_run_is_not_tested_on_another(study_file: Pat
 def test_a_full_disk_ends_a_run_with_what_is_done_kept(
     study_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: Store, spec: GroupSpec) -> None:
+    def full(self: Store, specs: Sequence[GroupSpec]) -> None:
         raise OSError(28, "No space left on device")
 
     prepared = prepare(study_file)
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "ensure_group", full)
+        patch.setattr(Store, "ensure_groups", full)
         result = submit(prepared, "serial")
     assert result.exit_status == 1
     assert "No space left on device" in result.set_aside[0]

@@ -14,6 +14,7 @@ import xarray
 from numpy.typing import NDArray
 
 from hpcenc.storage.errors import StoreError
+from hpcenc.storage.files import write_atomically
 from hpcenc.storage.groups import ArraySpec, GroupSpec, group_state
 from hpcenc.storage.store import Store
 from hpcenc.tasks.decoding import stimulus_arrays
@@ -168,6 +169,28 @@ def test_new_groups_rewrite_no_metadata_that_exist(store: Store) -> None:
     assert store.ensure_group(replace(SPECS[FIT], group="fits/beats/s2")) == "absent"
     after = contents(store.path)
     assert {name: after[name] for name in before} == before
+
+
+def test_groups_made_together_are_those_made_one_by_one(store: Store, tmp_path: Path) -> None:
+    assert store.ensure_groups(list(SPECS.values())) == ["current"] * len(SPECS)
+    together, alone = (make_store(tmp_path / name / "study.zarr") for name in ("together", "alone"))
+    for spec in SPECS.values():
+        alone.ensure_group(spec)
+    assert together.ensure_groups(list(SPECS.values())) == ["absent"] * len(SPECS)
+    assert contents(together.path) == contents(alone.path)
+    changed = replace(SPECS[FIT], digest="e" * 64)
+    new = replace(SPECS[FIT], group="fits/clip/s2")
+    assert together.ensure_groups([new, changed]) == ["absent", "other"]
+    assert [path.name for path in together.path.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_store_opened_again_sees_what_its_root_says_now(store: Store) -> None:
+    path = store.path / "zarr.json"
+    metadata = json.loads(path.read_bytes())
+    metadata["attributes"]["note"] = "changed"
+    write_atomically(path, json.dumps(metadata).encode())
+    assert "note" not in store.attributes
+    assert Store(store.path).attributes["note"] == "changed"
 
 
 def test_a_group_of_another_digest_goes_aside_and_comes_back_byte_equal(store: Store) -> None:
