@@ -236,9 +236,7 @@ def demo(
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench(
     context: typer.Context,
-    name: Annotated[
-        str, typer.Argument(metavar="NAME", help="fit, accuracy, subject, extraction or scale.")
-    ],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="fit, accuracy, subject, extraction or scale.")],
 ) -> None:
     """Measure hpcenc: the fit against its peers, its accuracy, a whole subject, extraction, many subjects.
 
