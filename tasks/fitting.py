@@ -161,9 +161,11 @@ class FitBlock:
         from hpcenc.storage.bold import read_block
 
         voxels = slice(*self.voxels)
-        return np.concatenate(
-            [read_block(header, voxels, _positions(header.path, self.grayordinates)) for header in self.bold]
-        )
+        bold = np.empty((self.n_trs, voxels.stop - voxels.start), np.float32)
+        for header, onset in zip(self.bold, self.onsets, strict=True):
+            positions = _positions(header.path, self.grayordinates)
+            bold[onset : onset + header.n_trs] = read_block(header, voxels, positions)
+        return bold
 
     def _fit(self, store: Store, fit: FitUnit, bold: NDArray[np.float32]) -> Mapping[str, Fact]:
         """Fit all folds and variants; weights are written shard by shard, scores last."""
@@ -255,7 +257,8 @@ class FitBlock:
             return weights
         source = at_hand.FeatureSource(store.path, variant.spaces, group, folder, self.delays, self.onsets)
         spaces = [lagged_products(features, dual) for features in device.features(source)]
-        return np.concatenate([device.backend.to_host(weights) for weights in spaces])
+        on_host = [device.backend.to_host(weights) for weights in spaces]
+        return on_host[0] if len(on_host) == 1 else np.concatenate(on_host)
 
     def _write_weights(
         self, store: Store, fit: FitUnit, fold: int, place: int, shard: slice, weights: NDArray[np.float32]

@@ -177,30 +177,31 @@ def refit_by_alpha(Y_train: Array, ops: FoldOperators, alpha_index: Array) -> tu
     """
     assert ops.fast is not None
     xp = array_namespace(Y_train)
+    by_voxel = xp.matrix_transpose(Y_train)
     order = xp.argsort(alpha_index)
-    by_voxel = xp.take(xp.matrix_transpose(Y_train), order, axis=0)
     n_indirect = ops.alphas.shape[0] - ops.fast.duals.shape[0]
     edges = [
         int(xp.sum(xp.astype(alpha_index < place, xp.int64)))
         for place in range(n_indirect, ops.alphas.shape[0] + 1)
     ]
 
-    predicted, duals = [], []
+    predicted = _room(len(ops.test_rows), Y_train)
+    dual = _room(len(ops.train_rows), Y_train)
     if edges[0]:
-        group = xp.matrix_transpose(by_voxel[: edges[0], :])
-        found, dual = refit(group, ops, xp.take(alpha_index, order[: edges[0]]), want_dual=True)
-        predicted.append(found)
-        duals.append(dual)
+        part = slice(0, edges[0])
+        group = xp.matrix_transpose(xp.take(by_voxel, order[part], axis=0))
+        predicted[:, part], dual[:, part] = refit(group, ops, xp.take(alpha_index, order[part]), True)
     for place, (start, stop) in enumerate(pairwise(edges)):
         if start < stop:
-            group = by_voxel[start:stop, :]
-            dual = xp.matmul(group, ops.fast.duals[place, :, :])
+            part = slice(start, stop)
+            group = xp.take(by_voxel, order[part], axis=0)
+            of_group = xp.matmul(group, ops.fast.duals[place, :, :])
             intercept = xp.mean(group, axis=1, keepdims=True)
-            found = xp.matmul(dual, xp.matrix_transpose(ops.fast.test_kernel)) + intercept
-            predicted.append(xp.matrix_transpose(found))
-            duals.append(xp.matrix_transpose(dual))
+            found = xp.matmul(of_group, xp.matrix_transpose(ops.fast.test_kernel)) + intercept
+            predicted[:, part], dual[:, part] = xp.matrix_transpose(found), xp.matrix_transpose(of_group)
+            del group, of_group, found  # the next ones need their room
     back = xp.argsort(order)
-    return _take_voxels(_joined(predicted), back), _take_voxels(_joined(duals), back)
+    return _take_voxels(predicted, back), _take_voxels(dual, back)
 
 
 def fit_block(
@@ -300,42 +301,48 @@ class _Standardised:
     def spread(self, values: Array, fill: float) -> Array:
         """Values of the fitted voxels, last axis, among all voxels of the block."""
         xp = array_namespace(values)
-        n_left_out = self.order.shape[0] - values.shape[-1]
-        if n_left_out:
-            shape = (*values.shape[:-1], n_left_out)
-            missing = xp.zeros(shape, dtype=values.dtype, device=device(values))
-            values = _take_voxels(xp.concat([values, missing], axis=-1), xp.argsort(self.order))
-        return xp.where(self.valid, values, xp.full_like(values, fill))
+        if bool(xp.all(self.valid)):
+            return values
+        if values.shape[-1] < self.order.shape[0]:
+            # Any voxel stands in for those that were left out.
+            places = xp.clip(xp.argsort(self.order), max=values.shape[-1] - 1)
+            values = _take_voxels(values, places)
+        return xp.where(self.valid, values, xp.full((), fill, dtype=values.dtype, device=device(values)))
 
 
 def _standardise(Y: Array, ops: FoldOperators, run_onsets: Sequence[int], sub_block: int) -> _Standardised:
     xp = array_namespace(Y)
-    scored = []
-    for rows in (ops.train_rows, ops.test_rows):
-        lengths = run_lengths(rows, run_onsets)
-        parts = _slices(Y.shape[1], sub_block)
-        scored.append([zscore_runs(_take_rows(Y[:, part], rows), lengths) for part in parts])
-    train, test = (_joined([values for values, _ in parts]) for parts in scored)
-    valid = xp.logical_and(*(xp.concat([valid for _, valid in parts]) for parts in scored))
+    train, test = _room(len(ops.train_rows), Y), _room(len(ops.test_rows), Y)
+    valid = []
+    for part in _slices(Y.shape[1], sub_block):
+        both = []
+        for scored, rows in ((train, ops.train_rows), (test, ops.test_rows)):
+            lengths = run_lengths(rows, run_onsets)
+            scored[:, part], is_valid = zscore_runs(_take_rows(Y[:, part], rows), lengths)
+            both.append(is_valid)
+        valid.append(xp.logical_and(*both))
+    valid = xp.concat(valid)
 
     n_fitted = max(1, int(xp.sum(xp.astype(valid, xp.int64))))
     order = xp.argsort(xp.astype(valid, xp.int64), descending=True, stable=True)
     if n_fitted < Y.shape[1]:
-        train, test = (_take_voxels(values, order[:n_fitted]) for values in (train, test))
+        train = _take_voxels(train, order[:n_fitted])
+        test = _take_voxels(test, order[:n_fitted])
     return _Standardised(train, test, valid, order)
 
 
 def _fit_exact(
     Y_train: Array, ops: FoldOperators, want_dual: bool, sub_block: int
 ) -> tuple[Array, Array, Array | None]:
-    chosen, predicted, duals = [], [], []
+    chosen = []
+    predicted = _room(len(ops.test_rows), Y_train)
+    dual = _room(len(ops.train_rows), Y_train) if want_dual else None
     for part in _slices(Y_train.shape[1], sub_block):
         chosen.append(choose_alphas(Y_train[:, part], ops))
-        found, dual = refit(Y_train[:, part], ops, chosen[-1], want_dual)
-        predicted.append(found)
-        duals.append(dual)
-    xp = array_namespace(Y_train)
-    return xp.concat(chosen), _joined(predicted), _joined(duals) if want_dual else None
+        predicted[:, part], found = refit(Y_train[:, part], ops, chosen[-1], want_dual)
+        if dual is not None:
+            dual[:, part] = found
+    return array_namespace(Y_train).concat(chosen), predicted, dual
 
 
 def _choose_fast(Y_train: Array, forms: CvForms, n_check: int, seed: int) -> tuple[Array, Array]:
@@ -359,6 +366,15 @@ def _choose_fast(Y_train: Array, forms: CvForms, n_check: int, seed: int) -> tup
 
 def _slices(n_voxels: int, size: int) -> list[slice]:
     return [slice(first, min(first + size, n_voxels)) for first in range(0, n_voxels, size)]
+
+
+def _room(n_rows: int, like: Array) -> Array:
+    """Room for values of every voxel of another array, (n_rows, n_voxels), laid out voxel by voxel in memory.
+
+    What comes in parts is put here: parts that are joined at the end are there twice.
+    """
+    xp = array_namespace(like)
+    return xp.matrix_transpose(xp.empty((like.shape[1], n_rows), dtype=like.dtype, device=device(like)))
 
 
 def _joined(blocks: Sequence[Array]) -> Array:
