@@ -52,6 +52,46 @@ class LaggedFeatures:
     to_delays: Array
 
 
+@dataclass(frozen=True)
+class LagSizes:
+    """Sizes of `LaggedFeatures`, for plans: without features.
+
+    Attributes
+    ----------
+    n_products, n_pieces, piece_length : int
+    n_shifts : int
+        Delayed copies of the features among the left factors: 1, or all delays where the transform does not
+        pay and the factors are the design itself.
+    n_delays : int
+        Delays that products are turned back to: 1 where the factors are the design.
+    """
+
+    n_products: int
+    n_pieces: int
+    piece_length: int
+    n_shifts: int
+    n_delays: int
+
+    def n_values(self, n_features: int) -> int:
+        """Values of the left factors."""
+        return self.n_products * self.n_pieces * self.n_shifts * n_features
+
+    def flop(self, n_features: int) -> int:
+        """Floating-point operations of the weights of one voxel."""
+        n_results = self.n_delays * self.n_products * self.n_shifts * n_features
+        n_factors = self.n_products * self.n_pieces * self.piece_length
+        return 2 * (self.n_values(n_features) + n_results + n_factors)
+
+
+def lag_sizes(delays: Sequence[int], run_onsets: Sequence[int], n_trs: int, rows: Rows) -> LagSizes:
+    """Sizes of what `lag_features` makes of `n_trs` rows of features."""
+    cut = _cut(delays, run_onsets, n_trs, rows)
+    n_products, piece_length = cut.to_products.shape
+    if cut.pays:
+        return LagSizes(n_products, len(cut.pieces), piece_length, 1, len(delays))
+    return LagSizes(1, cut.n_used, 1, len(delays), 1)
+
+
 def lag_features(
     Z: Floats, delays: Sequence[int], run_onsets: Sequence[int], rows: Rows | None = None
 ) -> LaggedFeatures:
@@ -80,27 +120,20 @@ def lag_features(
         If the delays do not fit the runs, see `check_delays`.
     """
     check_delays(delays, run_onsets, len(Z))
-    row_of_tr = np.full(len(Z), -1)
     used = np.arange(len(Z)) if rows is None else np.arange(len(Z))[rows]
+    row_of_tr = np.full(len(Z), -1)
     row_of_tr[used] = np.arange(len(used))
-
-    first_delay, last_delay = min(delays), max(delays)
-    length = 8 * -(-3 * (last_delay - first_delay + 1) // 8)
-    to_windows, to_products, to_lags = _bilinear(length, last_delay - first_delay + 1)
-    pieces = [
-        (first, start, stop)
-        for start, stop in run_spans(run_onsets, len(Z))
-        for first in range(start, stop, to_products.shape[1])
-        if (row_of_tr[first : min(first + to_products.shape[1], stop)] >= 0).any()
-    ]
-    if len(to_products) * len(pieces) >= len(delays) * len(used):
+    cut = _cut(delays, run_onsets, len(Z), used)
+    if not cut.pays:
         one = np.ones((1, 1), Z.dtype)
         design = delayed_design(Z, delays, run_onsets)[used].T
         return LaggedFeatures(np.ascontiguousarray(design)[None], np.arange(len(used))[None], one, one, one)
 
-    windows = np.zeros((len(pieces), length, Z.shape[1]), Z.dtype)
-    row_of_place = np.full((to_products.shape[1], len(pieces)), -1)
-    for place, (first, start, stop) in enumerate(pieces):
+    to_windows, to_products, to_lags = cut.to_windows, cut.to_products, cut.to_lags
+    last_delay, length = max(delays), to_windows.shape[1]
+    windows = np.zeros((len(cut.pieces), length, Z.shape[1]), Z.dtype)
+    row_of_place = np.full((to_products.shape[1], len(cut.pieces)), -1)
+    for place, (first, start, stop) in enumerate(cut.pieces):
         before = first - last_delay
         low, high = max(before, start), min(before + length, stop)
         windows[place, low - before : high - before] = Z[low:high]
@@ -187,6 +220,43 @@ def primal_from_dual(
     features = lag_features(Z.astype(dtype, copy=False), delays, run_onsets, rows)
     weights: Floats = lagged_products(features, dual.astype(dtype, copy=False))
     return weights
+
+
+@dataclass(frozen=True, eq=False)
+class _Cut:
+    """How the rows of all runs are cut into pieces, and the transform of a piece (`_bilinear`).
+
+    Attributes
+    ----------
+    pieces : list of (first, start, stop)
+        First row of each piece that holds a used row, and the span of its run.
+    n_used : int
+        Rows that dual coefficients belong to.
+    pays : bool
+        Whether the transform takes fewer operations than the delayed design.
+    """
+
+    to_windows: NDArray[np.float64]
+    to_products: NDArray[np.float64]
+    to_lags: NDArray[np.float64]
+    pieces: list[tuple[int, int, int]]
+    n_used: int
+    pays: bool
+
+
+def _cut(delays: Sequence[int], run_onsets: Sequence[int], n_trs: int, rows: Rows) -> _Cut:
+    is_used = np.zeros(n_trs, dtype=bool)
+    is_used[rows] = True
+    n_used, span = int(is_used.sum()), max(delays) - min(delays) + 1
+    transform = _bilinear(8 * -(-3 * span // 8), span)
+    n_products, step = transform[1].shape
+    pieces = [
+        (first, start, stop)
+        for start, stop in run_spans(run_onsets, n_trs)
+        for first in range(start, stop, step)
+        if is_used[first : min(first + step, stop)].any()
+    ]
+    return _Cut(*transform, pieces, n_used, n_products * len(pieces) < len(delays) * n_used)
 
 
 @lru_cache(maxsize=8)
