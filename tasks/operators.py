@@ -244,6 +244,7 @@ def operator_bytes(
     alpha_exponents: Sequence[float] | NDArray[np.float64],
     basis_tolerance: float = 1e-5,
     solver: Solver = "exact",
+    n_basis: int | None = None,
 ) -> int:
     """Bytes of the arrays that `make_operators` will make in float32, at most: for plans, without a kernel.
 
@@ -254,6 +255,8 @@ def operator_bytes(
         Columns of the delayed design, constant ones included.
     alpha_exponents, basis_tolerance, solver
         As `make_operators` takes them.
+    n_basis : int, optional
+        Filters of the exact solver, if a guess is wanted: as many as there can be if absent.
 
     Returns
     -------
@@ -278,10 +281,11 @@ def operator_bytes(
         n_val = int(validation.sum())
         n_training = n_train - n_val
         inner_rank = min(n_columns, n_training - 1)
-        n_basis = min(_largest_basis(alpha_exponents, basis_tolerance), inner_rank)
-        n_outputs = n_basis * n_val
+        most = largest_basis(alpha_exponents, basis_tolerance)
+        n_kept = min(most, inner_rank, most if n_basis is None else n_basis)
+        n_outputs = n_kept * n_val
         n_matrix += min(n_training * n_outputs, inner_rank * (n_training + n_outputs))
-        n_vector += n_train + n_alphas * n_basis
+        n_vector += n_train + n_alphas * n_kept
     return 4 * n_matrix + 8 * n_vector
 
 
@@ -426,7 +430,7 @@ def _filter_basis(
     return right[:n_basis], scale * left[:, :n_basis] * singular[:n_basis]
 
 
-def _largest_basis(exponents: Sequence[float] | NDArray[np.float64], tolerance: float) -> int:
+def largest_basis(exponents: Sequence[float] | NDArray[np.float64], tolerance: float) -> int:
     """Most filters that `_filter_basis` keeps, whatever the eigenvalues and norms.
 
     The filters are a Cauchy matrix with scaled rows and columns, whose singular value k + 1 is at most
