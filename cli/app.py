@@ -112,7 +112,7 @@ def submit(
     if profile not in (None, "local", "serial"):
         _refuse(f"--profile: expected local or serial, found {profile!r}")
     if dry_run:
-        _print_plan(study, models, layers, subjects, as_json)
+        _print_plan(study, models, layers, subjects, as_json, profile)
         return
     from hpcenc.cli.progress import listener
     from hpcenc.cluster.submit import EXIT_INTERRUPTED, prepare
@@ -120,7 +120,7 @@ def submit(
 
     with _clear_errors():
         try:
-            prepared = prepare(study, models, layers, subjects)
+            prepared = prepare(study, models, layers, subjects, profile)
             with listener(quiet=as_json) as listen:
                 result = run(prepared, profile, sys.argv[1:], listen)
         except KeyboardInterrupt:
@@ -262,11 +262,13 @@ def main() -> None:
     app()
 
 
-def _print_plan(study: Path, models: str, layers: str, subjects: str, as_json: bool) -> None:
+def _print_plan(
+    study: Path, models: str, layers: str, subjects: str, as_json: bool, profile: str | None = None
+) -> None:
     from hpcenc.cluster.submit import prepare, price
 
     with _clear_errors():
-        priced = price(prepare(study, models, layers, subjects))
+        priced = price(prepare(study, models, layers, subjects, profile))
     print(json.dumps(priced, indent=2) if as_json else "\n".join(plan_lines(priced)))
 
 

@@ -19,10 +19,44 @@ def plan_lines(priced: Mapping[str, Any]) -> Iterator[str]:
         groups = priced[what]
         shown = ", ".join(groups[:4]) + (f" and {len(groups) - 4} more" if len(groups) > 4 else "")
         yield f"  {what.replace('_', ' '):10} {len(groups):6} groups{': ' + shown if groups else ''}"
-    files, size_gb = priced["files_to_write"], priced["bytes_to_write"] / 1e9
-    yield f"  at most {files:,} files, {size_gb:.2f} GB to write to the store"
+    yield from _price_lines(priced)
     for reason in priced["set_aside"]:
         yield f"  set aside: {reason}"
+
+
+def _price_lines(priced: Mapping[str, Any]) -> Iterator[str]:
+    """One line each for compute, memory, disk and what dual weights would save."""
+    compute, memory, disk = priced["compute"], priced["memory"], priced["disk"]
+    stages = ", ".join(f"{stage} {_duration(hours)}" for stage, hours in compute["hours"].items() if hours)
+    n_workers, rate = compute["n_workers"], f"{compute['gflops_per_worker']:.0f} GFLOP/s"
+    workers = f"{n_workers} worker{'s' if n_workers > 1 else ''}"
+    yield (
+        f"  {'compute':10} about {sum(compute['flop'].values()) / 1e12:,.1f} TFLOP: {stages or 'nothing'} "
+        f"on {workers} at {rate} ({compute['rate']})"
+        f"{'; extraction is estimated for CPUs' if compute['hours']['extract'] else ''}"
+    )
+    yield (
+        f"  {'memory':10} about {memory['worker_bytes'] / 1e9:.1f} GB a worker"
+        f"{' (' + memory['task'] + ')' if memory['task'] else ''}, {workers}; "
+        f"{memory['granted_bytes'] / 1e9:.1f} GB granted"
+    )
+    yield (
+        f"  {'disk':10} at most {priced['files_to_write']:,} files, {priced['bytes_to_write'] / 1e9:.2f} GB "
+        f"to write to the store, {disk['bytes_to_read'] / 1e9:.2f} GB to read; "
+        f"{disk['free_bytes'] / 1e9:.1f} GB free"
+    )
+    saved = priced["dual_weights"]
+    if saved["saves_flop"]:
+        size_gb, tflop = saved["saves_bytes"] / 1e9, saved["saves_flop"] / 1e12
+        save = f"save {size_gb:.2f} GB and" if size_gb > 0 else f"take {-size_gb:.2f} GB more and save"
+        yield f'  {"weights":10} primal; fit.weights = "dual" would {save} {tflop:,.1f} TFLOP'
+
+
+def _duration(hours: float) -> str:
+    """Hours, or minutes where they are few."""
+    if hours < 1 / 60:
+        return "under 1 min"
+    return f"{hours:,.1f} h" if hours >= 1 else f"{round(60 * hours)} min"
 
 
 def status_lines(status: Status) -> Iterator[str]:

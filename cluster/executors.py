@@ -14,9 +14,6 @@ from hpcenc.cluster.threads import THREAD_VARIABLES, limited_threads
 from hpcenc.storage.study import Cluster
 from hpcenc.tasks.records import Deadline, Task, TaskRecord, one_line
 
-WORKER_MEMORY_BYTES = 3_000_000_000
-"""Memory that one worker may need: a model and its activations, or operators and a block."""
-
 IN_FLIGHT_PER_WORKER = 2
 """Tasks that a worker holds: two at work in two slots, or one at work and one to begin at once after it."""
 
@@ -211,13 +208,15 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def make_executor(profile: str, settings: Cluster) -> Executor:
-    """Executor of a profile: ``serial`` or ``local``."""
-    n_workers, n_threads = workers_and_threads(profile, settings, n_cores(), memory_bytes())
+def make_executor(profile: str, settings: Cluster, worker_bytes: int) -> Executor:
+    """Executor of a profile, ``serial`` or ``local``, for workers that need so much memory."""
+    n_workers, n_threads = workers_and_threads(profile, settings, n_cores(), memory_bytes(), worker_bytes)
     return SerialExecutor(n_threads) if profile == "serial" else LocalExecutor(n_workers, n_threads)
 
 
-def workers_and_threads(profile: str, settings: Cluster, cores: int, memory: int) -> tuple[int, int]:
+def workers_and_threads(
+    profile: str, settings: Cluster, cores: int, memory: int, worker_bytes: int = 1
+) -> tuple[int, int]:
     """How worker processes share the cores that were granted.
 
     Parameters
@@ -228,6 +227,8 @@ def workers_and_threads(profile: str, settings: Cluster, cores: int, memory: int
         What the study says is taken as it is.
     cores, memory : int
         What was granted, as `n_cores` and `memory_bytes` tell; memory in bytes.
+    worker_bytes : int
+        Memory that one worker needs; as good as none as long as there is no plan that says it.
 
     Returns
     -------
@@ -238,6 +239,6 @@ def workers_and_threads(profile: str, settings: Cluster, cores: int, memory: int
     """
     n_workers = 1 if profile == "serial" else settings.n_workers
     if n_workers is None:
-        allowed = min(cores // (settings.threads_per_worker or 1), memory // WORKER_MEMORY_BYTES)
+        allowed = min(cores // (settings.threads_per_worker or 1), memory // worker_bytes)
         n_workers = max(1, allowed)
     return n_workers, settings.threads_per_worker or max(1, cores // n_workers)

@@ -14,7 +14,9 @@ from typing import Any
 from hpcenc.cluster.backend_choice import choose_backend, try_backend
 from hpcenc.cluster.controller import Progress, run_plan
 from hpcenc.cluster.executors import make_executor
+from hpcenc.cluster.granted import memory_bytes
 from hpcenc.cluster.liveness import is_gone
+from hpcenc.cluster.pricing import memory_problems, price_run
 from hpcenc.cluster.run_folder import Event, RunFolder, new_run_id
 from hpcenc.slurm.jobs import this_job
 from hpcenc.storage.digests import FileDigests
@@ -26,6 +28,7 @@ from hpcenc.storage.study import Study, load_study
 from hpcenc.tasks.backends import BackendChoice
 from hpcenc.tasks.facts import StudyFacts
 from hpcenc.tasks.inspection import check_store, digest_memory, inspect
+from hpcenc.tasks.memory import WorkerPeak, worker_peak
 from hpcenc.tasks.plan import Plan, planned_files
 from hpcenc.tasks.planner import make_plan
 from hpcenc.tasks.records import Deadline, one_line
@@ -38,7 +41,15 @@ Listener = Callable[[Event], None]
 
 @dataclass(frozen=True)
 class Prepared:
-    """A study that passed the gates, with its plan; nothing is written yet."""
+    """A study that passed the gates, with its plan; nothing is written yet.
+
+    Attributes
+    ----------
+    profile : str
+        ``local`` or ``serial``.
+    peak : WorkerPeak
+        Memory that one worker of it needs.
+    """
 
     study: Study
     feature_sets: tuple[FeatureSet, ...]
@@ -46,6 +57,8 @@ class Prepared:
     plan: Plan
     backend: BackendChoice
     digests: FileDigests
+    profile: str
+    peak: WorkerPeak
 
 
 @dataclass(frozen=True)
@@ -67,7 +80,13 @@ class Result:
     report: Path | None
 
 
-def prepare(path: Path, models: str = "all", layers: str = "default", subjects: str = "all") -> Prepared:
+def prepare(
+    path: Path,
+    models: str = "all",
+    layers: str = "default",
+    subjects: str = "all",
+    profile: str | None = None,
+) -> Prepared:
     """Read a study, look at everything it names, and plan it.
 
     Parameters
@@ -78,6 +97,8 @@ def prepare(path: Path, models: str = "all", layers: str = "default", subjects: 
         As `select_feature_sets` takes them.
     subjects : str
         ``all``, or ids joined by commas.
+    profile : str, optional
+        ``local`` or ``serial``; the study's own if absent.
 
     Raises
     ------
@@ -95,7 +116,11 @@ def prepare(path: Path, models: str = "all", layers: str = "default", subjects: 
         raise StudyError(str(error)) from error
     assert facts.voxels is not None
     check_store(study, facts.voxels, plan)
-    return Prepared(study, feature_sets, facts, plan, backend, digests)
+    profile = profile or study.cluster.profile
+    peak = worker_peak(plan, study.store_path, overlaps=profile != "serial")
+    if problems := memory_problems(study, peak, profile, memory_bytes()):
+        raise StudyError(problems)
+    return Prepared(study, feature_sets, facts, plan, backend, digests, profile, peak)
 
 
 def choose_subjects(study: Study, subjects: str) -> Study:
@@ -120,8 +145,8 @@ def choose_subjects(study: Study, subjects: str) -> Study:
 
 
 def price(prepared: Prepared) -> dict[str, Any]:
-    """What a run would do: units by stage; groups new, reused, recomputed and left over; files, bytes."""
-    store = prepared.study.store_path
+    """What a run would do: units by stage; groups new, reused, recomputed and left over; what it takes."""
+    study, store = prepared.study, prepared.study.store_path
     states: dict[str, list[GroupSpec]] = {}
     for spec in prepared.plan.groups:
         states.setdefault(group_state(store, spec), []).append(spec)
@@ -144,6 +169,7 @@ def price(prepared: Prepared) -> dict[str, Any]:
         "backend": prepared.backend.name,
         "backend_choice": prepared.backend.how,
         "store": str(store),
+        **price_run(study, prepared.plan, prepared.backend.name, prepared.peak, prepared.profile),
     }
 
 
@@ -167,7 +193,7 @@ def submit(
     ----------
     prepared : Prepared
     profile : str, optional
-        ``local`` or ``serial``; the study's own if absent.
+        ``local`` or ``serial``; that of `prepare` if absent.
     command : sequence of str
         What the user typed, for the run's record.
     listen : callable
@@ -187,7 +213,7 @@ def submit(
     acquire(lock_path(store), owner, is_gone)
     try:
         prepared.digests.save()
-        return _run(prepared, profile or study.cluster.profile, description, run_id, command, listen)
+        return _run(prepared, profile or prepared.profile, description, run_id, command, listen)
     finally:
         release(lock_path(store), owner)
 
@@ -201,7 +227,7 @@ def _run(
     listen: Listener,
 ) -> Result:
     study, store = prepared.study, prepared.study.store_path
-    executor = make_executor(profile, study.cluster)
+    executor = make_executor(profile, study.cluster, prepared.peak.n_bytes)
     settings = {
         "command": list(command),
         "profile": executor.name,

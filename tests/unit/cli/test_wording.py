@@ -20,6 +20,22 @@ PRICED: dict[str, Any] = {
     "files_to_write": 28_166,
     "bytes_to_write": 2_340_000_000,
     "set_aside": ["subject s2: broken"],
+    "compute": {
+        "flop": {"operators": 2e12, "fit": 11e15, "weights": 0.8e15},
+        "hours": {"extract": 3.3, "operators": 0.2, "fit": 18.04},
+        "gflops_per_worker": 98.2,
+        "rate": "measured",
+        "n_workers": 2,
+        "n_threads": 1,
+    },
+    "memory": {
+        "worker_bytes": 2_340_000_000,
+        "task": "fit s1 block 0",
+        "n_workers": 2,
+        "granted_bytes": 24e9,
+    },
+    "disk": {"bytes_to_read": 170_000_000_000, "free_bytes": 2e12},
+    "dual_weights": {"saves_bytes": 1.22e12, "saves_flop": 0.8e15},
 }
 HOLDER = LockOwner("abcdefgh", "node7", "boot", 12, "me", "1")
 
@@ -45,6 +61,33 @@ def test_a_plan_tells_what_is_left_of_every_stage() -> None:
     assert "reused          0 groups\n" in text
     assert "at most 28,166 files, 2.34 GB to write to the store" in text
     assert "set aside: subject s2: broken" in text
+
+
+def test_a_plan_tells_its_price_in_a_line_each() -> None:
+    lines = list(plan_lines(PRICED))
+    assert (
+        "  compute    about 11,802.0 TFLOP: extract 3.3 h, operators 12 min, fit 18.0 h on 2 workers at "
+        "98 GFLOP/s (measured); extraction is estimated for CPUs" in lines
+    )
+    assert "  memory     about 2.3 GB a worker (fit s1 block 0), 2 workers; 24.0 GB granted" in lines
+    assert (
+        "  disk       at most 28,166 files, 2.34 GB to write to the store, 170.00 GB to read; 2000.0 GB free"
+        in lines
+    )
+    assert '  weights    primal; fit.weights = "dual" would save 1220.00 GB and 800.0 TFLOP' in lines
+
+
+def test_a_plan_says_so_where_extraction_is_not_asked_for_and_times_are_short() -> None:
+    compute = {**PRICED["compute"], "hours": {"extract": 0.0, "operators": 0.001, "fit": 0.02}}
+    text = "\n".join(plan_lines({**PRICED, "compute": compute}))
+    assert "TFLOP: operators under 1 min, fit 1 min on 2 workers at 98 GFLOP/s (measured)\n" in text
+
+
+def test_a_plan_tells_where_dual_weights_would_take_more() -> None:
+    few_columns = {**PRICED, "dual_weights": {"saves_bytes": -2e9, "saves_flop": 1e12}}
+    assert "take 2.00 GB more and save 1.0 TFLOP" in "\n".join(plan_lines(few_columns))
+    no_weights = {**PRICED, "dual_weights": {"saves_bytes": 0, "saves_flop": 0.0}}
+    assert "dual" not in "\n".join(plan_lines(no_weights))
 
 
 @pytest.mark.parametrize(

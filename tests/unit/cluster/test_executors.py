@@ -162,9 +162,9 @@ def test_a_writer_that_fails_fails_its_own_task_at_once_and_its_neighbour_goes_o
 
 
 def test_profiles_name_executors() -> None:
-    serial = make_executor("serial", Cluster(threads_per_worker=2))
+    serial = make_executor("serial", Cluster(threads_per_worker=2), 10**9)
     assert (serial.name, serial.n_workers, serial.n_threads) == ("serial", 1, 2)
-    local = make_executor("local", Cluster(n_workers=7, threads_per_worker=1))
+    local = make_executor("local", Cluster(n_workers=7, threads_per_worker=1), 10**9)
     assert (local.name, local.n_workers, local.n_threads) == ("local", 7, 1)
 
 
@@ -186,12 +186,12 @@ def test_profiles_name_executors() -> None:
 def test_workers_share_eight_cores_as_far_as_memory_goes(
     profile: str, settings: dict[str, int], memory_gb: int, expected: tuple[int, int]
 ) -> None:
-    found = workers_and_threads(profile, Cluster(**settings), 8, memory_gb * 10**9)
+    found = workers_and_threads(profile, Cluster(**settings), 8, memory_gb * 10**9, 3 * 10**9)
     assert found == expected
 
 
 def test_a_job_of_one_core_has_one_worker_of_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
     for profile in ("local", "serial"):
-        executor = make_executor(profile, Cluster())
+        executor = make_executor(profile, Cluster(), 3 * 10**9)
         assert (executor.n_workers, executor.n_threads) == (1, 1)

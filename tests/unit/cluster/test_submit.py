@@ -96,6 +96,66 @@ def test_a_price_counts_units_groups_and_bytes_before_and_after(study_file: Path
     assert changed["stages"]["operators"]["to_do"] == 0
 
 
+def test_a_price_tells_hours_memory_and_bytes_and_nothing_once_all_is_done(study_file: Path) -> None:
+    before = price(prepare(study_file))
+    flop, hours = before["compute"]["flop"], before["compute"]["hours"]
+    assert min(flop["operators"], flop["fit"], flop["weights"], hours["operators"], hours["fit"]) > 0
+    assert (before["compute"]["rate"], hours["extract"]) == ("measured", 0)
+    assert before["memory"]["task"].startswith("fit s1")
+    assert before["memory"]["worker_bytes"] < before["memory"]["granted_bytes"]
+    # Files: features of three runs; for each subject its BOLD, the operators, and the features again.
+    features, bold = 4 * 120 * 3, 4 * 120 * 20
+    operators = before["disk"]["bytes_to_read"] - 2 * features - 3 * (bold + features)
+    assert operators > 0
+    assert operators % 3 == 0
+    # 6 columns in place of 120 TRs.
+    assert before["dual_weights"]["saves_bytes"] == 3 * 4 * 20 * (6 - 120)
+
+    submit(prepare(study_file), "serial", (), stop_before_report)
+    after = price(prepare(study_file))
+    assert set(after["compute"]["flop"].values()) == {0.0}
+    assert (after["memory"]["task"], after["disk"]["bytes_to_read"]) == ("", 0)
+    assert after["dual_weights"] == {"saves_bytes": 0, "saves_flop": 0.0}
+
+
+def test_a_rate_that_cannot_be_measured_here_is_assumed(study_file: Path) -> None:
+    study_file.write_text(STUDY.replace('backend = "numpy"', 'backend = "cupy"'))
+    compute = price(prepare(study_file))["compute"]
+    assert (compute["gflops_per_worker"], compute["rate"]) == (100.0, "assumed")
+
+
+def test_workers_that_do_not_fit_the_memory_are_refused_with_the_way_out(
+    study_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peak = prepare(study_file).peak
+    granted = peak.n_bytes - 1
+    monkeypatch.setattr("hpcenc.cluster.submit.memory_bytes", lambda: granted)
+    before = sorted(study_file.parent.rglob("*"))
+    with pytest.raises(StudyError) as refused:
+        prepare(study_file)
+    (problem,) = refused.value.problems
+    gigabytes = f"{peak.n_bytes / 1e9:.1f} GB"
+    assert problem == (
+        f"memory: a worker needs {gigabytes} (fit s1 block 0), this machine grants {gigabytes}. "
+        'Set fit.block to 2500 (it is 10000), or fit.weights to "dual" or "none", or fit.solver to "exact", '
+        "or take a machine with more memory."
+    )
+    assert sorted(study_file.parent.rglob("*")) == before
+    assert prepare(study_file, profile="serial").peak.n_bytes < granted  # one task at a time
+
+
+def test_more_workers_than_the_memory_holds_are_refused(
+    study_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peak = prepare(study_file).peak
+    monkeypatch.setattr("hpcenc.cluster.submit.memory_bytes", lambda: 3 * peak.n_bytes)
+    study_file.write_text(STUDY + "[cluster]\nn_workers = 4\n")
+    with pytest.raises(StudyError, match=r"4 workers need .* each .*Set cluster.n_workers to 3, or"):
+        prepare(study_file)
+    study_file.write_text(STUDY + "[cluster]\nn_workers = 3\n")
+    assert prepare(study_file).peak == peak
+
+
 def test_a_price_counts_the_files_that_a_run_leaves_in_the_store(study_file: Path) -> None:
     priced = price(prepare(study_file))
     submit(prepare(study_file), "serial", (), stop_before_report)

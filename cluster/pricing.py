@@ -1,0 +1,84 @@
+"""What a run asks of this machine: hours, memory, disk, and whether the machine has it."""
+
+from __future__ import annotations
+
+import shutil
+from functools import lru_cache
+from typing import Any
+
+from hpcenc.cluster.executors import workers_and_threads
+from hpcenc.cluster.granted import memory_bytes, n_cores
+from hpcenc.cluster.threads import limited_threads
+from hpcenc.storage.layout import SHARD_VOXELS
+from hpcenc.storage.study import Study
+from hpcenc.tasks.backends import gemm_gflops, open_backend
+from hpcenc.tasks.memory import WorkerPeak
+from hpcenc.tasks.plan import Plan
+from hpcenc.tasks.price import ASSUMED_GFLOPS, price_plan
+
+
+def memory_problems(study: Study, peak: WorkerPeak, profile: str, granted: int) -> list[str]:
+    """Why the workers of a run would not fit the memory, and the way out; nothing if they do.
+
+    Parameters
+    ----------
+    study : Study
+    peak : WorkerPeak
+    profile : str
+    granted : int
+        Bytes of memory that all workers together may use.
+    """
+    n_workers, _ = workers_and_threads(profile, study.cluster, n_cores(), granted, peak.n_bytes)
+    if n_workers * peak.n_bytes <= granted:
+        return []
+    ways, fit = [], study.fit
+    if n_workers > 1 and peak.n_bytes <= granted:
+        ways.append(f"cluster.n_workers to {granted // peak.n_bytes}")
+    if peak.stage == "fit":
+        if fit.block > SHARD_VOXELS:
+            ways.append(f"fit.block to {SHARD_VOXELS} (it is {fit.block})")
+        if fit.weights == "primal":
+            ways.append('fit.weights to "dual" or "none"')
+    if peak.stage in ("fit", "operators") and fit.solver != "exact":
+        ways.append('fit.solver to "exact"')
+    way_out = f"Set {', or '.join(ways)}, or take" if ways else "Take"
+    workers = f"{n_workers} workers need" if n_workers > 1 else "a worker needs"
+    return [
+        f"memory: {workers} {peak.n_bytes / 1e9:.1f} GB{' each' if n_workers > 1 else ''} ({peak.task}), "
+        f"this machine grants {granted / 1e9:.1f} GB. {way_out} a machine with more memory."
+    ]
+
+
+def price_run(study: Study, plan: Plan, backend: str, peak: WorkerPeak, profile: str) -> dict[str, Any]:
+    """Compute, memory, disk and what dual weights would save, as plain values."""
+    store, granted = study.store_path, memory_bytes()
+    n_workers, n_threads = workers_and_threads(profile, study.cluster, n_cores(), granted, peak.n_bytes)
+    found = price_plan(plan, store)
+    on_cpu = backend in ("numpy", "torch")
+    gflops = measured_gflops(n_threads) if on_cpu else ASSUMED_GFLOPS
+    parent = next(folder for folder in store.parents if folder.exists())
+    return {
+        "compute": {
+            "flop": {name: flop.total for name, flop in found.flop.items()},
+            "hours": found.hours(gflops, n_workers, n_threads),
+            "gflops_per_worker": gflops,
+            "rate": "measured" if on_cpu else "assumed",
+            "n_workers": n_workers,
+            "n_threads": n_threads,
+        },
+        "memory": {
+            "worker_bytes": peak.n_bytes,
+            "task": peak.task,
+            "n_workers": n_workers,
+            "granted_bytes": granted,
+        },
+        "disk": {"bytes_to_read": found.bytes_read, "free_bytes": shutil.disk_usage(parent).free},
+        "dual_weights": {"saves_bytes": found.dual_saves_bytes, "saves_flop": found.dual_saves_flop},
+    }
+
+
+@lru_cache
+def measured_gflops(n_threads: int) -> float:
+    """Rate of this machine at a product in float32, on the threads of one worker; it takes 0.3 s."""
+    with limited_threads(n_threads):
+        return gemm_gflops(open_backend("numpy"))
