@@ -20,10 +20,13 @@ from hpcenc.tasks.plan import Plan
 from hpcenc.tasks.sizes import FitSizes, FoldSizes, operator_sizes
 
 INTERPRETER_BYTES = 400_000_000
-"""A worker with all packages of its tasks imported, before the first one."""
+"""A worker with Dask and the packages of NumPy fits, before its first task: 310 MB, and some room."""
+
+LIBRARY_BYTES = 350_000_000
+"""PyTorch, or another array library than NumPy, beside them: 340 MB."""
 
 EXTRACT_BYTES = 2_600_000_000
-"""A model and its activations: an allowance, not a formula."""
+"""PyTorch, a model and its activations: an allowance, not a formula."""
 
 DECODE_BYTES = 500_000_000
 """Frames of a movie chunk and the decoder's buffers: an allowance too."""
@@ -76,7 +79,7 @@ def worker_peak(plan: Plan, store: Path, overlaps: bool) -> WorkerPeak:
                 sizes = FitSizes.of(task, operators)
                 if sizes not in known:  # most subjects have the same
                     known[sizes] = fit_peak(sizes, stage.slots if overlaps else 1)
-                peak = known[sizes]
+                peak = known[sizes] + (LIBRARY_BYTES if sizes.copies else 0)
             elif isinstance(task, MakeOperators):
                 peak = operators_peak(operators[task.unit.group])
             elif isinstance(task, ImportFeatures):

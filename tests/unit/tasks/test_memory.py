@@ -23,7 +23,14 @@ from hpcenc.storage.store import Store
 from hpcenc.storage.study import parse_study
 from hpcenc.tasks.at_hand import BUDGET_BYTES
 from hpcenc.tasks.inspection import inspect
-from hpcenc.tasks.memory import INTERPRETER_BYTES, WorkerPeak, fit_peak, operators_peak, worker_peak
+from hpcenc.tasks.memory import (
+    INTERPRETER_BYTES,
+    LIBRARY_BYTES,
+    WorkerPeak,
+    fit_peak,
+    operators_peak,
+    worker_peak,
+)
 from hpcenc.tasks.plan import Plan
 from hpcenc.tasks.planner import make_plan
 from hpcenc.tasks.records import Task
@@ -176,6 +183,15 @@ def test_a_worker_needs_what_its_largest_task_needs_beside_its_interpreter(
     assert overlapping == WorkerPeak(INTERPRETER_BYTES + made.predicted(2), "fit", "fit s1 block 0")
     alone = worker_peak(made.plan, made.store.path, overlaps=False)
     assert alone.n_bytes == INTERPRETER_BYTES + made.predicted() < overlapping.n_bytes
+
+
+def test_another_array_library_costs_itself_and_the_copies_it_makes(folder: Path, tmp_path: Path) -> None:
+    made = make(folder, tmp_path / "numpy", 7_680)
+    fits = tuple(replace(task, backend="torch") for task in made.fits())  # type: ignore[type-var]
+    with_torch = replace(made.plan, stages=(*made.plan.stages[:3], replace(made.plan.stages[3], tasks=fits)))
+    numpy = worker_peak(made.plan, made.store.path, overlaps=False)
+    torch = worker_peak(with_torch, made.store.path, overlaps=False)
+    assert torch.n_bytes >= numpy.n_bytes + LIBRARY_BYTES
 
 
 def test_a_plan_that_is_done_needs_nothing(folder: Path, tmp_path: Path) -> None:
