@@ -142,10 +142,10 @@ def test_a_selftest_writes_one_file_and_a_line_for_each_check(tmp_path: Path) ->
     result = run("selftest", "--backend", "numpy", "--output", output)
     assert result.exit_code == 0
     *lines, last = result.stdout.splitlines()
-    assert [line.split()[0] for line in lines] == ["ok", "ok", "ok", "ok", "-"]
+    assert [line.split()[0] for line in lines] == ["ok", "ok", "ok", "ok", "ok", "-"]
     assert last == f"passed; wrote {output}"
     found = json.loads(output.read_text())
-    assert [check["said"] in line for check, line in zip(found["checks"], lines, strict=True)] == [True] * 5
+    assert [check["said"] in line for check, line in zip(found["checks"], lines, strict=True)] == [True] * 6
 
 
 def test_a_selftest_that_fails_ends_with_1_and_its_file(
