@@ -1,8 +1,9 @@
 """Fold operators: what a ridge fit needs and no voxel changes, made once for all subjects.
 
-Three matrices do the work for every voxel: the eigenvectors of the centred training kernel (refit), the
-test operator (prediction), and for each inner fold one stacked operator. That one maps training BOLD to the
-predictions of a few basis filters, of which the predictions of every alpha are combinations.
+Three matrices do the exact solver's work for every voxel: the eigenvectors of the centred training kernel
+(refit), the test operator (prediction), and for each inner fold one stacked operator. That one maps training
+BOLD to the predictions of a few basis filters, of which the predictions of every alpha are combinations. The
+fast solver's own are in `fast_operators`.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import DTypeLike, NDArray
 
-from hpcenc.tasks.cv_errors import solved_errors
-from hpcenc.tasks.cv_forms import HEAD_PANEL, MAX_COARSE, N_HEAD, CvForms, make_cv_forms
+from hpcenc.tasks.cv_forms import HEAD_PANEL, MAX_COARSE, N_HEAD, CvForms
+from hpcenc.tasks.fast_operators import FastOperators, make_fast_operators
 from hpcenc.tasks.folds import OuterFold
 from hpcenc.tasks.forms import packed_size
 from hpcenc.tasks.gram import centre
@@ -27,19 +28,8 @@ Array = Any
 Solver = Literal["exact", "fast"]
 """Ways to each voxel's alpha."""
 
-DIRECT_ALPHA = 1e-2
-"""Smallest alpha, relative to the largest eigenvalue, whose dual coefficients are one float32 product: r is
-then right to 5e-6. At a thousandth it is wrong by 3e-5, and weights by 5e-5, where features are few."""
-
-
 FAST_BYTES = 2_500_000_000
 """Bytes of the fast solver's operators that a worker has room for."""
-
-FORM_TOLERANCE = 1e-4
-"""Relative error of the fast solver's scores at the smallest alpha, at most."""
-
-N_FORM_CHECK = 32
-"""Random courses that they are checked on, when operators are made."""
 
 MIN_FAST_ALPHAS = 8
 """Fewer alphas than this are compared at once by the exact solver."""
@@ -58,18 +48,6 @@ class InnerOperators:
     """(n_inner_train, n_basis * n_val), or (rank, n_basis * n_val) behind the projection; basis-major."""
     coefficients: Array
     """(n_alphas, n_basis), float64: predictions of an alpha from those of the basis filters."""
-
-
-@dataclass(frozen=True, eq=False)
-class FastOperators:
-    """Arrays of the fast solver: alphas by quadratic forms, dual coefficients by one product an alpha."""
-
-    forms: CvForms
-    duals: Array
-    """(n_direct, n_train, n_train): dual coefficients from BOLD, for the largest alphas. Smaller ones than a
-    hundredth of the largest eigenvalue lose too many digits this way, and go through the eigenvectors."""
-    test_kernel: Array
-    """Centred kernel of test against training rows, (n_test, n_train)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,9 +138,8 @@ def make_operators(
         )
     else:
         spans = [_span(validation[train_rows]) for validation in fold.inner]
-        fast = _fast_operators(
-            eigenvectors, eigenvalues, alphas, spans, centred[train_rows], centred[test_rows]
-        )
+        kernels = centred[train_rows], centred[test_rows]
+        fast = make_fast_operators(eigenvectors, eigenvalues, alphas, spans, *kernels)
     return FoldOperators(
         train_rows=train_rows,
         test_rows=test_rows,
@@ -303,60 +280,6 @@ def _span(rows: NDArray[np.bool_]) -> tuple[int, int]:
     """First row and row after the last of a run's rows, which follow each other among the training rows."""
     places = np.flatnonzero(rows)
     return int(places[0]), int(places[-1]) + 1
-
-
-def _fast_operators(
-    eigenvectors: NDArray[np.float64],
-    eigenvalues: NDArray[np.float64],
-    alphas: NDArray[np.float64],
-    fold_spans: Sequence[tuple[int, int]],
-    train_kernel: NDArray[np.float64],
-    test_kernel: NDArray[np.float64],
-) -> FastOperators:
-    n_train = len(eigenvectors)
-    first = int(np.searchsorted(alphas, DIRECT_ALPHA * eigenvalues.max()))
-    duals = np.empty((len(alphas) - first, n_train, n_train), np.float32)
-
-    def look(place: int, smoother: NDArray[np.floating[Any]], form: NDArray[np.float32]) -> None:
-        if place == 0:
-            _check_form(form, train_kernel, alphas[0], fold_spans)
-        if place >= first:
-            dual = duals[place - first]
-            np.multiply(smoother, -1 / alphas[place], out=dual, casting="same_kind")
-            dual -= np.float32(1 / (n_train * alphas[place]))
-            np.einsum("ii->i", dual)[...] += np.float32(1 / alphas[place])
-
-    forms = make_cv_forms(eigenvectors, eigenvalues, alphas, fold_spans, look)
-    return FastOperators(forms, duals, test_kernel.astype(np.float32))
-
-
-def _check_form(
-    form: NDArray[np.float32],
-    train_kernel: NDArray[np.float64],
-    alpha: float,
-    fold_spans: Sequence[tuple[int, int]],
-) -> None:
-    """Hold the form of the smallest alpha, the most delicate, against solving each inner fold.
-
-    Raises
-    ------
-    ValueError
-        If they differ by more than `FORM_TOLERANCE`.
-    """
-    Y = np.random.default_rng(0).standard_normal((N_FORM_CHECK, len(form)))
-    form64 = np.triu(form).astype(np.float64)
-    found = 2 * np.einsum("ij,ij->i", Y @ form64, Y) - Y**2 @ np.diag(form64)
-    try:
-        expected = solved_errors(train_kernel, alpha, fold_spans, Y)
-        error = float(np.max(np.abs(found - expected)) / np.max(np.abs(expected)))
-    except np.linalg.LinAlgError:
-        error = np.inf
-    if not error <= FORM_TOLERANCE:
-        raise ValueError(
-            f"the smallest alpha, {alpha:g}, is too small for the fast solver: its scores are off by "
-            f"{error:.1g} of the squared error (at most {FORM_TOLERANCE:g} is right). "
-            'Raise the lower of fit.alpha_exponents, or set fit.solver = "exact".'
-        )
 
 
 def _eigenbasis(centred: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -3,10 +3,10 @@ import pytest
 
 from hpcenc.storage.array_folder import load_arrays, save_arrays
 from hpcenc.storage.design import delayed_design, standardise
+from hpcenc.tasks.fast_operators import DIRECT_ALPHA
 from hpcenc.tasks.folds import RowPolicy, RunRows, outer_folds, run_onsets
 from hpcenc.tasks.gram import base_gram, window_gram
 from hpcenc.tasks.operators import (
-    DIRECT_ALPHA,
     from_arrays,
     make_operators,
     operator_bytes,
