@@ -57,20 +57,21 @@ def error_form(smoother: Floats, fold_spans: Sequence[tuple[int, int]]) -> Float
         The upper triangle is the form's; what lies below it means nothing.
     """
     n_train, dtype = len(smoother), smoother.dtype
+    symm = blas.dsymm if dtype == np.float64 else blas.ssymm
     form = np.zeros((n_train, n_train), np.float32, order="F")
-    null = np.zeros((n_train, 2 * len(fold_spans)), np.float32)
-    mixed = np.zeros_like(null)
+    is_other = np.ones((n_train, len(fold_spans)), np.float32, order="F")
+    means = np.zeros_like(is_other)
     for fold, (start, stop) in enumerate(fold_spans):
         n_val = stop - start
         n_others = n_train - n_val
         weight = 1 / (len(fold_spans) * n_val)
         inside = smoother[start:stop, start:stop].astype(np.float64)
-        inverse = _inverse(np.eye(n_val) - 1 / n_train - inside)
+        inverse = _upper_inverse(np.eye(n_val) - 1 / n_train - inside).astype(dtype)
         others = np.concatenate([smoother[start:stop, :start], smoother[start:stop, stop:]], axis=1)
         others += (inside.sum(axis=1, keepdims=True) / n_others).astype(dtype)
-        residual = -(inverse.astype(dtype) @ others).astype(np.float32, copy=False)
+        residual = symm(-1.0, inverse, others).astype(np.float32, copy=False)
 
-        squares = blas.ssyrk(weight, residual.T)
+        squares = blas.ssyrk(weight, residual, trans=1)
         form[:start, :start] += squares[:start, :start]
         form[:start, stop:] += squares[:start, start:]
         form[stop:, stop:] += squares[start:, start:]
@@ -78,13 +79,10 @@ def error_form(smoother: Floats, fold_spans: Sequence[tuple[int, int]]) -> Float
         form[:start, start:stop] += weight * residual[:, :start].T
         form[start:stop, stop:] += weight * residual[:, start:]
         mean = residual.sum(axis=0) * (weight / n_others)
-        for rows, part in ((slice(0, start), mean[:start]), (slice(stop, None), mean[start:])):
-            null[rows, 2 * fold] = 1
-            mixed[rows, 2 * fold] = part
-            null[rows, 2 * fold + 1] = part
-            mixed[rows, 2 * fold + 1] = 1
-    form -= null @ mixed.T
-    return form
+        is_other[start:stop, fold] = 0
+        means[:start, fold], means[stop:, fold] = mean[:start], mean[start:]
+    updated: Floats = blas.ssyr2k(-1.0, is_other, means, beta=1.0, c=form, overwrite_c=True)
+    return updated
 
 
 def solved_errors(
@@ -125,8 +123,8 @@ def solved_errors(
     return total
 
 
-def _inverse(matrix: Doubles) -> Doubles:
-    """Inverse of a symmetric, positive definite matrix, by its Cholesky factor.
+def _upper_inverse(matrix: Doubles) -> Doubles:
+    """Upper triangle of the inverse of a symmetric, positive definite matrix, by its Cholesky factor.
 
     Raises
     ------
@@ -136,7 +134,8 @@ def _inverse(matrix: Doubles) -> Doubles:
     factor, failed = lapack.dpotrf(matrix, overwrite_a=True)
     if failed:
         raise np.linalg.LinAlgError(f"a matrix of {len(matrix)} rows is not positive definite")
-    return _mirrored(lapack.dpotri(factor, overwrite_c=True)[0]).astype(np.float64, copy=False)
+    inverse: Doubles = lapack.dpotri(factor, overwrite_c=True)[0]
+    return inverse
 
 
 def _mirrored(upper: Floats) -> Floats:
