@@ -95,7 +95,7 @@ def make_cv_forms(
     eigenvalues: Doubles,
     alphas: Doubles,
     fold_spans: Sequence[tuple[int, int]],
-    look: Callable[[int, Floats, Floats], None] = lambda place, smoother, form: None,
+    look: Callable[[int, Floats], None] = lambda place, smoother: None,
     seed: int = 0,
 ) -> CvForms:
     """Forms of one outer fold.
@@ -110,7 +110,7 @@ def make_cv_forms(
     fold_spans : sequence of (start, stop)
         Training rows that each inner fold holds out; together all of them.
     look : callable
-        Is shown the place of each alpha, its smoother and its form, as `error_form` takes and gives them.
+        Is shown the place of each alpha and its smoother, as `error_form` takes it.
     seed : int
         Of the simulated voxels; it decides costs, not choices.
 
@@ -130,8 +130,8 @@ def make_cv_forms(
     tails = np.empty(len(alphas))
     for place, alpha in enumerate(alphas):
         smoother = smoother_of(eigenvectors, eigenvalues, alpha)
+        look(place, smoother)
         form = error_form(smoother, fold_spans)
-        look(place, smoother, form)
         on_head = blas.ssymm(1.0, form, head)
         heads[place] = head.T @ on_head
         tails[place] = (np.trace(form, dtype=np.float64) - np.trace(heads[place])) / n_tail

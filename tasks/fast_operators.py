@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcenc.tasks.cv_errors import solved_errors
+from hpcenc.tasks.cv_errors import error_form, solved_errors
 from hpcenc.tasks.cv_forms import CvForms, make_cv_forms
 
 Array = Any
@@ -72,9 +72,10 @@ def make_fast_operators(
     first = int(np.searchsorted(alphas, DIRECT_ALPHA * eigenvalues.max()))
     duals = np.empty((len(alphas) - first, n_train, n_train), np.float32)
 
-    def look(place: int, smoother: NDArray[np.floating[Any]], form: NDArray[np.float32]) -> None:
+    def look(place: int, smoother: NDArray[np.floating[Any]]) -> None:
         if place == 0:
-            _check_form(form, train_kernel, alphas[0], fold_spans)
+            longest = max(fold_spans, key=lambda span: span[1] - span[0])
+            _check_form(smoother, train_kernel, alphas[0], longest)
         if place >= first:
             dual = duals[place - first]
             np.multiply(smoother, -1 / alphas[place], out=dual, casting="same_kind")
@@ -86,23 +87,23 @@ def make_fast_operators(
 
 
 def _check_form(
-    form: NDArray[np.float32],
+    smoother: NDArray[np.floating[Any]],
     train_kernel: NDArray[np.float64],
     alpha: float,
-    fold_spans: Sequence[tuple[int, int]],
+    fold_span: tuple[int, int],
 ) -> None:
-    """Hold the form of the smallest alpha, the most delicate, against solving each inner fold.
+    """Hold one inner fold's form of the smallest alpha, the most delicate, against solving that fold.
 
     Raises
     ------
     ValueError
         If they differ by more than `FORM_TOLERANCE`.
     """
+    form = np.triu(error_form(smoother, (fold_span,))).astype(np.float64)
     Y = np.random.default_rng(0).standard_normal((N_FORM_CHECK, len(form)))
-    form64 = np.triu(form).astype(np.float64)
-    found = 2 * np.einsum("ij,ij->i", Y @ form64, Y) - Y**2 @ np.diag(form64)
+    found = 2 * np.einsum("ij,ij->i", Y @ form, Y) - Y**2 @ np.diag(form)
     try:
-        expected = solved_errors(train_kernel, alpha, fold_spans, Y)
+        expected = solved_errors(train_kernel, alpha, (fold_span,), Y)
         error = float(np.max(np.abs(found - expected)) / np.max(np.abs(expected)))
     except np.linalg.LinAlgError:
         error = np.inf
