@@ -40,6 +40,7 @@ from hpcenc.storage.study import Study, load_study
 from hpcenc.tasks.backends import BackendChoice
 from hpcenc.tasks.fitting import FitBlock
 from hpcenc.tasks.inspection import digest_memory, inspect
+from hpcenc.tasks.memory import worker_peak
 from hpcenc.tasks.plan import Plan, planned_files
 from hpcenc.tasks.planner import make_plan
 from hpcenc.tasks.selection import select_feature_sets
@@ -148,7 +149,9 @@ def run_idle(folder: Path, n_subjects: int, n_voxels: int) -> None:
     with step("plan"):
         plan = make_plan(study, feature_sets, facts, "numpy")
     # Not `prepare`, which would refuse to fill a disk with weights that nobody computes.
-    prepared = Prepared(study, feature_sets, facts, plan, BackendChoice("numpy", "named"), digests)
+    peak = worker_peak(plan, study.store_path, overlaps=True)
+    chosen = BackendChoice("numpy", "named")
+    prepared = Prepared(study, feature_sets, facts, plan, chosen, digests, "local", peak)
     with step("run folder"):
         run = RunFolder.create(study.store_path, "scale", plan, {})
     with step("groups of the store"):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +132,16 @@ def test_workers_killed_and_interrupted_leave_the_bytes_of_a_serial_run(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_run_with_the_lock_given_back(
-    number: signal.Signals, study_file: Path, units_run: UnitsRun, hpcenc: Callable[..., Result]
+    number: signal.Signals,
+    study_file: Path,
+    units_run: UnitsRun,
+    hpcenc: Callable[..., Result],
+    request: pytest.FixtureRequest,
 ) -> None:
+    # A shell's background job ignores SIGINT, and so would the tests that it runs.
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def interrupt(event: dict[str, Any]) -> None:
         if event["event"] == "unit" and event["stage"] == "fit":
             os.kill(os.getpid(), number)
