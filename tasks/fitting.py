@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -168,7 +169,7 @@ class FitBlock:
         return bold
 
     def _fit(self, store: Store, fit: FitUnit, bold: NDArray[np.float32]) -> Mapping[str, Fact]:
-        """Fit all folds and variants; weights are written shard by shard, scores last."""
+        """Fit all folds and variants; each one's weights are written when they are made, scores last."""
         first, last = self.voxels
         device, solving = at_hand.device(self.backend), _Stopwatch()
         n_folds = len(fit.variants[0].operators)
@@ -180,15 +181,8 @@ class FitBlock:
                     found = self._solve(device, variant.operators[fold][1], bold, keep_weights)
                     for score, name in enumerate(SCORES):
                         scores[score, fold, place] = device.backend.to_host(getattr(found, name))
-                if found.dual is None:
-                    continue
-                # Made and written one after the other: a whole block of weights would need gigabytes.
-                for start in range(first, last, SHARD_VOXELS):
-                    shard = slice(start, min(start + SHARD_VOXELS, last))
-                    dual = found.dual[:, shard.start - first : shard.stop - first]
-                    with device.turn(), solving:
-                        weights = self._weights(device, store, fit.weights, variant, fold, dual)
-                    self._write_weights(store, fit, fold, place, shard, weights)
+                if found.dual is not None:
+                    self._keep_weights(device, store, fit, fold, place, found.dual, solving)
         everything = slice(None)
         store.write(
             f"{fit.unit.group}/scores", (everything, everything, everything, slice(first, last)), scores
@@ -235,6 +229,35 @@ class FitBlock:
                     raise
             device.voxels_at_once = SUB_BLOCK * -(-size // (2 * SUB_BLOCK))
             device.make_room()
+
+    def _keep_weights(
+        self,
+        device: at_hand.Device,
+        store: Store,
+        fit: FitUnit,
+        fold: int,
+        place: int,
+        dual: Any,
+        solving: _Stopwatch,
+    ) -> None:
+        """Make and write weights shard by shard: a whole block of them would need gigabytes.
+
+        One shard is written while the next is made, so that the last block of a run, which no other task
+        computes beside, does not wait for the disk either.
+        """
+        first, last = self.voxels
+        with ThreadPoolExecutor(1, "hpcenc-writer") as writer:
+            writing: Future[None] | None = None
+            for start in range(first, last, SHARD_VOXELS):
+                shard = slice(start, min(start + SHARD_VOXELS, last))
+                of_shard = dual[:, shard.start - first : shard.stop - first]
+                with device.turn(), solving:
+                    weights = self._weights(device, store, fit.weights, fit.variants[place], fold, of_shard)
+                if writing is not None:
+                    writing.result()
+                writing = writer.submit(self._write_weights, store, fit, fold, place, shard, weights)
+            if writing is not None:
+                writing.result()
 
     def _weights(
         self,

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hpcenc.storage import bold
+from hpcenc.storage import bold, lagged
 from hpcenc.storage.array_folder import load_arrays
 from hpcenc.storage.digests import FileDigests
 from hpcenc.storage.errors import BoldError
-from hpcenc.storage.layout import SCORES, operators_folder
+from hpcenc.storage.layout import SCORES, SHARD_VOXELS, operators_folder
 from hpcenc.storage.store import Store
 from hpcenc.storage.study import parse_study
 from hpcenc.storage.weights import read_weights
@@ -315,3 +315,27 @@ def test_bold_is_read_while_another_slot_computes_and_nothing_is_computed_beside
             assert not list(made.store.path.glob("fits/*/*/*/0.*")), "something was computed"
         assert [len(future.result().done) for future in running] == [1, 1]
     assert np.isfinite(made.read("r")).sum() == N_VOXELS - 2
+
+
+def test_a_shard_is_written_while_the_next_one_is_made(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = fit(folder, tmp_path, run_fits=False)
+    shards_made, was_overlapped = Semaphore(0), []
+
+    def make_and_tell(*args: Any) -> NDArray[np.float32]:
+        weights: NDArray[np.float32] = lagged_products(*args)
+        shards_made.release()
+        return weights
+
+    def write_once_both_are_made(store: Store, path: str, *args: Any) -> None:
+        if path.endswith("/weights") and not was_overlapped:
+            was_overlapped.append(all(shards_made.acquire(timeout=20) for _ in range(2)))
+        write(store, path, *args)
+
+    lagged_products, write = lagged.lagged_products, Store.write
+    monkeypatch.setattr(lagged, "lagged_products", make_and_tell)
+    monkeypatch.setattr(Store, "write", write_once_both_are_made)
+    (done,) = made.plan.stages[-1].tasks[0].run(made.store, None).done
+    assert done.facts["voxels"] == 2 * SHARD_VOXELS
+    assert was_overlapped == [True]
