@@ -17,9 +17,14 @@ from hpcenc.tasks.records import Deadline, Task, TaskRecord, one_line
 IN_FLIGHT_PER_WORKER = 2
 """Tasks that a worker holds: two at work in two slots, or one at work and one to begin at once after it."""
 
-KEEP_FREED_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "2000000000", "MALLOC_MMAP_THRESHOLD_": "2000000000"}
+KEEP_FREED_MEMORY = {
+    "MALLOC_TRIM_THRESHOLD_": "2000000000",
+    "MALLOC_MMAP_THRESHOLD_": "2000000000",
+    "MALLOC_ARENA_MAX": "1",
+}
 """Undoes Dask's own setting, by which glibc gives every freed activation back to the kernel: the page
-faults of getting it again made extraction a third slower."""
+faults of getting it again made extraction a third slower. Threads share one arena, for a thread's own holds
+nothing larger than 64 MB: larger arrays of a block would come from the kernel each time."""
 
 LostBy = Literal["", "error", "storage", "crash"]
 

@@ -37,12 +37,8 @@ FILE_COPIES = 5
 SHARD_COPIES = 3.5
 """Copies that Zarr makes of a shard while it writes it: inner chunks, their checksums, the file."""
 
-SLOT_BYTES = 20_000_000
+SLOT_BYTES = 10_000_000
 """What a task slot takes whatever the sizes: buffers of the libraries, small arrays."""
-
-KEPT_BELOW = 64 << 20
-"""Freed arrays up to this size stay with the thread that had them: workers are told to keep them, since
-extraction takes them again at once; glibc gives larger ones back."""
 
 
 @dataclass(frozen=True)
@@ -148,26 +144,26 @@ def _read_bytes(sizes: FitSizes) -> int:
 
 def _solve_bytes(sizes: FitSizes, fold: FoldSizes, keeps: bool) -> int:
     """BOLD, z-scored training and test rows, predictions, dual coefficients in the making."""
-    n_duals = 3 if keeps else 2 if fold.solver == "fast" else 0
-    block = sizes.n_trs * (2 if sizes.copies else 1) + fold.n_train + 2 * fold.n_test + n_duals * fold.n_train
-    n_inner = fold.n_train - min(fold.n_val)
-    n_work = 3 * (n_inner + fold.n_basis * max(fold.n_val))
+    bold = sizes.n_trs * (2 if sizes.copies else 1) + fold.n_train + 2 * fold.n_test
+    # Those of fitted voxels, among all voxels, and with NaN for the others.
+    at_end = bold + (3 if keeps else 2 if fold.solver == "fast" else 0) * fold.n_train
     if fold.solver == "fast":
-        n_work = 4 * fold.n_train
         # Deviations of coarse scores, of all voxels at once, in float64.
-        block = max(block, block - n_duals * fold.n_train + 4 * (fold.n_alphas**2 + N_HEAD) + fold.n_train)
-    return 4 * (sizes.n_voxels * block + SUB_BLOCK * n_work)
+        choosing = bold + 4 * (fold.n_alphas**2 + N_HEAD) + fold.n_train
+        return 4 * (sizes.n_voxels * max(at_end, choosing) + SUB_BLOCK * 4 * fold.n_train)
+    n_inner = fold.n_train - min(fold.n_val)
+    choosing = sizes.n_voxels * (bold + (fold.n_train if keeps else 0))
+    choosing += SUB_BLOCK * 3 * (n_inner + fold.n_basis * max(fold.n_val))
+    return 4 * max(sizes.n_voxels * at_end, choosing)
 
 
 def _weights_bytes(sizes: FitSizes, fold: FoldSizes, weights: str) -> tuple[int, int]:
-    """Of making the weights of a shard, and of writing them."""
-    # Training and test rows, predictions, and in the fast solver the rows of the voxels of an alpha.
-    freed = [fold.n_train, fold.n_test, fold.n_test] + [fold.n_train] * (fold.solver == "fast")
-    kept = sum(4 * sizes.n_voxels * n for n in freed if 4 * sizes.n_voxels * n <= KEPT_BELOW)
-    held = 4 * sizes.n_voxels * (sizes.n_trs + fold.n_train) + kept
+    """Of making the weights of a shard, and of writing them while the next ones are made."""
+    held = 4 * sizes.n_voxels * (sizes.n_trs + fold.n_train)
     n_rows = sizes.n_trs if weights == "dual" else fold.n_columns
     shard = 4 * n_rows * min(SHARD_VOXELS, sizes.n_voxels)
     # Features are z-scored in float64, and cut into windows, when they are first needed.
     features = 0 if weights == "dual" else 8 * 4 * sizes.n_trs * max(fold.widths)
     copies = 2 if len(fold.widths) > 1 else 1
-    return held + max(features, copies * shard), held + int((1 + SHARD_COPIES) * shard)
+    next_shard = copies * shard if sizes.n_voxels > SHARD_VOXELS else 0
+    return held + max(features, copies * shard), held + int((1 + SHARD_COPIES) * shard) + next_shard

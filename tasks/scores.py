@@ -122,7 +122,7 @@ def _nan_unless_positive(values: Array) -> Array:
 def _quantile(values: Array, quantile: float) -> Array:
     """Quantile along the last axis, linear between order statistics."""
     xp = array_namespace(values)
-    ordered = xp.sort(values, axis=-1)
+    ordered = xp.sort(values, axis=-1, stable=False)  # the stable sort of NumPy is ten times slower
     position = quantile * (values.shape[-1] - 1)
     below = min(int(position), values.shape[-1] - 2)
     part = position - below
