@@ -35,7 +35,7 @@ SUB_BLOCK = 500
 WeightsKind = Literal["primal", "dual", "none"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class VariantSource:
     """What one variant of a feature set is fitted from.
 
@@ -55,7 +55,7 @@ class VariantSource:
         return sum(space.n_features for space in self.spaces)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FitUnit:
     """One feature set of one block.
 
@@ -112,7 +112,7 @@ def fit_arrays(
     return arrays
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FitBlock:
     """Fit one voxel block of one subject; its units are the feature sets, BOLD is read once.
 

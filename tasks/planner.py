@@ -63,6 +63,9 @@ class _Planner:
         self.tasks: dict[str, dict[str, Task]] = {
             stage: {} for stage in ("decode", "extract", "operators", "fit")
         }
+        # Most subjects have the same runs: what follows from those is made once for all of them.
+        self.rows: dict[tuple[str, ...], Rows] = {}
+        self.variants: dict[tuple[Variant, str, Rows], tuple[fitting.VariantSource, tuple[Unit, ...]]] = {}
         self.set_aside = list(facts.set_aside)
         self.voxels_digest = "" if facts.voxels is None else facts.voxels.digest()
 
@@ -199,6 +202,12 @@ class _Planner:
     # Operators.
 
     def _rows(self, runs: Sequence[Run]) -> Rows:
+        names = tuple(run.name for run in runs)
+        if names not in self.rows:
+            self.rows[names] = self._make_rows(runs)
+        return self.rows[names]
+
+    def _make_rows(self, runs: Sequence[Run]) -> Rows:
         fit, tr_s = self.study.fit, self.study.tr_s
         return Rows(
             runs=tuple(
@@ -303,6 +312,7 @@ class _Planner:
         n_blocks = -(-n_voxels // block)
         names = [fold.name for fold in folds]
         fits = [self._fit(subject, feature_set, runs, rows, names) for feature_set in self.feature_sets]
+        bold, onsets = tuple(self.facts.bold[subject, run.name] for run in runs), rows.onsets
         for index in range(n_blocks):
             self._add(
                 "fit",
@@ -310,42 +320,34 @@ class _Planner:
                     subject=subject,
                     block=index,
                     voxels=(index * block, min((index + 1) * block, n_voxels)),
-                    bold=tuple(self.facts.bold[subject, run.name] for run in runs),
+                    bold=bold,
                     grayordinates=self.study.bold.grayordinates,
-                    onsets=rows.onsets,
+                    onsets=onsets,
                     n_trs=rows.n_trs,
                     delays=rows.delays,
                     backend=self.backend,
                     fits=tuple(
                         fitting.FitUnit(
-                            Unit(spec.group, index, spec.digest),
-                            variants,
-                            spec.attributes["weights"],
-                            tuple(spec.attributes["weight_folds"]),
-                            tuple(operators),
+                            Unit(spec.group, index, spec.digest), variants, weights, weight_folds, operators
                         )
-                        for spec, variants, operators in fits
+                        for spec, variants, weights, weight_folds, operators in fits
                     ),
                 ),
             )
 
     def _fit(
         self, subject: str, feature_set: FeatureSet, runs: Sequence[Run], rows: Rows, folds: list[str]
-    ) -> tuple[GroupSpec, tuple[fitting.VariantSource, ...], list[Unit]]:
-        """Group of one feature set in one subject, its sources, and the operators it needs."""
+    ) -> tuple[
+        GroupSpec, tuple[fitting.VariantSource, ...], fitting.WeightsKind, tuple[int, ...], tuple[Unit, ...]
+    ]:
+        """One feature set in one subject: its group, sources, weights and their folds, and the operators."""
         study, fit = self.study, self.study.fit
         version = study.stimulus_of(subject)
         weights = fit.weights_of((feature_set.name, feature_set.label), subject)
         weight_folds = list(range(len(folds))) if fit.weights_folds == "all" else [len(folds) - 1]
-        variants, units = [], []
-        for variant in feature_set.variants:
-            operators = self._operators(variant, version, runs, rows)
-            spaces = tuple(self._space(space, version, runs)[0] for space in variant.spaces)
-            units += operators
-            places = tuple(
-                (unit.group, operators_folder(study.store_path, unit.digest)) for unit in operators
-            )
-            variants.append(fitting.VariantSource(spaces, places))
+        made = [self._variant(variant, version, runs, rows) for variant in feature_set.variants]
+        variants = tuple(source for source, _ in made)
+        units = tuple(unit for _, operators in made for unit in operators)
         assert self.facts.voxels is not None
         inputs = {
             "version": fitting.FIT_VERSION,
@@ -397,7 +399,21 @@ class _Planner:
         group = fit_group(feature_set.label, subject)
         spec = GroupSpec(group, digest(inputs), arrays, -(-n_voxels // fit.block), attributes)
         self.groups[group] = spec
-        return spec, tuple(variants), units
+        return spec, variants, weights, tuple(weight_folds), units
+
+    def _variant(
+        self, variant: Variant, version: str, runs: Sequence[Run], rows: Rows
+    ) -> tuple[fitting.VariantSource, tuple[Unit, ...]]:
+        """What a variant is fitted from, and the operators it needs."""
+        key = (variant, version, rows)
+        if key not in self.variants:
+            units = self._operators(variant, version, runs, rows)
+            spaces = tuple(self._space(space, version, runs)[0] for space in variant.spaces)
+            places = tuple(
+                (unit.group, operators_folder(self.study.store_path, unit.digest)) for unit in units
+            )
+            self.variants[key] = fitting.VariantSource(spaces, places), tuple(units)
+        return self.variants[key]
 
     def _add(self, stage: str, task: Task) -> None:
         self.tasks[stage].setdefault(task.key, task)

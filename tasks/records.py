@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Fact = str | int | float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Unit:
     """The smallest piece of work that is done or not: one mark of one group.
 
