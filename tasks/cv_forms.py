@@ -26,7 +26,7 @@ from hpcenc.tasks.forms import (
     inner_products,
     interleave,
     pack,
-    pack_product,
+    pack_less_product,
     packed_size,
     quadratic_forms,
 )
@@ -139,7 +139,7 @@ def make_cv_forms(
         diagonal = np.einsum("ii->i", form)
         diagonal -= tails[place].astype(np.float32)
         inside = heads[place] - tails[place] * np.eye(n_head)
-        rests[place] = pack(form[None]) - pack_product(head @ inside.astype(np.float32), head)
+        rests[place] = pack_less_product(form, head @ inside.astype(np.float32), head)
 
     by_component = crosses.transpose(2, 0, 1).astype(np.float64)
     cross_grams = by_component @ by_component.transpose(0, 2, 1)

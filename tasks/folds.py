@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal
 
 import numpy as np
@@ -57,7 +58,7 @@ class OuterFold:
 
 def run_onsets(runs: Sequence[RunRows]) -> tuple[int, ...]:
     """First row of each run when the runs follow each other; begins with 0."""
-    return tuple(int(onset) for onset in np.cumsum([0, *(run.n_trs for run in runs[:-1])]))
+    return tuple(accumulate((run.n_trs for run in runs[:-1]), initial=0))
 
 
 def rest_rows(runs: Sequence[RunRows], tail: int) -> Mask:

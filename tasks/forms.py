@@ -54,19 +54,26 @@ def pack(forms: Floats, width: int = PANEL) -> Floats:
     return np.concatenate(parts)
 
 
-def pack_product(left: Floats, right: Floats, width: int = PANEL) -> Floats:
-    """``left @ right.T``, where that is symmetric, packed; half of the product is formed.
+def pack_less_product(form: Floats, left: Floats, right: Floats, width: int = PANEL) -> Floats:
+    """One symmetric matrix less ``left @ right.T``, which is symmetric too, packed; half of it is formed.
 
     Parameters
     ----------
+    form : array of shape (size, size)
+        Only the upper triangle is read.
     left, right : array of shape (size, rank)
     """
-    parts = []
-    for first, stop in panels(len(left), width):
-        panel = left[:stop] @ right[first:stop].T
+    packed, offset = np.empty(packed_size(len(form), width), form.dtype), 0
+    for first, stop in panels(len(form), width):
+        end = offset + stop * (stop - first)
+        panel = packed[offset:end].reshape(stop, stop - first)
+        np.matmul(left[:stop], right[first:stop].T, out=panel)
+        np.subtract(form[:stop, first:stop], panel, out=panel)
         panel[:first] *= 2
-        parts.append(panel.reshape(-1))
-    return np.concatenate(parts)
+        block = panel[first:]
+        block[...] = np.triu(block) + np.triu(block, 1).T
+        offset = end
+    return packed
 
 
 def interleave(packed: Floats, size: int, width: int = PANEL) -> Floats:

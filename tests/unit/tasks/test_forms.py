@@ -8,7 +8,7 @@ from hpcenc.tasks.forms import (
     inner_products,
     interleave,
     pack,
-    pack_product,
+    pack_less_product,
     packed_size,
     panels,
     quadratic_forms,
@@ -76,13 +76,13 @@ def test_only_the_upper_triangle_is_read():
 
 
 @pytest.mark.parametrize(("size", "width"), SIZES)
-def test_a_symmetric_product_is_packed_as_the_whole_matrix(size, width):
+def test_a_matrix_less_a_symmetric_product_is_packed_as_their_difference(size, width):
     rng = np.random.default_rng(4)
     right, inside = rng.standard_normal((size, 5)), symmetric(1, 5)[0]
-    left = right @ inside
-    np.testing.assert_allclose(
-        pack_product(left, right, width), pack((left @ right.T)[None], width), atol=1e-12
-    )
+    left, (form,) = right @ inside, symmetric(1, size)
+    upper = np.where(np.tri(size, k=-1, dtype=bool), np.nan, form)
+    expected = pack((form - left @ right.T)[None], width)
+    np.testing.assert_allclose(pack_less_product(upper, left, right, width), expected, atol=1e-12)
 
 
 def test_packing_leaves_the_forms_as_they_are():
