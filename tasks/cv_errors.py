@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,21 +21,62 @@ FLOAT32_ALPHA = 3e-3
 as little as that, and rounding with them: the form is then right to 5e-6."""
 
 
-def smoother_of(eigenvectors: Doubles, eigenvalues: Doubles, alpha: float) -> Floats:
+NEGLECTED = 1e-8
+"""Filters, relative to the largest one, that are too small to change a smoother in float32."""
+
+
+class Smoothers:
     """Predictions of the training rows from themselves, ``U diag(s / (s + alpha)) U'``, without the mean.
 
-    Returns
-    -------
-    array of shape (n_train, n_train)
-        float32; float64 where alpha is so small that its error form needs it (`FLOAT32_ALPHA`).
+    Parameters
+    ----------
+    eigenvectors : array of shape (n_train, rank)
+        Of the centred training kernel, orthogonal to the constant.
+    eigenvalues : array of shape (rank,)
+        Rising.
     """
-    wide = alpha < FLOAT32_ALPHA * eigenvalues.max()
-    dtype, syrk = (np.float64, blas.dsyrk) if wide else (np.float32, blas.ssyrk)
-    # Rounded once: a filter in float32 would be off by as much in every row, which nothing averages out.
-    scaled = np.empty(eigenvectors.shape, dtype)
-    filters = np.sqrt(eigenvalues / (eigenvalues + alpha))
-    np.multiply(eigenvectors, filters, out=scaled, casting="same_kind")
-    return _mirrored(syrk(1.0, scaled.T, trans=1))
+
+    def __init__(self, eigenvectors: Doubles, eigenvalues: Doubles) -> None:
+        self._eigenvectors = eigenvectors
+        self._eigenvalues = eigenvalues
+
+    def at(self, alpha: float) -> Floats:
+        """Smoother of one alpha.
+
+        Returns
+        -------
+        array of shape (n_train, n_train)
+            float32; float64 where alpha is so small that its error form needs it (`FLOAT32_ALPHA`).
+        """
+        ratios = self._eigenvalues / alpha
+        if ratios[-1] > 1:
+            dtype = np.float64 if alpha < FLOAT32_ALPHA * self._eigenvalues[-1] else np.float32
+            return _mirrored(self._filtered(ratios / (1 + ratios), dtype))
+        # With t = s / alpha, t / (1 + t) is t - t^2 + t^3 / (1 + t): two terms are multiples of the same two
+        # matrices for all alphas, and the third soon vanishes along the spectrum.
+        first, second = self._powers
+        upper = first * np.float32(ratios[-1])
+        upper -= second * np.float32(ratios[-1] ** 2)
+        filters = ratios**3 / (1 + ratios)
+        filters[filters < NEGLECTED * ratios[-1] / (1 + ratios[-1])] = 0
+        return _mirrored(self._filtered(filters, np.float32, upper))
+
+    @cached_property
+    def _powers(self) -> tuple[Floats, Floats]:
+        """Upper triangles of the kernel and its square, divided by the largest eigenvalue and its square."""
+        scaled = self._eigenvalues / self._eigenvalues[-1]
+        return self._filtered(scaled, np.float32), self._filtered(scaled**2, np.float32)
+
+    def _filtered(self, filters: Doubles, dtype: type, upper: Floats | None = None) -> Floats:
+        """Upper triangle of ``U diag(filters) U'``, added to another one."""
+        kept = slice(int(np.argmax(filters > 0)), None)
+        # Rounded once: a filter in float32 would be off by as much in every row, which nothing averages out.
+        scaled = np.empty(self._eigenvectors[:, kept].shape, dtype)
+        np.multiply(self._eigenvectors[:, kept], np.sqrt(filters[kept]), out=scaled, casting="same_kind")
+        syrk = blas.dsyrk if dtype == np.float64 else blas.ssyrk
+        added = {} if upper is None else {"beta": 1.0, "c": upper, "overwrite_c": True}
+        product: Floats = syrk(1.0, scaled.T, trans=1, **added)
+        return product
 
 
 def error_form(smoother: Floats, fold_spans: Sequence[tuple[int, int]]) -> Floats:
@@ -48,7 +90,7 @@ def error_form(smoother: Floats, fold_spans: Sequence[tuple[int, int]]) -> Float
     Parameters
     ----------
     smoother : array of shape (n_train, n_train)
-        As `smoother_of` gives it.
+        As `Smoothers` gives it.
     fold_spans : sequence of (start, stop)
 
     Returns

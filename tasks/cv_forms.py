@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.linalg import blas
 from scipy.signal import lfilter
 
-from hpcenc.tasks.cv_errors import error_form, smoother_of
+from hpcenc.tasks.cv_errors import Smoothers, error_form
 from hpcenc.tasks.forms import (
     VOXELS_AT_ONCE,
     inner_products,
@@ -128,8 +128,9 @@ def make_cv_forms(
     heads = np.empty((len(alphas), n_head, n_head))
     crosses = np.empty((len(alphas), n_train, n_head), np.float32)
     tails = np.empty(len(alphas))
+    smoothers = Smoothers(eigenvectors, eigenvalues)
     for place, alpha in enumerate(alphas):
-        smoother = smoother_of(eigenvectors, eigenvalues, alpha)
+        smoother = smoothers.at(alpha)
         look(place, smoother)
         form = error_form(smoother, fold_spans)
         on_head = blas.ssymm(1.0, form, head)

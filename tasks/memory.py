@@ -95,7 +95,7 @@ def operators_peak(sizes: FoldSizes) -> int:
     if sizes.solver == "fast":
         # Of all alphas rests, their steps, duals, products with the head; and what one of them passes by.
         forms = sizes.n_alphas * (2 * packed_size(n) + n**2 + n * n_head)
-        return n_bytes + 8 * n**2 + 4 * (forms + 8 * n**2 + MAX_COARSE * packed_size(n))
+        return n_bytes + 8 * n**2 + 4 * (forms + 10 * n**2 + MAX_COARSE * packed_size(n))
     # An eigendecomposition takes four of its matrix; an inner fold's operator is made in float64, then cast.
     largest = 8 * 4 * n**2
     for n_val in sizes.n_val:
