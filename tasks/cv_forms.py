@@ -156,13 +156,17 @@ def make_cv_forms(
     rest = np.concatenate([quadratic_forms(bold, form) for form in rests], axis=1)
     pilot = _Pilot(head_squares, tail_energy, small, rest)
     basis = _coarse_basis(pilot, cross_grams, tail_gram)
+    coarse = interleave(basis.mixtures.astype(np.float32) @ rests, n_train)
+    steps = rests  # in their place: hundreds of megabytes
+    for place in range(len(alphas) - 1):
+        steps[place] -= rests[place + 1]
     return CvForms(
         head=head,
         head_steps=packed_heads,
         tail_steps=tail_steps,
-        coarse=interleave(basis.mixtures.astype(np.float32) @ rests, n_train),
+        coarse=coarse,
         coarse_weights=basis.weights,
-        steps=rests[:-1] - rests[1:],
+        steps=steps[:-1],
         cross_grams=basis.left_over(cross_grams),
         tail_gram=basis.left_over(tail_gram),
         margin=np.array(basis.margin),

@@ -78,7 +78,8 @@ def make_fast_operators(
             _check_form(smoother, train_kernel, alphas[0], longest)
         if place >= first:
             dual = duals[place - first]
-            np.multiply(smoother, -1 / alphas[place], out=dual, casting="same_kind")
+            # Symmetric, and in Fortran order.
+            np.multiply(smoother.T, -1 / alphas[place], out=dual, casting="same_kind")
             dual -= np.float32(1 / (n_train * alphas[place]))
             np.einsum("ii->i", dual)[...] += np.float32(1 / alphas[place])
 

@@ -93,8 +93,8 @@ def operators_peak(sizes: FoldSizes) -> int:
     # The kernel of all rows, the same centred on the training rows, and features; in float64.
     n_bytes = SLOT_BYTES + 8 * (n_trs**2 + n_trs * n + n_trs * max(sizes.widths))
     if sizes.solver == "fast":
-        # Of all alphas rests, their steps, duals, products with the head; and what one of them passes by.
-        forms = sizes.n_alphas * (2 * packed_size(n) + n**2 + n * n_head)
+        # Of all alphas rests, duals, products with the head; and what one of them passes by.
+        forms = sizes.n_alphas * (packed_size(n) + n**2 + n * n_head)
         return n_bytes + 8 * n**2 + 4 * (forms + 10 * n**2 + MAX_COARSE * packed_size(n))
     # An eigendecomposition takes four of its matrix; an inner fold's operator is made in float64, then cast.
     largest = 8 * 4 * n**2
