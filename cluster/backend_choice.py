@@ -15,7 +15,7 @@ from hpcenc.cluster.run_folder import RunFolder
 from hpcenc.cluster.threads import THREAD_VARIABLES
 from hpcenc.storage.errors import StudyError
 from hpcenc.storage.study import Study
-from hpcenc.tasks.backends import BackendChoice, describe_backend
+from hpcenc.tasks.backends import ON_DEVICES, BackendChoice, describe_backend
 
 _ASK = (
     "import json, sys; from hpcenc.tasks import backends; "
@@ -33,8 +33,18 @@ def choose_backend(study: Study) -> BackendChoice:
     Raises
     ------
     StudyError
-        If nothing could be measured.
+        If nothing could be measured, or the study asks for TF32 where there is none.
     """
+    choice = _choose(study)
+    if study.fit.tf32 and choice.name not in ON_DEVICES:
+        raise StudyError(
+            f"fit.tf32: needs a CUDA device, and the fits are on {choice.name!r} ({choice.how}). "
+            f'Leave it out, or set fit.backend to "{ON_DEVICES[0]}".'
+        )
+    return choice
+
+
+def _choose(study: Study) -> BackendChoice:
     if study.fit.backend != "auto":
         return BackendChoice(study.fit.backend, "named in the study")
     recorded = _recorded(study)

@@ -196,6 +196,8 @@ class Fit(Settings):
     """Voxels of one task; a multiple of 2,500, the voxels of one shard of weights."""
     backend: Literal["auto", "numpy", "torch", "torch-cuda", "cupy"] = "auto"
     """``torch`` is PyTorch on the CPU; ``torch-cuda`` and ``cupy`` need a CUDA device."""
+    tf32: bool = False
+    """Choose alphas by products in TF32, where a GPU has it. Fits and scores stay in float32."""
 
     @field_validator("delays")
     @classmethod

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
@@ -68,6 +68,16 @@ class Backend(ABC):
     def strict_linalg(self) -> AbstractContextManager[Any]:
         """Context in which linear algebra that fails raises; most libraries always do."""
         return nullcontext()
+
+    def tf32(self) -> AbstractContextManager[Any]:
+        """Context in which products of float32 matrices may be made in TF32.
+
+        Raises
+        ------
+        BackendError
+            If the device has none.
+        """
+        raise BackendError(f"backend {self.name!r} has no TF32")
 
 
 class _NumPy(Backend):
@@ -138,6 +148,17 @@ class _Torch(Backend):
         if self.device == "cuda":
             self._torch.cuda.empty_cache()
 
+    @contextmanager
+    def tf32(self) -> Iterator[None]:
+        """Allow TF32; other threads of the process would get it too, so hold the device's turn."""
+        if self.device == "cpu":
+            super().tf32()
+        self._torch.set_float32_matmul_precision("high")
+        try:
+            yield
+        finally:
+            self._torch.set_float32_matmul_precision("highest")
+
 
 class _CuPy(Backend):
     name, device = "cupy", "cuda"
@@ -189,6 +210,18 @@ class _CuPy(Backend):
         context: AbstractContextManager[Any] = cupyx.errstate(linalg="raise")
         return context
 
+    @contextmanager
+    def tf32(self) -> Iterator[None]:
+        """Allow TF32; other threads of the process would get it too, so hold the device's turn."""
+        # CuPy's documented switch, CUPY_TF32, is read once, on import.
+        core = self._cupy._core
+        before = core.get_compute_type(np.float32)
+        core.set_compute_type(np.float32, core._routines_linalg.COMPUTE_TYPE_TF32)
+        try:
+            yield
+        finally:
+            core.set_compute_type(np.float32, before)
+
 
 _OPENERS: Mapping[str, Callable[[], Backend]] = MappingProxyType(
     {
@@ -201,7 +234,7 @@ _OPENERS: Mapping[str, Callable[[], Backend]] = MappingProxyType(
 BACKENDS = tuple(_OPENERS)
 """Names of the backends. Apple's MPS is not among them: it has no float64, in which scores are summed."""
 
-_ON_DEVICES = ("cupy", "torch-cuda")
+ON_DEVICES = ("cupy", "torch-cuda")
 """Those that need a CUDA device, the preferred one first."""
 
 _REFUSED_MEMORY = (
@@ -280,7 +313,7 @@ def fastest_backend() -> BackendChoice:
     device and takes seconds: call it once per run, in a process of its own.
     """
     failures = []
-    for name in _ON_DEVICES:
+    for name in ON_DEVICES:
         try:
             described = describe_backend(name)
         except BackendError as error:

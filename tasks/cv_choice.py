@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,8 @@ from hpcenc.tasks.forms import quadratic_forms
 
 Array = Any
 """An array of NumPy, torch or another library of the array API."""
+Precision = Callable[[], AbstractContextManager[Any]]
+"""Gives a context in which a library may multiply with fewer digits; `nullcontext` where it may not."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +33,7 @@ class Choice:
     n_exact: float
 
 
-def choose_by_forms(Y: Array, forms: CvForms) -> Choice:
+def choose_by_forms(Y: Array, forms: CvForms, coarsely: Precision = nullcontext) -> Choice:
     """Place of every voxel's best alpha in the grid; ties go to the larger alpha.
 
     A coarse score finds a best alpha and how far it may be off. Every alpha that it cannot tell from the best
@@ -41,10 +45,14 @@ def choose_by_forms(Y: Array, forms: CvForms) -> Choice:
         BOLD of the training rows, z-scored per run.
     forms : CvForms
         Of the library, device and dtype of `Y`.
+    coarsely : callable
+        Gives the context for products that need few digits: those of the coarse scores.
     """
     xp = array_namespace(Y)
     small, head_squares, tail_energy = head_and_tail(Y, forms.head, forms.head_steps, forms.tail_steps)
-    rest = xp.matmul(quadratic_forms(Y, forms.coarse), xp.matrix_transpose(forms.coarse_weights))
+    with coarsely():
+        coarse = quadratic_forms(Y, forms.coarse)
+    rest = xp.matmul(coarse, xp.matrix_transpose(forms.coarse_weights))
     cost = small + rest
     winner = last_argmin(cost)
     deviation = score_deviation(head_squares, tail_energy, forms.cross_grams, forms.tail_gram, winner)

@@ -71,7 +71,7 @@ class Smoothers:
         """Upper triangle of ``U diag(filters) U'``, added to another one."""
         kept = slice(int(np.argmax(filters > 0)), None)
         # Rounded once: a filter in float32 would be off by as much in every row, which nothing averages out.
-        scaled = np.empty(self._eigenvectors[:, kept].shape, dtype)
+        scaled: Floats = np.empty(self._eigenvectors[:, kept].shape, dtype)
         np.multiply(self._eigenvectors[:, kept], np.sqrt(filters[kept]), out=scaled, casting="same_kind")
         syrk = blas.dsyrk if dtype == np.float64 else blas.ssyrk
         added = {} if upper is None else {"beta": 1.0, "c": upper, "overwrite_c": True}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -122,6 +123,8 @@ class FitBlock:
         Files of the runs present, in the order of their rows.
     positions : str
         Grayordinates of the study on the files' own axis: ``"cortex"`` or ``"all"``.
+    tf32 : bool
+        Choose alphas in TF32.
     """
 
     subject: str
@@ -133,6 +136,7 @@ class FitBlock:
     n_trs: int
     delays: tuple[int, ...]
     backend: str
+    tf32: bool
     fits: tuple[FitUnit, ...]
 
     @property
@@ -220,6 +224,7 @@ class FitBlock:
                             SUB_BLOCK,
                             N_CHECK,
                             seed=self.block,
+                            coarsely=device.backend.tf32 if self.tf32 else nullcontext,
                         )
                         for start in range(0, n_voxels, size)
                     ]

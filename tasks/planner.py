@@ -326,6 +326,7 @@ class _Planner:
                     n_trs=rows.n_trs,
                     delays=rows.delays,
                     backend=self.backend,
+                    tf32=self.study.fit.tf32,
                     fits=tuple(
                         fitting.FitUnit(
                             Unit(spec.group, index, spec.digest), variants, weights, weight_folds, operators
@@ -359,6 +360,7 @@ class _Planner:
             "weight_folds": weight_folds if weights != "none" else [],
             "backend": self.backend,
             "dtype": "float32",
+            **({"tf32": True} if fit.tf32 else {}),
         }
         n_columns = max(variant.n_features for variant in variants) * len(rows.delays)
         n_voxels = self.facts.voxels.n_voxels
@@ -386,6 +388,7 @@ class _Planner:
             "weight_folds": weight_folds,
             "block": fit.block,
             "backend": self.backend,
+            "tf32": fit.tf32,
             "bold": inputs["bold"],
             "variants": [
                 {

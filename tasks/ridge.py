@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 from array_api_compat import array_namespace, device
 from numpy.typing import NDArray
 
-from hpcenc.tasks.cv_choice import choose_by_forms, exact_choice, last_argmin
+from hpcenc.tasks.cv_choice import Precision, choose_by_forms, exact_choice, last_argmin
 from hpcenc.tasks.cv_forms import CvForms
 from hpcenc.tasks.operators import FoldOperators, InnerOperators
 from hpcenc.tasks.scores import circular_shift_chance, pearson_r, r2
@@ -212,6 +213,7 @@ def fit_block(
     sub_block: int = 500,
     n_check: int = 0,
     seed: int = 0,
+    coarsely: Precision = nullcontext,
 ) -> BlockFit:
     """Fit and score one voxel block on one outer fold.
 
@@ -233,6 +235,9 @@ def fit_block(
     n_check, seed : int
         Size and seed of the sample of voxels whose alphas by the fast solver are compared with those by
         exact scores. If more than `MAX_DISAGREEMENT` of them differ, all voxels get those by exact scores.
+    coarsely : callable
+        Gives the context, such as TF32, for products that need few digits: the exact solver's scores of
+        alphas, the fast one's coarse scores.
 
     Returns
     -------
@@ -241,9 +246,9 @@ def fit_block(
     bold = _standardise(Y, ops, run_onsets, sub_block)
     agrees = None
     if ops.fast is None:
-        chosen, predicted, dual = _fit_exact(bold.train, ops, want_dual, sub_block)
+        chosen, predicted, dual = _fit_exact(bold.train, ops, want_dual, sub_block, coarsely)
     else:
-        chosen, agrees = _choose_fast(bold.train, ops.fast.forms, n_check, seed)
+        chosen, agrees = _choose_fast(bold.train, ops.fast.forms, n_check, seed, coarsely)
         predicted, dual = refit_by_alpha(bold.train, ops, chosen)
 
     xp = array_namespace(Y)
@@ -332,25 +337,28 @@ def _standardise(Y: Array, ops: FoldOperators, run_onsets: Sequence[int], sub_bl
 
 
 def _fit_exact(
-    Y_train: Array, ops: FoldOperators, want_dual: bool, sub_block: int
+    Y_train: Array, ops: FoldOperators, want_dual: bool, sub_block: int, coarsely: Precision
 ) -> tuple[Array, Array, Array | None]:
     chosen = []
     predicted = _room(len(ops.test_rows), Y_train)
     dual = _room(len(ops.train_rows), Y_train) if want_dual else None
     for part in _slices(Y_train.shape[1], sub_block):
-        chosen.append(choose_alphas(Y_train[:, part], ops))
+        with coarsely():
+            chosen.append(choose_alphas(Y_train[:, part], ops))
         predicted[:, part], found = refit(Y_train[:, part], ops, chosen[-1], want_dual)
         if dual is not None:
             dual[:, part] = found
     return array_namespace(Y_train).concat(chosen), predicted, dual
 
 
-def _choose_fast(Y_train: Array, forms: CvForms, n_check: int, seed: int) -> tuple[Array, Array]:
+def _choose_fast(
+    Y_train: Array, forms: CvForms, n_check: int, seed: int, coarsely: Precision
+) -> tuple[Array, Array]:
     """Alphas by the fast solver, and where they agree with exact scores: 1, 0, or NaN where not compared."""
     xp = array_namespace(Y_train)
     by_voxel = xp.matrix_transpose(Y_train)
     n_voxels, where = Y_train.shape[1], device(Y_train)
-    chosen = choose_by_forms(by_voxel, forms).alpha_index
+    chosen = choose_by_forms(by_voxel, forms, coarsely).alpha_index
     if n_check == 0:
         return chosen, xp.full(n_voxels, math.nan, dtype=xp.float64, device=where)
     sample = np.random.default_rng(seed).permutation(n_voxels)

@@ -106,7 +106,7 @@ def _origin(
             for space, (digests, *_) in zip(fold["spaces"], fold["features"], strict=True)
             for run, paths, digest in zip(fold["run_names"], space["arrays"], digests, strict=True)
         },
-        output={"weights": fit["weights"], "backend": fit["backend"]},
+        output={"weights": fit["weights"], "backend": _describe_backend(fit)},
         rows=tuple(dict.fromkeys((f"test run {fold['fold']}", _describe_rows(fold)) for fold in folds)),
     )
 
@@ -147,6 +147,10 @@ def _describe_rows(fold: Attributes) -> str:
     dropped = ", ".join(f"{count} {reason}" for reason, count in fold["dropped"].items()) or "none"
     runs = ", ".join(fold["run_names"])
     return f"of {runs}: {fold['n_train']} training, {fold['n_test']} test; left out: {dropped}"
+
+
+def _describe_backend(fit: Attributes) -> str:
+    return f"{fit['backend']}, alphas in TF32" if fit.get("tf32") else str(fit["backend"])
 
 
 def _describe_solver(fold: Attributes) -> str:

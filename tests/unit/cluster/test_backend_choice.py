@@ -14,7 +14,7 @@ from hpcenc.storage.study import Study, parse_study
 from hpcenc.tasks.plan import Plan
 
 
-def study_of(folder: Path, backend: str) -> Study:
+def study_of(folder: Path, backend: str, **settings: Any) -> Study:
     data = {
         "name": "x",
         "tr_s": 1.0,
@@ -22,7 +22,7 @@ def study_of(folder: Path, backend: str) -> Study:
         "subjects": {"ids": ["s1"]},
         "bold": {"path": "{subject}/{run}.npy"},
         "feature_files": {"mylab": {"path": "{run}.npy"}},
-        "fit": {"backend": backend},
+        "fit": {"backend": backend, **settings},
     }
     return parse_study(data, folder)
 
@@ -51,6 +51,16 @@ def no_device(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["numpy", "torch", "torch-cuda", "cupy"])
 def test_a_named_backend_is_taken_at_its_word(name: str, tmp_path: Path) -> None:
     assert choose_backend(study_of(tmp_path, name)) == (name, "named in the study")
+
+
+@pytest.mark.parametrize("name", ["numpy", "torch"])
+def test_tf32_is_refused_where_there_is_none(name: str, tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=f"fit.tf32: needs a CUDA device.*'{name}'.*fit.backend"):
+        choose_backend(study_of(tmp_path, name, tf32=True))
+
+
+def test_tf32_is_left_to_a_backend_on_a_device(tmp_path: Path) -> None:
+    assert choose_backend(study_of(tmp_path, "cupy", tf32=True)).name == "cupy"
 
 
 @pytest.mark.usefixtures("no_device")

@@ -122,6 +122,7 @@ def fit(store: Store, spaces: tuple[SpaceSource, ...], weights: Literal["primal"
         n_trs=ROWS.n_trs,
         delays=DELAYS,
         backend="numpy",
+        tf32=False,
         fits=(FitUnit(unit, (variant,), weights, kept, ()),),
     ).run(store, None)
 

@@ -253,6 +253,15 @@ def _build(real: ModuleType, memory_bytes: int) -> dict[str, ModuleType]:
     pinned = _module("pinned", real.get_default_pinned_memory_pool(), free_all_blocks=lambda: None)
     plans = _module("plans", real.fft._cache.PlanCache, clear=lambda: None)
     fft.config = _module("config", real.fft.config, get_plan_cache=lambda: plans)  # type: ignore[attr-defined]
+    # CuPy's own asks the device whether it has TF32.
+    compute_types: dict[Any, int] = {}
+    core = _module(
+        "_core",
+        real._core,
+        get_compute_type=lambda dtype: compute_types.get(dtype, 0),
+        set_compute_type=compute_types.__setitem__,
+        _routines_linalg=real._core._routines_linalg,
+    )
     vars(root).update(
         vars(
             _module(
@@ -262,6 +271,7 @@ def _build(real: ModuleType, memory_bytes: int) -> dict[str, ModuleType]:
                 linalg=linalg,
                 fft=fft,
                 cuda=cuda,
+                _core=core,
                 asnumpy=lambda values: values.get() if isinstance(values, array) else np.asarray(values),
                 get_default_memory_pool=lambda: pool,
                 get_default_pinned_memory_pool=lambda: pinned,

@@ -106,6 +106,19 @@ def test_torch_multiplies_in_full_precision_whatever_was_set() -> None:
     assert torch.get_float32_matmul_precision() == "highest"
 
 
+@pytest.mark.parametrize("name", ON_CPU)
+def test_a_cpu_has_no_tf32(name: str) -> None:
+    with pytest.raises(BackendError, match=f"'{name}' has no TF32"), open_backend(name).tf32():
+        pass
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_torch_multiplies_in_tf32_only_where_it_is_told_to() -> None:
+    with backends._Torch("torch-cuda", "cuda").tf32():
+        assert torch.get_float32_matmul_precision() == "high"
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 def test_a_product_in_reduced_precision_is_refused(opening: Any) -> None:
     opening(cupy=Rounding)
     with pytest.raises(BackendError, match=r"reduced precision.*expected 256\.0625, found 256\.0\. Unset"):

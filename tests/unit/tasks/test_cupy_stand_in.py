@@ -94,6 +94,14 @@ def test_failed_linear_algebra_raises_only_where_it_is_asked_to(cupy: Any) -> No
         cupy.linalg.cholesky(indefinite)
 
 
+def test_tf32_is_on_only_where_it_is_asked_for(cupy: Any) -> None:
+    core = cupy._core
+    before = core.get_compute_type(np.float32)
+    with open_backend("cupy").tf32():
+        assert core.get_compute_type(np.float32) == core._routines_linalg.COMPUTE_TYPE_TF32 != before
+    assert core.get_compute_type(np.float32) == before
+
+
 def test_the_backend_describes_what_cupy_says(cupy: Any) -> None:
     described = open_backend("cupy").describe()
     assert described["device"] == "stand-in"

@@ -243,6 +243,7 @@ EDITS = [
         {"feature_set": "clip", "subject": "s1", "weights": "none"}]}, "", "", "", "clip:s1"),
     ("the voxel block", {"fit.block": 5000}, "", "", "", ALL),
     ("the backend", {"fit.backend": "torch"}, "", "", "", ALL),
+    ("alphas in TF32", {"fit.tf32": True}, "", "", "", ALL),
     ("a subject comes", {"subjects.ids": ["s1", "s2", "s3"]}, "", "", "", "beats:s3 clip:s3 mylab:s3"),
     ("a subject's run goes", {"subjects.runs_of": {"s2": ["B", "C", "D"]}},
         "", "", ALL, "beats:s2 clip:s2 mylab:s2"),

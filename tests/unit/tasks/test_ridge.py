@@ -1,6 +1,7 @@
 """The ridge fit against himalaya, closed forms and plain loops."""
 
 import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from sklearn.model_selection import PredefinedSplit
 
 from hpcenc.storage.design import delayed_design, standardise
 from hpcenc.storage.lagged import primal_from_dual
+from hpcenc.tasks import cv_choice, ridge
 from hpcenc.tasks.folds import OuterFold, RowPolicy, RunRows, outer_folds, run_onsets
 from hpcenc.tasks.gram import base_gram, window_gram
 from hpcenc.tasks.operators import make_operators, ops_to_device
@@ -349,6 +351,36 @@ def test_a_sample_that_disagrees_in_less_than_the_limit_changes_nothing(study, m
     fit = fit_block(bold, blind, ONSETS, n_check=50)
     np.testing.assert_array_equal(fit.alpha_index, fit_block(bold, blind, ONSETS).alpha_index)
     assert (fit.agrees == 0).any()
+
+
+def test_only_products_that_need_few_digits_are_made_with_few(study, solver, monkeypatch):
+    ops = study.operators(solver=solver)
+    few_digits, made_with = [], []
+
+    @contextmanager
+    def coarsely():
+        few_digits.append(True)
+        yield
+        few_digits.pop()
+
+    def watch(module, name):
+        function = getattr(module, name)
+
+        def call(*args, **options):
+            coarse = ops.fast is not None and any(arg is ops.fast.forms.coarse for arg in args)
+            made_with.append(("coarse forms" if coarse else name, bool(few_digits)))
+            return function(*args, **options)
+
+        monkeypatch.setattr(module, name, call)
+
+    for name in ("cross_validate", "refit", "refit_by_alpha", "pearson_r"):
+        watch(ridge, name)
+    watch(cv_choice, "quadratic_forms")
+    fit_block(study.bold, ops, ONSETS, n_check=64, coarsely=coarsely)
+    with_few = {name for name, few in made_with if few}
+    assert with_few == {"cross_validate" if solver == "exact" else "coarse forms"}
+    in_full = {name for name, few in made_with if not few}
+    assert {"pearson_r", "refit" if solver == "exact" else "quadratic_forms"} <= in_full
 
 
 def test_undefined_voxels_are_nan_and_leave_their_neighbours_alone(study, solver):
