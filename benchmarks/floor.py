@@ -19,7 +19,7 @@ from hpcenc.storage.layout import SCORES, fit_group, operators_folder
 from hpcenc.storage.store import Store
 from hpcenc.storage.study import Study
 from hpcenc.tasks.cv_choice import choose_by_forms
-from hpcenc.tasks.cv_errors import FLOAT32_ALPHA
+from hpcenc.tasks.cv_errors import FLOAT32_ALPHA, beyond_powers
 from hpcenc.tasks.cv_forms import HEAD_PANEL, N_PILOT
 from hpcenc.tasks.fitting import N_CHECK
 from hpcenc.tasks.folds import RunRows, run_onsets
@@ -98,9 +98,11 @@ def making_flop(
     forms = ops.fast.forms
     n_head, n_alphas, n_packed = forms.head.shape[1], len(ops.alphas), packed_size(n_train)
     n_vals = run_lengths(ops.train_rows, onsets)
+    if ops.alphas[-1] >= ops.eigenvalues[-1]:
+        flop += 2 * n_train**2 * rank  # the kernel and its square, for large alphas
     for alpha in ops.alphas:
         precision = DOUBLE if alpha < FLOAT32_ALPHA * ops.eigenvalues.max() else 1
-        flop += precision * n_train**2 * rank
+        flop += precision * n_train**2 * _smoother_rank(ops.eigenvalues / alpha)
         for n_val in n_vals:
             n_others = n_train - n_val
             flop += DOUBLE * n_val**3 + precision * 2 * n_val**2 * n_others + n_val * n_others**2
@@ -111,6 +113,11 @@ def making_flop(
     n_coarse = len(forms.coarse) // n_packed
     pairs = 2 * n_alphas**2 * (DOUBLE * n_head * n_train + n_packed)
     return flop + pairs + 2 * n_coarse * n_alphas * n_packed
+
+
+def _smoother_rank(ratios: NDArray[np.float64]) -> int:
+    """Inner dimension of the product of one alpha's smoother, from eigenvalues over alpha."""
+    return len(ratios) if ratios[-1] > 1 else int(np.count_nonzero(beyond_powers(ratios)))
 
 
 def _making_inner(inner: InnerOperators, n_columns: int) -> float:

@@ -25,6 +25,27 @@ NEGLECTED = 1e-8
 """Filters, relative to the largest one, that are too small to change a smoother in float32."""
 
 
+def beyond_powers(ratios: Doubles) -> Doubles:
+    """What a large alpha's filters leave to a product of their own.
+
+    With ``t = s / alpha`` a filter ``t / (1 + t)`` is ``t - t^2 + t^3 / (1 + t)``. The first two terms are
+    multiples of the same two matrices for all alphas, and the third soon vanishes along the spectrum. Beyond
+    ``t = 1`` the terms would cancel.
+
+    Parameters
+    ----------
+    ratios : array of shape (rank,)
+        Eigenvalues over alpha, rising, at most 1.
+
+    Returns
+    -------
+    array of shape (rank,)
+        The third term, 0 where it changes nothing in float32.
+    """
+    third = ratios**3 / (1 + ratios)
+    return np.where(third < NEGLECTED * ratios[-1] / (1 + ratios[-1]), 0, third)
+
+
 class Smoothers:
     """Predictions of the training rows from themselves, ``U diag(s / (s + alpha)) U'``, without the mean.
 
@@ -52,14 +73,10 @@ class Smoothers:
         if ratios[-1] > 1:
             dtype = np.float64 if alpha < FLOAT32_ALPHA * self._eigenvalues[-1] else np.float32
             return _mirrored(self._filtered(ratios / (1 + ratios), dtype))
-        # With t = s / alpha, t / (1 + t) is t - t^2 + t^3 / (1 + t): two terms are multiples of the same two
-        # matrices for all alphas, and the third soon vanishes along the spectrum.
         first, second = self._powers
         upper = first * np.float32(ratios[-1])
         upper -= second * np.float32(ratios[-1] ** 2)
-        filters = ratios**3 / (1 + ratios)
-        filters[filters < NEGLECTED * ratios[-1] / (1 + ratios[-1])] = 0
-        return _mirrored(self._filtered(filters, np.float32, upper))
+        return _mirrored(self._filtered(beyond_powers(ratios), np.float32, upper))
 
     @cached_property
     def _powers(self) -> tuple[Floats, Floats]:
