@@ -121,8 +121,8 @@ class FitBlock:
     ----------
     bold : tuple of BoldHeader
         Files of the runs present, in the order of their rows.
-    positions : str
-        Grayordinates of the study on the files' own axis: ``"cortex"`` or ``"all"``.
+    grayordinates : {"cortex", "all"}
+        Those of the study, on the files' own axis.
     tf32 : bool
         Choose alphas in TF32.
     """
