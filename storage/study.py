@@ -197,7 +197,7 @@ class Fit(Settings):
     backend: Literal["auto", "numpy", "torch", "torch-cuda", "cupy"] = "auto"
     """``torch`` is PyTorch on the CPU; ``torch-cuda`` and ``cupy`` need a CUDA device."""
     tf32: bool = False
-    """Choose alphas by products in TF32, where a GPU has it. Fits and scores stay in float32."""
+    """Choose alphas by products in TF32, where a GPU has it. Refits, r and weights stay in float32."""
 
     @field_validator("delays")
     @classmethod
