@@ -17,7 +17,7 @@ CHUNK_VOXELS = 500
 SCORES = ("r", "r2", "alpha", "chance", "agrees")
 """What a fit's array of scores holds, in the order of its first axis.
 
-``agrees`` is 1 where the fast solver's choice of alpha was compared with the exact path and was the
+``agrees`` is 1 where the fast solver's choice of alpha was compared with that by exact scores and was the
 same, 0 where it differed, NaN where it was not compared.
 """
 

@@ -28,7 +28,7 @@ class Scores:
     r, r2, alpha, chance, agrees : array of shape (n_folds, n_variants, n_voxels)
         NaN where the voxel is undefined or its block is not done. ``alpha`` is the grid's value to
         float32: the nearest value of the grid is the one that was chosen. ``agrees`` is NaN too where
-        the choice of alpha was not compared with the exact path, 1 where it was the same, 0 where not.
+        the choice of alpha was not compared with that by exact scores, 1 where it was the same, 0 where not.
     blocks_done, blocks : int
     done : array of bool, shape (n_voxels,)
         Voxels whose block is done.
