@@ -17,7 +17,8 @@ from hpcenc.storage.groups import GroupSpec
 from hpcenc.storage.lagged import lag_features, lagged_products
 from hpcenc.storage.layout import SHARD_VOXELS
 from hpcenc.storage.store import Store
-from hpcenc.tasks.fitting import N_CHECK, SUB_BLOCK, fit_arrays
+from hpcenc.tasks.at_hand import SUB_BLOCK
+from hpcenc.tasks.fitting import N_CHECK, fit_arrays
 from hpcenc.tasks.gram import base_gram, window_gram
 from hpcenc.tasks.operators import FoldOperators, InnerOperators, from_arrays, make_operators, to_arrays
 from hpcenc.tasks.ridge import choose_alphas, fit_block, run_lengths, zscore_runs

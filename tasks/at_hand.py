@@ -20,6 +20,17 @@ if TYPE_CHECKING:
 BUDGET_BYTES = 2_500_000_000
 """Operators and features that a worker keeps; memory-mapped operators cost the host nothing."""
 
+SUB_BLOCK = 500
+"""Voxels that the solver has at a time on a CPU, so that what it makes of them stays in the cache.
+
+Not measured anew by each run: from 500 to 2,000 the times differ by less than their noise
+(docs/benchmarks.md), and a choice that turns with noise would turn the last digits of results with it.
+"""
+
+DEVICE_SHARE, VOXEL_BYTES = 4, 150_000
+"""On a device the same take up to a quarter of the memory that is free at the start; each needs 150 kB, with
+3,655 rows and 20 alphas by the exact solver. Many at a time are what keeps a device busy."""
+
 Kept = TypeVar("Kept")
 Key = ParamSpec("Key")
 
@@ -77,12 +88,15 @@ class Device:
     Attributes
     ----------
     backend : Backend
+    sub_block : int
+        Voxels that the solver has at a time: a multiple of 500, by the memory that the device has free now.
     voxels_at_once : int or None
         Voxels that memory allowed to fit together; None as long as it was never refused.
     """
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
+        self.sub_block = _sub_block(backend)
         self.voxels_at_once: int | None = None
         self._turn = Lock()
         self._at_hand: LeastUsed[Any] = LeastUsed(BUDGET_BYTES)
@@ -148,6 +162,13 @@ def device(backend: str) -> Device:
     from hpcenc.tasks.backends import open_backend
 
     return Device(open_backend(backend))
+
+
+def _sub_block(backend: Backend) -> int:
+    if backend.device == "cpu":
+        return SUB_BLOCK
+    fitting = backend.memory_bytes() // DEVICE_SHARE // VOXEL_BYTES
+    return max(SUB_BLOCK, fitting // SUB_BLOCK * SUB_BLOCK)
 
 
 def _moved(features: LaggedFeatures, backend: Backend) -> LaggedFeatures:

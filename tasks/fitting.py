@@ -30,9 +30,6 @@ FIT_VERSION = 3
 N_CHECK = 128
 """Voxels of a block whose alphas by the fast solver are compared with those by exact scores."""
 
-SUB_BLOCK = 500
-"""Voxels that the exact solver takes at a time; less is never tried where memory is refused."""
-
 WeightsKind = Literal["primal", "dual", "none"]
 
 
@@ -197,6 +194,7 @@ class FitBlock:
             "voxels": last - first,
             "undefined": int(undefined.sum()),
             "solve_seconds": round(solving.seconds, 3),
+            "sub_block": device.sub_block,
         }
         if not np.isnan(agrees).all():
             facts |= {"checked": int(np.isfinite(agrees).sum()), "disagreed": int((agrees == 0).sum())}
@@ -221,7 +219,7 @@ class FitBlock:
                             device.operators(operators),
                             self.onsets,
                             want_dual,
-                            SUB_BLOCK,
+                            device.sub_block,
                             N_CHECK,
                             seed=self.block,
                             coarsely=device.backend.tf32 if self.tf32 else nullcontext,
@@ -230,9 +228,9 @@ class FitBlock:
                     ]
                 )
             except Exception as error:
-                if size <= SUB_BLOCK or not device.backend.is_out_of_memory(error):
+                if size <= at_hand.SUB_BLOCK or not device.backend.is_out_of_memory(error):
                     raise
-            device.voxels_at_once = SUB_BLOCK * -(-size // (2 * SUB_BLOCK))
+            device.voxels_at_once = at_hand.SUB_BLOCK * -(-size // (2 * at_hand.SUB_BLOCK))
             device.make_room()
 
     def _keep_weights(

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpcenc.storage.layout import SHARD_VOXELS
-from hpcenc.tasks.at_hand import BUDGET_BYTES
+from hpcenc.tasks.at_hand import BUDGET_BYTES, SUB_BLOCK
 from hpcenc.tasks.cv_forms import MAX_COARSE, N_HEAD
 from hpcenc.tasks.extraction import ExtractChunk, ImportFeatures
-from hpcenc.tasks.fitting import SUB_BLOCK, FitBlock
+from hpcenc.tasks.fitting import FitBlock
 from hpcenc.tasks.forms import packed_size
 from hpcenc.tasks.operator_task import MakeOperators
 from hpcenc.tasks.plan import Plan

@@ -74,3 +74,20 @@ def test_slots_compute_in_turns(slots: ThreadPoolExecutor) -> None:
         return n_at_work
 
     assert set(slots.map(compute, range(3 * N_SLOTS))) == {1}
+
+
+@pytest.mark.parametrize(
+    ("device", "free", "expected"),
+    [("cpu", 64e9, 500), ("cuda", 64e9, 106_500), ("cuda", 8e9, 13_000), ("cuda", 1e6, 500)],
+)
+def test_the_solver_takes_as_many_voxels_at_a_time_as_a_device_has_room_for(
+    device: str, free: float, expected: int
+) -> None:
+    class Backend:
+        def memory_bytes(self) -> int:
+            return int(free)
+
+    backend = Backend()
+    backend.device = device  # type: ignore[attr-defined]
+    found = at_hand.Device(backend)  # type: ignore[arg-type]
+    assert found.sub_block == expected

@@ -257,6 +257,7 @@ def test_a_record_tells_how_long_a_unit_computed_without_the_wait_for_its_turn(
         held.wait()
         (done,) = planned.plan.stages[-1].tasks[-1].run(planned.store, None).done
     assert 0 < done.facts["solve_seconds"] < done.seconds - 0.5
+    assert done.facts["sub_block"] == device.sub_block
 
 
 def test_bold_is_not_read_for_what_is_done(folder: Path, tmp_path: Path) -> None:
