@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from hpcenc.cluster.executors import KEEP_FREED_MEMORY
+from hpcenc.cluster.pools import KEEP_FREED_MEMORY
 from hpcenc.cluster.threads import THREAD_VARIABLES
 from job import Job
 

@@ -31,7 +31,8 @@ import numpy as np
 import hpcenc.storage.store  # noqa: F401
 from clock import memory_bytes
 from hpcenc.cluster.controller import Progress, run_plan
-from hpcenc.cluster.executors import LocalExecutor
+from hpcenc.cluster.executors import DaskExecutor
+from hpcenc.cluster.pools import LocalPool
 from hpcenc.cluster.run_folder import Event, RunFolder
 from hpcenc.cluster.status import read_status
 from hpcenc.cluster.submit import Prepared, make_groups
@@ -208,7 +209,7 @@ def _drive(plan: Plan, study: Study, run: RunFolder) -> Usage:
             if n_done in (n_units // 10, n_units):
                 usages.append(Usage.now())
 
-    executor = LocalExecutor(N_WORKERS, n_threads=1)
+    executor = DaskExecutor(LocalPool(N_WORKERS, n_threads=1))
     run_plan(plan, study.store_path, executor, None, emit, progress)
     assert (progress.units_done, progress.set_aside) == (n_units, [])
     begin, end = usages

@@ -1,20 +1,16 @@
-"""The controller: takes a plan through its stages, counts attempts, sets aside what cannot be done."""
+"""The controller: takes a plan through its stages, and sets aside what cannot be done."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 
-from hpcenc.cluster.executors import Executor, Outcome
+from hpcenc.cluster.attempts import Outcome
+from hpcenc.cluster.executors import Executor
 from hpcenc.cluster.run_folder import Event
 from hpcenc.tasks.plan import Plan, Stage
-from hpcenc.tasks.records import Deadline, Task, missing_need
-
-MAX_TRIES = 3
-"""Tries of a task whose worker died, or whose reading or writing failed."""
+from hpcenc.tasks.records import Deadline, Task, TaskRecord, missing_need
 
 Emit = Callable[[Event], None]
 
@@ -66,23 +62,9 @@ def _run_stage(
     ready = _ready(stage.tasks, store, emit, progress)
     n_units = sum(not unit.done(store) for task in ready for unit in task.units)
     emit({"event": "stage", "stage": stage.name, "tasks": len(ready), "units": n_units})
-    tries: Counter[str] = Counter()
-    batches = [ready] if ready else []
-    while batches:
-        again: list[Task] = []
-        outcomes = (executor.run(batch, store, deadline, stage.slots) for batch in batches)
-        for outcome in chain.from_iterable(outcomes):
-            tries[outcome.task.key] += 1
-            if outcome.record is not None:
-                _note(outcome, stage, emit, progress)
-            elif outcome.lost_by != "error" and tries[outcome.task.key] < MAX_TRIES:
-                emit({"event": "lost", "task": outcome.task.key, "by": outcome.lost_by})
-                again.append(outcome.task)
-            else:
-                reason, _, details = outcome.message.partition("\n")
-                _set_aside(outcome.task.key, reason, details, emit, progress)
-        # A worker that dies takes the task beside it along: alone, only the guilty one fails.
-        batches = [[task] for task in again]
+    if ready:
+        for outcome in executor.run(ready, store, deadline, stage.slots, stage.worker):
+            _note(outcome, stage, emit, progress)
     emit({"event": "stage end", "stage": stage.name})
 
 
@@ -99,10 +81,18 @@ def _ready(tasks: Sequence[Task], store: Path, emit: Emit, progress: Progress) -
 
 
 def _note(outcome: Outcome, stage: Stage, emit: Emit, progress: Progress) -> None:
-    record = outcome.record
-    assert record is not None
+    record, key = outcome.record, outcome.task.key
+    reason, _, details = outcome.message.partition("\n")
+    if record is None and outcome.again:
+        emit({"event": "lost", "task": key, "by": outcome.lost_by, "why": reason, "where": outcome.where})
+    elif record is None:
+        _set_aside(key, reason, details, emit, progress)
+    else:
+        _note_record(record, outcome, stage, emit, progress)
+
+
+def _note_record(record: TaskRecord, outcome: Outcome, stage: Stage, emit: Emit, progress: Progress) -> None:
     progress.units_done += len(record.done)
-    progress.units_left += len(record.left)
     for unit in record.done:
         emit(
             {
@@ -112,12 +102,14 @@ def _note(outcome: Outcome, stage: Stage, emit: Emit, progress: Progress) -> Non
                 "unit": unit.unit,
                 "seconds": round(unit.seconds, 3),
                 "facts": dict(unit.facts),
+                **({"where": outcome.where} if outcome.where else {}),
             }
         )
     for failure in record.failed:
         _set_aside(failure.unit, failure.reason, failure.details, emit, progress)
     if record.left:
         emit({"event": "yielded", "task": record.key, "left": list(record.left)})
+        progress.units_left += 0 if outcome.again else len(record.left)
 
 
 def _set_aside(what: str, reason: str, details: str, emit: Emit, progress: Progress) -> None:

@@ -2,52 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
-import traceback
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
+from dataclasses import dataclass, field
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any, Literal, Protocol
 
+from hpcenc.cluster.attempts import Attempts, LostBy, Outcome, run_task
 from hpcenc.cluster.granted import memory_bytes, n_cores
-from hpcenc.cluster.threads import THREAD_VARIABLES, limited_threads
+from hpcenc.cluster.pools import Crew, LocalPool, Pool
+from hpcenc.cluster.threads import limited_threads
 from hpcenc.storage.study import Cluster
 from hpcenc.tasks.records import Deadline, Task, TaskRecord, one_line
 
 IN_FLIGHT_PER_WORKER = 2
 """Tasks that a worker holds: two at work in two slots, or one at work and one to begin at once after it."""
 
-KEEP_FREED_MEMORY = {
-    "MALLOC_TRIM_THRESHOLD_": "2000000000",
-    "MALLOC_MMAP_THRESHOLD_": "2000000000",
-    "MALLOC_ARENA_MAX": "1",
-}
-"""Undoes Dask's own setting, by which glibc gives every freed activation back to the kernel: the page
-faults of getting it again made extraction a third slower. Threads share one arena, for a thread's own holds
-nothing larger than 64 MB: larger arrays of a block would come from the kernel each time."""
+TICK_S = 0.5
+"""How often workers are looked after while no task ends."""
 
-LostBy = Literal["", "error", "storage", "crash"]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one try of a task.
-
-    Attributes
-    ----------
-    record : TaskRecord or None
-        None if the try failed.
-    lost_by : {"", "error", "storage", "crash"}
-        ``error``: the task raised; trying again would raise again. ``storage``: a read or write
-        failed, which may pass. ``crash``: the worker died.
-    message : str
-        Why it failed, in one line, and the traceback below.
-    """
-
-    task: Task
-    record: TaskRecord | None = None
-    lost_by: LostBy = ""
-    message: str = ""
+LOST_S = 30.0
+"""How long a task may wait for word of a worker that is gone before it counts as lost with it."""
 
 
 class Executor(Protocol):
@@ -58,9 +35,14 @@ class Executor(Protocol):
     n_threads: int
 
     def run(
-        self, tasks: Sequence[Task], store: Path, deadline: Deadline | None, slots: int = 1
+        self,
+        tasks: Sequence[Task],
+        store: Path,
+        deadline: Deadline | None,
+        slots: int = 1,
+        worker: Literal["cpu", "gpu"] = "cpu",
     ) -> Iterator[Outcome]:
-        """Run tasks, each once, and yield what became of them as it is known.
+        """Run tasks until each has had its last word, and yield what becomes of every try as it is known.
 
         Parameters
         ----------
@@ -70,18 +52,9 @@ class Executor(Protocol):
             When the job that this runs in ends.
         slots : int
             Tasks that a worker process has at a time; no more, and possibly fewer.
+        worker : {"cpu", "gpu"}
+            Kind of worker that they want.
         """
-
-
-def run_task(task: Task, store: Path, deadline: Deadline | None) -> Outcome:
-    """Run one task in this process; whatever it raises becomes its outcome."""
-    from hpcenc.storage.store import Store
-
-    try:
-        return Outcome(task, task.run(Store(store), deadline))
-    except Exception as error:
-        lost_by: LostBy = "storage" if isinstance(error, OSError) else "error"
-        return Outcome(task, None, lost_by, f"{one_line(error)}\n{traceback.format_exc()}")
 
 
 class SerialExecutor:
@@ -100,61 +73,194 @@ class SerialExecutor:
         self.n_threads = n_threads
 
     def run(
-        self, tasks: Sequence[Task], store: Path, deadline: Deadline | None, slots: int = 1
+        self,
+        tasks: Sequence[Task],
+        store: Path,
+        deadline: Deadline | None,
+        slots: int = 1,
+        worker: Literal["cpu", "gpu"] = "cpu",
     ) -> Iterator[Outcome]:
         """Run tasks in their order, one at a time whatever the slots."""
+        attempts = Attempts(tasks)
         with limited_threads(self.n_threads):
-            for task in tasks:
-                yield run_task(task, store, deadline)
+            while (found := attempts.next()) is not None:
+                yield attempts.judge(run_task(found[0], store, deadline))
 
 
-class LocalExecutor:
-    """Worker processes on this machine, by a Dask LocalCluster that lives as long as a stage.
+class DaskExecutor:
+    """Worker processes of a Dask cluster, which lives as long as a stage.
 
     Parameters
     ----------
-    n_workers, n_threads : int
-        Processes, and BLAS threads of each. The slots of a process share them, for they compute in turns.
+    pool : Pool
+        Where workers come from.
+    drains : callable
+        Whether no more tasks are to begin: what still waits is left for the next run.
     """
 
-    name = "local"
-
-    def __init__(self, n_workers: int, n_threads: int) -> None:
-        self.n_workers = n_workers
-        self.n_threads = n_threads
+    def __init__(self, pool: Pool, drains: Callable[[], bool] = lambda: False) -> None:
+        self._pool = pool
+        self._drains = drains
+        self.name, self.n_workers, self.n_threads = pool.name, pool.n_workers, pool.n_threads
 
     def run(
-        self, tasks: Sequence[Task], store: Path, deadline: Deadline | None, slots: int = 1
+        self,
+        tasks: Sequence[Task],
+        store: Path,
+        deadline: Deadline | None,
+        slots: int = 1,
+        worker: Literal["cpu", "gpu"] = "cpu",
     ) -> Iterator[Outcome]:
         """Run tasks with a bounded number in flight, so that a lost worker costs little."""
-        import dask
-        from distributed import Client, LocalCluster
+        with self._pool.open(worker, slots, len(tasks)) as crew:
+            yield from _Drive(crew, Attempts(tasks), store, deadline, slots, self._drains).outcomes()
 
-        environment = {**dict.fromkeys(THREAD_VARIABLES, str(self.n_threads)), **KEEP_FREED_MEMORY}
-        settings = {
-            **{f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in environment.items()},
-            "distributed.scheduler.allowed-failures": 0,  # attempts are counted by the controller
-            "distributed.admin.low-level-log-length": 10,  # a log of messages keeps the tasks in them
-            "distributed.worker.memory.terminate": False,  # mapped files alone would trip these
-            "distributed.worker.memory.pause": False,
-            "distributed.worker.memory.spill": False,
-            "distributed.worker.memory.target": False,
-        }
-        n_workers = min(self.n_workers, len(tasks))
-        with (
-            dask.config.set(settings),
-            _quiet(),
-            LocalCluster(
-                n_workers=n_workers,
-                threads_per_worker=slots,
-                processes=True,
-                memory_limit=0,
-                dashboard_address="127.0.0.1:0",
-                silence_logs=50,
-            ) as cluster,
-            Client(cluster) as client,
-        ):
-            yield from _bounded(client, tasks, store, deadline, max(IN_FLIGHT_PER_WORKER, slots) * n_workers)
+
+@dataclass(eq=False)
+class _Hand:
+    """A worker process as this side sees it: its tasks in flight, and how many ended there."""
+
+    running: dict[Any, Task] = field(default_factory=dict)
+    n_ended: int = 0
+    suspect: bool = False
+    """Whether the task it has must have it for itself."""
+    yielded: bool = False
+    gone_since: float | None = None
+
+
+@dataclass
+class _Drive:
+    """Tasks of one stage on their way through the workers of a crew."""
+
+    crew: Crew
+    attempts: Attempts
+    store: Path
+    deadline: Deadline | None
+    slots: int
+    drains: Callable[[], bool]
+
+    def __post_init__(self) -> None:
+        self._hands: dict[str, _Hand] = {}
+        self._where: dict[Any, str] = {}
+        self._ended: SimpleQueue[Any] = SimpleQueue()
+        self._longest_s = 0.0
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """Outcomes of tries as they are known, until nothing is left to try."""
+        while True:
+            if self.drains():
+                for task in self.attempts.take_rest():
+                    left = tuple(str(unit) for unit in task.units if not unit.done(self.store))
+                    yield Outcome(task, TaskRecord(task.key, left=left))
+            if not len(self.attempts) and not self._where:
+                return
+            self.crew.want(-(-(len(self.attempts) + len(self._where)) // self.slots))
+            yield from self._lose(self._look_after())
+            self._place()
+            yield from self._collect()
+
+    def _look_after(self) -> list[Any]:
+        """Take in new workers, let go of those that are done; futures of workers that are long gone."""
+        alive = self.crew.workers()
+        for address in alive:
+            self._hands.setdefault(address, _Hand())
+        lost: list[Any] = []
+        for address, hand in list(self._hands.items()):
+            if address in alive:
+                hand.gone_since = None
+                if not hand.running and (hand.yielded or not len(self.attempts)):
+                    self.crew.dismiss(address)
+            elif not hand.running:
+                del self._hands[address]
+            else:
+                hand.gone_since = hand.gone_since or time.monotonic()
+                if time.monotonic() - hand.gone_since > LOST_S:
+                    lost += hand.running
+        return lost
+
+    def _lose(self, futures: Sequence[Any]) -> Iterator[Outcome]:
+        """A task that was on its way to a worker when that went never hears of it: Dask lets it wait."""
+        for future in futures:
+            future.cancel()
+            if future in self._where:
+                yield self._end(future, None)
+
+    def _place(self) -> None:
+        """Give every worker a first task before any gets a second one."""
+        limit = max(IN_FLIGHT_PER_WORKER, self.slots)
+        while free := [hand for hand in self._hands.items() if self._may_take(hand[1], limit)]:
+            placed = False
+            for address, hand in sorted(free, key=lambda pair: len(pair[1].running)):
+                if (found := self.attempts.next(alone=not hand.running)) is None:
+                    continue
+                task, hand.suspect = found
+                self._start(task, address, hand)
+                placed = True
+            if not placed:
+                return
+
+    def _may_take(self, hand: _Hand, limit: int) -> bool:
+        return (
+            hand.gone_since is None
+            and not hand.yielded
+            and not (hand.suspect and hand.running)
+            and len(hand.running) < limit
+        )
+
+    def _start(self, task: Task, address: str, hand: _Hand) -> None:
+        ends = self.crew.ends(address) or (self.deadline and self.deadline.end_s)
+        future = self.crew.client.submit(
+            _run_there,
+            task,
+            self.store,
+            Deadline(ends, self._longest_s) if ends else None,
+            pure=False,
+            workers=[address],
+            allow_other_workers=False,
+        )
+        hand.running[future] = task
+        self._where[future] = address
+        future.add_done_callback(self._ended.put)
+
+    def _collect(self) -> Iterator[Outcome]:
+        """What ended, all of it; waits a moment if nothing did."""
+        wait = True
+        while True:
+            try:
+                future = self._ended.get(timeout=TICK_S if wait and self._where else 0.05 if wait else None)
+            except Empty:
+                return
+            if future in self._where:
+                yield self._end(future, future)
+            if self._ended.empty():
+                return
+            wait = False
+
+    def _end(self, future: Any, result: Any | None) -> Outcome:
+        address = self._where.pop(future)
+        hand = self._hands[address]
+        alone = len(hand.running) == 1
+        task = hand.running.pop(future)
+        outcome = self._outcome(task, address, result)
+        fresh = hand.n_ended == 0
+        if outcome.record is not None:
+            hand.n_ended += 1
+            hand.yielded = self.crew.replaces and bool(outcome.record.left)
+            self._longest_s = max([self._longest_s, *(unit.seconds for unit in outcome.record.done)])
+        future.release()
+        return self.attempts.judge(outcome, alone, self.crew.replaces, fresh)
+
+    def _outcome(self, task: Task, address: str, future: Any | None) -> Outcome:
+        if future is not None and future.status == "finished":
+            record, lost_by, message = future.result()
+            return Outcome(task, record, lost_by, message, where=self.crew.name_of(address))
+        from distributed.scheduler import KilledWorker
+
+        error = None if future is None or future.status != "error" else future.exception()
+        if error is not None and not isinstance(error, KilledWorker | CancelledError):
+            return Outcome(task, None, "error", one_line(error), where=self.crew.name_of(address))
+        lost_by, why = self.crew.how_lost(address)
+        return Outcome(task, None, lost_by, why, where=self.crew.name_of(address))
 
 
 def _run_there(task: Task, store: Path, deadline: Deadline | None) -> tuple[TaskRecord | None, LostBy, str]:
@@ -163,60 +269,10 @@ def _run_there(task: Task, store: Path, deadline: Deadline | None) -> tuple[Task
     return outcome.record, outcome.lost_by, outcome.message
 
 
-def _bounded(
-    client: Any, tasks: Sequence[Task], store: Path, deadline: Deadline | None, limit: int
-) -> Iterator[Outcome]:
-    from distributed import as_completed
-    from distributed.scheduler import KilledWorker
-
-    waiting = iter(tasks)
-    running: dict[Any, Task] = {}
-
-    def start_one() -> Any | None:
-        task = next(waiting, None)
-        if task is None:
-            return None
-        future = client.submit(_run_there, task, store, deadline, pure=False)
-        running[future] = task
-        return future
-
-    first = [future for _ in range(limit) if (future := start_one()) is not None]
-    # With results: asking for each would be a way to the scheduler and back.
-    completed = as_completed(first, with_results=True, raise_errors=False)
-    for future, result in completed:
-        task = running.pop(future)
-        if future.status != "error":
-            outcome = Outcome(task, *result)
-        else:
-            _, error, _ = result
-            lost_by: LostBy = "crash" if isinstance(error, KilledWorker) else "error"
-            outcome = Outcome(task, None, lost_by, one_line(error))
-        future.release()
-        if (another := start_one()) is not None:
-            completed.add(another)
-        yield outcome
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Dask's own log lines off the terminal: outcomes say what went wrong."""
-    import logging
-
-    loggers = [logging.getLogger(name) for name in ("distributed", "tornado")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
 def make_executor(profile: str, settings: Cluster, worker_bytes: int) -> Executor:
     """Executor of a profile, ``serial`` or ``local``, for workers that need so much memory."""
     n_workers, n_threads = workers_and_threads(profile, settings, n_cores(), memory_bytes(), worker_bytes)
-    return SerialExecutor(n_threads) if profile == "serial" else LocalExecutor(n_workers, n_threads)
+    return SerialExecutor(n_threads) if profile == "serial" else DaskExecutor(LocalPool(n_workers, n_threads))
 
 
 def workers_and_threads(

@@ -60,13 +60,16 @@ class Deadline:
     ----------
     end_s : float
         Seconds since the epoch.
+    longest_s : float
+        Duration of the longest unit of its kind so far, in seconds.
     """
 
     end_s: float
+    longest_s: float = 0.0
 
     def allows(self, estimate_s: float) -> bool:
-        """Whether a unit of this estimate fits before the end, with half of it to spare."""
-        return time.time() + 1.5 * estimate_s < self.end_s
+        """Whether a unit of this estimate, or as long as the longest, fits with half of it to spare."""
+        return time.time() + 1.5 * max(estimate_s, self.longest_s) < self.end_s
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hpcenc.cluster.controller import MAX_TRIES, Progress, run_plan
-from hpcenc.cluster.executors import Executor, LocalExecutor, SerialExecutor
+from hpcenc.cluster.attempts import MAX_TRIES
+from hpcenc.cluster.controller import Progress, run_plan
+from hpcenc.cluster.executors import DaskExecutor, Executor, SerialExecutor
+from hpcenc.cluster.pools import LocalPool
 from hpcenc.storage.groups import ArraySpec, GroupSpec
 from hpcenc.storage.store import Store
 from hpcenc.tasks.plan import Plan, Stage
@@ -178,7 +180,7 @@ def test_a_task_that_kills_its_workers_is_set_aside_and_its_neighbours_are_not(
             make_task("crashes once", [2], fails="crash", n_failures=1),
         ]
     ]
-    progress, events = run(stages, store, LocalExecutor(n_workers=1, n_threads=1), slots=slots)
+    progress, events = run(stages, store, DaskExecutor(LocalPool(n_workers=1, n_threads=1)), slots=slots)
     assert [reason.partition(":")[0] for reason in progress.set_aside] == ["deadly"]
     assert progress.units_done == 2
     assert n_tries(tmp_path, "deadly") == MAX_TRIES
@@ -201,8 +203,8 @@ def test_a_deadline_leaves_units_and_what_needs_them_is_not_set_aside(
 
 def test_progress_is_right_after_an_interruption(make_task: MakeTask, store: Path) -> None:
     class Interrupted(SerialExecutor):
-        def run(self, tasks: Sequence[Task], store: Path, deadline: Deadline | None, slots: int = 1) -> Any:
-            yield from super().run(tasks[:2], store, deadline, slots)
+        def run(self, tasks: Sequence[Task], *settings: Any) -> Any:
+            yield from super().run(tasks[:2], *settings)
             raise KeyboardInterrupt
 
     progress = Progress()

@@ -10,13 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hpcenc.cluster.executors import (
-    LocalExecutor,
-    SerialExecutor,
-    make_executor,
-    run_task,
-    workers_and_threads,
-)
+from hpcenc.cluster.attempts import run_task
+from hpcenc.cluster.executors import DaskExecutor, SerialExecutor, make_executor, workers_and_threads
+from hpcenc.cluster.pools import LocalPool
 from hpcenc.cluster.threads import THREAD_VARIABLES
 from hpcenc.storage.groups import ArraySpec, GroupSpec
 from hpcenc.storage.store import Store
@@ -83,7 +79,9 @@ def test_threads_are_as_before_after_a_serial_run(make_task: Callable[..., Task]
 
 def test_local_runs_every_task_once_on_worker_processes(make_task: Callable[..., Task], store: Path) -> None:
     tasks = [make_task(f"t{index}", "storage" if index == 5 else "") for index in range(12)]
-    outcomes = {outcome.task.key: outcome for outcome in LocalExecutor(2, 1).run(tasks, store, None)}
+    outcomes = {
+        outcome.task.key: outcome for outcome in DaskExecutor(LocalPool(2, 1)).run(tasks, store, None)
+    }
     assert set(outcomes) == {task.key for task in tasks}
     assert outcomes["t5"].lost_by == "storage"
     records = [outcome.record for outcome in outcomes.values() if outcome.record is not None]
@@ -129,7 +127,7 @@ def test_tasks_in_two_slots_of_a_worker_overlap_and_are_at_most_two(
 ) -> None:
     tasks = [make_writer(name, 2) for name in "abcd"]
     begins = []
-    for outcome in LocalExecutor(1, 1).run(tasks, store, None, slots=2):
+    for outcome in DaskExecutor(LocalPool(1, 1)).run(tasks, store, None, slots=2):
         assert outcome.record is not None
         assert len(outcome.record.done) == 2
         assert any(outcome.task is task for task in tasks), "the task does not travel back"
@@ -148,16 +146,17 @@ def test_a_writer_that_fails_fails_its_own_task_at_once_and_its_neighbour_goes_o
     failing, neighbour = make_writer("failing", 1), make_writer("neighbour", 8)
     (store / "failing" / "values" / "0").mkdir()  # where the chunk belongs
     outcomes = []
-    for outcome in LocalExecutor(1, 1).run([neighbour, failing], store, None, slots=2):
+    for outcome in DaskExecutor(LocalPool(1, 1)).run([neighbour, failing], store, None, slots=2):
         outcomes.append((outcome, time.time()))
-    (first, known), (second, _) = outcomes
-    assert (first.task.key, first.lost_by) == ("failing", "storage")
+    (first, known), *_, last = outcomes
+    assert (first.task.key, first.lost_by, first.again) == ("failing", "storage", True)
     assert "failing/values/0" in first.message
     began = float((store.parent / "failing began").read_text().split()[1])
     assert known - began < 1
     assert not failing.units[0].done(store)
-    assert second.record is not None
-    assert len(second.record.done) == 8
+    assert [outcome.again for outcome, _ in outcomes if outcome.task is failing] == [True, True, False]
+    assert last[0].record is not None
+    assert len(last[0].record.done) == 8
     np.testing.assert_array_equal(Store(store).read("neighbour/values"), 1)
 
 
