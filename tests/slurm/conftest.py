@@ -1,0 +1,111 @@
+"""A real SLURM for the tests of this folder; none may leave a job, a process or a private file behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandbox import PACKAGES, PROGRAMS, Sandbox, which, free_port, wait_for
+
+N_NODES, N_GPUS = 3, 2
+FAILURES = Path(__file__).parents[2] / "build" / "slurm-failures"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.slurm)
+
+
+@pytest.fixture(scope="session")
+def running_sandbox() -> Iterator[Sandbox]:
+    missing = [name for name in PROGRAMS if which(name) is None]
+    if missing:
+        why = f"SLURM is not installed ({', '.join(missing)}); Debian's packages: {PACKAGES}"
+        if os.environ.get("CI") or os.environ.get("HPCENC_NEEDS_SLURM"):
+            pytest.fail(why)
+        pytest.skip(why)
+    folder = Path(tempfile.mkdtemp(prefix="hs"))
+    folder.chmod(0o755)
+    cluster = Sandbox(folder, N_NODES, N_GPUS, free_port(N_NODES + 1))
+    before = os.environ.get("SLURM_CONF")
+    try:
+        cluster.start()
+        os.environ["SLURM_CONF"] = str(cluster.conf)
+        yield cluster
+    finally:
+        cluster.stop()
+        os.environ.pop("SLURM_CONF", None)
+        if before is not None:
+            os.environ["SLURM_CONF"] = before
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def sandbox(running_sandbox: Sandbox, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Sandbox]:
+    """The cluster, all nodes idle; afterwards nothing may be left of the test."""
+    processes = _processes()
+    yield running_sandbox
+    if getattr(request.node, "failed", False):
+        folder = FAILURES / request.node.name.replace("/", "_")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        running_sandbox.keep_logs(folder)
+        ignored = shutil.ignore_patterns("bold", "features", "*.npy", "private")
+        shutil.copytree(tmp_path, folder / "files", ignore=ignored, ignore_dangling_symlinks=True)
+    jobs = running_sandbox.jobs(ended=False)
+    left: list[Any] = []
+    if jobs:
+        try:
+            wait_for(lambda: not running_sandbox.jobs(ended=False), 15, "jobs to end")
+        except TimeoutError:
+            left += running_sandbox.jobs(ended=False)
+            running_sandbox.run("scancel", *(job.job_id for job in jobs), check=False)
+            wait_for(lambda: not running_sandbox.jobs(ended=False), 30, "cancelled jobs to end")
+    try:
+        wait_for(lambda: not _left(processes, running_sandbox), 10, "processes to end")
+    except TimeoutError:
+        left += _left(processes, running_sandbox)
+    for node in running_sandbox.nodes:
+        running_sandbox.run("scontrol", "update", f"nodename={node}", "state=resume", check=False)
+    left += [*tmp_path.rglob("private/*"), *tmp_path.rglob("*.lock")]
+    assert not left, f"the test left behind: {left}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> Any:
+    report = yield
+    if report.when == "call":
+        item.failed = report.failed  # type: ignore[attr-defined]
+    return report
+
+
+def _processes() -> dict[int, str]:
+    """Processes that live, with their command lines."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            state = (path / "stat").read_text().rpartition(")")[2].split()[0]
+            text = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if state not in "ZX":
+            found[int(path.name)] = text.strip()
+    return found
+
+
+def _left(before: dict[int, str], cluster: Sandbox) -> list[str]:
+    """Processes of hpcenc, of its workers or of SLURM's jobs that were not there before."""
+    own = cluster.pids() | {os.getpid()}
+    words = ("hpcenc", "dask", "slurmstepd")
+    return [
+        f"{pid} {text}"
+        for pid, text in _processes().items()
+        if pid not in before and pid not in own and any(word in text for word in words)
+    ]
