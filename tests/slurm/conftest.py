@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from sandbox import PACKAGES, PROGRAMS, Sandbox, which, free_port, wait_for
+from sandbox import PACKAGES, PROGRAMS, Sandbox, free_port, wait_for, which
 
 N_NODES, N_GPUS = 3, 2
 FAILURES = Path(__file__).parents[2] / "build" / "slurm-failures"

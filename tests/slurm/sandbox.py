@@ -4,8 +4,8 @@
     export SLURM_CONF=/tmp/sandbox/slurm.conf
     python tests/slurm/sandbox.py stop --dir /tmp/sandbox
 
-It needs no root and changes nothing outside its folder. Debian's packages: slurmctld slurmd slurm-client munge
-slurm-wlm-basic-plugins. Nothing is confined: a job may use what the machine has, whatever it asked for.
+It needs no root and changes nothing outside its folder. Debian's packages: slurmctld slurmd slurm-client
+munge slurm-wlm-basic-plugins. Nothing is confined: a job may use all of the machine, whatever it asked for.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Sandbox:
     folder : Path
         A short path: that of a unix socket in it may have 107 characters at most.
     n_nodes, n_gpus : int
-        Nodes ``n1``, ``n2``, ... of eight CPUs and 16 GB, and GPUs of each; what the machine has is not asked.
+        Nodes ``n1``, ``n2``, ... of eight CPUs and 16 GB, and GPUs of each, whatever the machine has.
     port : int
         The first of ``n_nodes + 1`` free ones.
     """
