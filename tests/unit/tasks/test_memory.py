@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from scipy.signal import lfilter
 
-from hpcenc.cluster.executors import KEEP_FREED_MEMORY
+from hpcenc.cluster.pools import KEEP_FREED_MEMORY
 from hpcenc.cluster.threads import THREAD_VARIABLES
 from hpcenc.storage.digests import FileDigests
 from hpcenc.storage.marks import write_mark
