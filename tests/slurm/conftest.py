@@ -49,7 +49,7 @@ def running_sandbox() -> Iterator[Sandbox]:
 @pytest.fixture
 def sandbox(running_sandbox: Sandbox, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Sandbox]:
     """The cluster, all nodes idle; afterwards nothing may be left of the test."""
-    processes = _processes()
+    before = _processes(running_sandbox)
     yield running_sandbox
     if getattr(request.node, "failed", False):
         folder = FAILURES / request.node.name.replace("/", "_")
@@ -68,9 +68,9 @@ def sandbox(running_sandbox: Sandbox, request: pytest.FixtureRequest, tmp_path: 
             running_sandbox.run("scancel", *(job.job_id for job in jobs), check=False)
             wait_for(lambda: not running_sandbox.jobs(ended=False), 30, "cancelled jobs to end")
     try:
-        wait_for(lambda: not _left(processes, running_sandbox), 10, "processes to end")
+        wait_for(lambda: _processes(running_sandbox).keys() <= before.keys(), 10, "processes to end")
     except TimeoutError:
-        left += _left(processes, running_sandbox)
+        left += [text for pid, text in _processes(running_sandbox).items() if pid not in before]
     for node in running_sandbox.nodes:
         running_sandbox.run("scontrol", "update", f"nodename={node}", "state=resume", check=False)
     left += [*tmp_path.rglob("private/*"), *tmp_path.rglob("*.lock")]
@@ -85,26 +85,17 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> 
     return report
 
 
-def _processes() -> dict[int, str]:
-    """Processes that live, with their command lines."""
+def _processes(cluster: Sandbox) -> dict[int, str]:
+    """Processes that live and use the cluster, but for its daemons and this one, with their command lines."""
+    setting, own = f"SLURM_CONF={cluster.conf}".encode(), cluster.pids() | {os.getpid()}
     found = {}
     for path in Path("/proc").glob("[0-9]*"):
         try:
             state = (path / "stat").read_text().rpartition(")")[2].split()[0]
+            settings = (path / "environ").read_bytes().split(b"\0")
             text = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue
-        if state not in "ZX":
+        if state not in "ZX" and setting in settings and int(path.name) not in own:
             found[int(path.name)] = text.strip()
     return found
-
-
-def _left(before: dict[int, str], cluster: Sandbox) -> list[str]:
-    """Processes of hpcenc, of its workers or of SLURM's jobs that were not there before."""
-    own = cluster.pids() | {os.getpid()}
-    words = ("hpcenc", "dask", "slurmstepd")
-    return [
-        f"{pid} {text}"
-        for pid, text in _processes().items()
-        if pid not in before and pid not in own and any(word in text for word in words)
-    ]

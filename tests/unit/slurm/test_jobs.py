@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from hpcenc.slurm import jobs
-from hpcenc.slurm.jobs import Job, is_gone, this_job
+from hpcenc.slurm import commands
+from hpcenc.slurm.commands import SlurmError
+from hpcenc.slurm.jobs import Job, cancel_jobs, how_it_ended, is_gone, job_states, submit_job, this_job
 
 Squeue = Callable[..., Path]
+Fake = Callable[..., Callable[[], list[list[str]]]]
 
 CONTROLLER_DOWN = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)\n"
 UNKNOWN_JOB = "slurm_load_jobs error: Invalid job id specified\n"
@@ -21,7 +23,7 @@ UNKNOWN_JOB = "slurm_load_jobs error: Invalid job id specified\n"
 def squeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Squeue:
     """Put an squeue on PATH that answers so; gives the file with the arguments and environment it saw."""
     folder = tmp_path / "bin"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
 
     def answer(stdout: str = "", stderr: str = "", status: int = 0, sleep_s: float = 0) -> Path:
@@ -81,7 +83,7 @@ def test_a_machine_without_squeue_leaves_a_job_in_doubt(
 
 def test_an_squeue_that_hangs_leaves_a_job_in_doubt(squeue: Squeue, monkeypatch: pytest.MonkeyPatch) -> None:
     squeue(sleep_s=60)
-    monkeypatch.setattr(jobs, "TIMEOUT_S", 0.3)
+    monkeypatch.setattr(commands, "TIMEOUT_S", 0.3)
     assert not is_gone("4711")
 
 
@@ -98,7 +100,7 @@ def test_squeue_is_asked_for_the_job_without_the_users_defaults(
     arguments, environment = json.loads(seen.read_text())
     assert arguments == ["--noheader", "--format=%T", "--jobs", "4711_3"]
     left = {name for name in environment if name.startswith(("SQUEUE_", "SLURM_", "SBATCH_", "SACCT_"))}
-    assert left == {"SLURM_CONF"}
+    assert left == {"SLURM_CONF", "SLURM_TIME_FORMAT"}
     assert environment["LC_ALL"] == "C"
     assert environment["LAB_SETTING"] == "kept"
 
@@ -112,3 +114,72 @@ def test_a_process_knows_its_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
     monkeypatch.setenv("SLURM_JOB_END_TIME", "1795000000")
     assert this_job() == Job("4711", 2, 1_795_000_000.0)
+
+
+TIMED_OUT = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation\n"
+
+
+def test_a_submission_gives_the_id_of_the_job(fake: Fake) -> None:
+    calls = fake("sbatch", ("a site's greeting\n4711;cluster\n", "", 0))
+    assert submit_job("#!/bin/sh\n", ["--time=5"]) == "4711"
+    ((parsable, time, comment),) = calls()
+    assert (parsable, time) == ("--parsable", "--time=5")
+    assert comment.startswith("--comment=hpcenc-")
+
+
+def test_an_answer_that_is_no_id_is_an_error(fake: Fake) -> None:
+    fake("sbatch", ("submitted, probably\n", "", 0))
+    with pytest.raises(SlurmError, match="expected a job id, found 'submitted, probably'"):
+        submit_job("#!/bin/sh\n", [])
+
+
+def test_a_job_whose_answer_was_lost_is_not_submitted_twice(
+    fake: Fake, no_pause: list[float], tmp_path: Path
+) -> None:
+    calls = fake("sbatch", ("", TIMED_OUT, 1), ("4712\n", "", 0))
+    squeue = tmp_path / "bin" / "squeue"
+    squeue.write_text(f'#!/bin/sh\necho "17|another"; echo "4711|$(cat {tmp_path}/sbatch.calls.token)"\n')
+    squeue.chmod(0o755)
+    assert submit_job("#!/bin/sh\n", []) == "4711"
+    assert len(calls()) == 1
+
+
+def test_a_job_that_never_arrived_is_submitted_again(fake: Fake, no_pause: list[float]) -> None:
+    calls = fake("sbatch", ("", TIMED_OUT, 1), ("4712\n", "", 0))
+    fake("squeue", ("17|another\n", "", 0))
+    assert submit_job("#!/bin/sh\n", []) == "4712"
+    assert len(calls()) == 2
+
+
+def test_states_are_parsed(fake: Fake) -> None:
+    fake(
+        "squeue",
+        (
+            "12_3|w|RUNNING|None|n1|1795000000|1795000010|1795003610|a | b\n"
+            "13|w|PENDING|Resources||1795000000|N/A|N/A|\n"
+            "14|w|OUT_OF_MEMORY|OutOfMemory|n2|1795000000|1795000010|1795000020|\n"
+            "slurm says something else\n",
+            "",
+            0,
+        ),
+    )
+    running, pending, ended = job_states(name="w")
+    assert (running.job_id, running.node, running.reason, running.ending) == ("12_3", "n1", "", "running")
+    assert (running.submitted_s, running.start_s, running.end_s) == (1795000000, 1795000010, 1795003610)
+    assert (pending.reason, pending.start_s, pending.ending) == ("Resources", None, "running")
+    assert ended.ending == "out_of_memory"
+
+
+def test_a_forgotten_job_has_no_state(fake: Fake) -> None:
+    fake("squeue", ("", UNKNOWN_JOB, 1))
+    assert job_states(ids=["4711"]) == []
+    assert how_it_ended("4711") == "unknown"
+
+
+def test_nothing_is_cancelled_where_nothing_is_named(fake: Fake) -> None:
+    calls = fake("scancel", ("", "", 0))
+    cancel_jobs(ids=[])
+    assert calls() == []
+    cancel_jobs(ids=["4711", "4712"])
+    cancel_jobs(name="hpcenc-w-a1b2c3d4")
+    assert calls() == [["--quiet", "4711", "4712"], ["--quiet", "--name=hpcenc-w-a1b2c3d4", "--me"]]

@@ -1,0 +1,196 @@
+"""Job scripts: requests as arguments of sbatch, and a script in which everything is quoted.
+
+sbatch reads its options from the command line, never from ``#SBATCH`` lines, which take blanks and ``;`` for
+something else than a part of a name.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+RUN_ID = re.compile(r"[a-z0-9]{8}")
+LOG_NAME = "logs/%x-%j.log"
+"""Of a job's output, in its run folder: name and id of the job."""
+
+CACHES = {
+    "CUPY_CACHE_DIR": "cupy",
+    "MPLCONFIGDIR": "matplotlib",
+    "DASK_TEMPORARY_DIRECTORY": "dask",
+    "TRITON_CACHE_DIR": "triton",
+    "TORCHINDUCTOR_CACHE_DIR": "torch",
+}
+"""Folders that libraries fill as they run. Homes are small and shared, and slow for many workers at once."""
+
+
+@dataclass(frozen=True)
+class JobRequest:
+    """What a job asks SLURM for.
+
+    Attributes
+    ----------
+    name : str
+        ``[A-Za-z0-9._-]+``: it is a part of log names, and jobs are found by it.
+    folder : Path
+        The run folder, in which the job starts; its ``logs`` must exist.
+    walltime_min : int
+    cores : int
+    memory_mb : int
+    requeue : bool
+        Whether SLURM starts it again after its node failed or a job of higher priority took its place.
+    signal_s : int, optional
+        The job's script gets USR1 so many seconds before its walltime, or when it is preempted.
+    partition, account, qos, constraint, exclude : str
+        None is asked for if empty.
+    gpu_request : str
+        As the site wants it: ``--gres=gpu:1``, ``--gpus=a100:1`` and their like.
+    extra : tuple of str
+        Further options, each one argument of sbatch.
+    """
+
+    name: str
+    folder: Path
+    walltime_min: int
+    cores: int
+    memory_mb: int
+    requeue: bool = False
+    signal_s: int | None = None
+    partition: str = ""
+    account: str = ""
+    qos: str = ""
+    constraint: str = ""
+    exclude: str = ""
+    gpu_request: str = ""
+    extra: tuple[str, ...] = ()
+
+
+def controller_name(run_id: str) -> str:
+    """Name of a run's controller job."""
+    return f"hpcenc-{_checked_id(run_id)}"
+
+
+def worker_name(run_id: str) -> str:
+    """Name of all worker jobs of a run."""
+    return f"hpcenc-w-{_checked_id(run_id)}"
+
+
+def sbatch_options(request: JobRequest) -> list[str]:
+    """Arguments of sbatch.
+
+    Raises
+    ------
+    ValueError
+        If a text holds what SLURM cannot take: names the field.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", request.name):
+        raise ValueError(f"job name {request.name!r}: expected letters, digits, '.', '_' and '-'")
+    options = [
+        f"--job-name={request.name}",
+        f"--chdir={_checked_folder(request.folder)}",
+        # Relative to the folder it would be the same, but a `%j` in the folder's own name would be replaced.
+        f"--output={str(request.folder).replace('%', '%%')}/{LOG_NAME}",
+        "--open-mode=append",  # a requeued job goes on in its log
+        "--nodes=1",
+        "--ntasks=1",
+        f"--cpus-per-task={request.cores}",
+        f"--mem={request.memory_mb}M",
+        f"--time={request.walltime_min}",
+        "--requeue" if request.requeue else "--no-requeue",
+        "--export=ALL",
+    ]
+    if request.signal_s is not None:
+        options.append(f"--signal=B:USR1@{request.signal_s}")
+    for field in ("partition", "account", "qos", "constraint", "exclude"):
+        if text := getattr(request, field):
+            options.append(f"--{field}={one_line_text(field, text)}")
+    further = [request.gpu_request] if request.gpu_request else []
+    for text in [*further, *request.extra]:
+        if not text.startswith("-"):
+            raise ValueError(f"{text!r}: expected an option of sbatch, such as --gres=gpu:1")
+        options.append(one_line_text("option", text))
+    return options
+
+
+def render_script(
+    command: Sequence[str],
+    *,
+    prologue: str = "",
+    variables: Mapping[str, str] | None = None,
+    scratch: str = "${TMPDIR:-/tmp}",
+) -> str:
+    """A job script that becomes a command, so that SLURM's signals reach that.
+
+    Parameters
+    ----------
+    command : sequence of str
+        Quoted, whatever it holds.
+    prologue : str
+        The site's own lines of shell, such as ``module load cuda``: the only code here that is not hpcenc's.
+    variables : mapping of str to str
+        Set for the command, as they are.
+    scratch : str
+        Folder of the node for caches and temporary files; expanded by the node's shell, quoted otherwise.
+
+    Raises
+    ------
+    ValueError
+        For a text with a NUL, or a variable that is none.
+    """
+    for name in variables or {}:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise ValueError(f"{name!r} is no name of a variable")
+    settings = {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", **(variables or {})}
+    texts = [*command, *settings.values()]
+    if any("\0" in text for text in texts):
+        raise ValueError("a NUL in a command or a variable")
+    lines = ["#!/bin/bash"]
+    if prologue:
+        lines += ["# of the site's profile", prologue.rstrip("\n"), ""]
+    # A prologue may have options of its own in the shell; ours begin here.
+    lines += ["set -eu", f"scratch={_expanded(scratch)}/hpcenc-$(id -u)-$SLURM_JOB_ID"]
+    lines += ['mkdir -p -m 700 "$scratch"']
+    lines += [f'export {name}="$scratch"/{folder}' for name, folder in CACHES.items()]
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in settings.items()]
+    lines += [f"exec {shlex.join(command)}", ""]
+    return "\n".join(lines)
+
+
+def one_line_text(what: str, text: str) -> str:
+    """A text that SLURM can take as a part of one argument.
+
+    Raises
+    ------
+    ValueError
+        If it holds a control character.
+    """
+    if any(ord(character) < 32 or ord(character) == 127 for character in text):
+        raise ValueError(
+            f"{what} {text!r}: line breaks and other control characters cannot be given to SLURM"
+        )
+    return text
+
+
+def _checked_folder(folder: Path) -> str:
+    if "\\" in str(folder):  # it would end all replacements in the log's name
+        raise ValueError(f"run folder {str(folder)!r}: SLURM cannot keep logs in a folder with a backslash")
+    return one_line_text("run folder", str(folder))
+
+
+def _expanded(text: str) -> str:
+    """A text in double quotes, in which only variables are expanded."""
+    one_line_text("scratch", text)
+    if "$(" in text or "`" in text:
+        raise ValueError(
+            f"scratch {text!r}: expected a folder; variables such as $TMPDIR may be in it, no commands"
+        )
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _checked_id(run_id: str) -> str:
+    if not RUN_ID.fullmatch(run_id):
+        raise ValueError(f"run id {run_id!r}: expected eight of a-z and 0-9")
+    return run_id
