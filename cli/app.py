@@ -99,7 +99,10 @@ def submit(
     subjects: SubjectsOption = "all",
     profile: Annotated[
         str | None,
-        typer.Option("--profile", help="local (worker processes here) or serial (this process only)."),
+        typer.Option(
+            "--profile",
+            help="local (worker processes here), serial (this process only) or one of `hpcenc profile list`.",
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
     as_json: JsonOption = False,
@@ -109,8 +112,6 @@ def submit(
     Exit status: 0 done, 1 something failed or was set aside, 2 wrong usage or input, 3 interrupted
     and resumable.
     """
-    if profile not in (None, "local", "serial"):
-        _refuse(f"--profile: expected local or serial, found {profile!r}")
     if dry_run:
         _print_plan(study, models, layers, subjects, as_json, profile)
         return
@@ -275,11 +276,12 @@ def _print_plan(
 @contextmanager
 def _clear_errors() -> Iterator[None]:
     """Wrong input ends a command with its messages alone, one line each, and exit status 2."""
+    from hpcenc.slurm.profiles import ProfileError
     from hpcenc.storage.errors import BoldError, LockError, StoreError, StudyError
 
     try:
         yield
-    except StudyError as error:
+    except (ProfileError, StudyError) as error:
         _refuse(*error.problems)
     except (BoldError, LockError, StoreError, OSError) as error:
         _refuse(str(error))

@@ -19,6 +19,7 @@ from hpcenc.cluster.liveness import is_gone
 from hpcenc.cluster.pricing import memory_problems, price_run
 from hpcenc.cluster.run_folder import Event, RunFolder, new_run_id
 from hpcenc.slurm.jobs import this_job
+from hpcenc.slurm.profiles import HERE, find_profile
 from hpcenc.storage.digests import FileDigests
 from hpcenc.storage.errors import StoreError, StudyError
 from hpcenc.storage.groups import GroupSpec, group_state
@@ -46,7 +47,7 @@ class Prepared:
     Attributes
     ----------
     profile : str
-        ``local`` or ``serial``.
+        ``local``, ``serial`` or that of a SLURM site.
     peak : WorkerPeak
         Memory that one worker of it needs.
     """
@@ -98,14 +99,19 @@ def prepare(
     subjects : str
         ``all``, or ids joined by commas.
     profile : str, optional
-        ``local`` or ``serial``; the study's own if absent.
+        ``local``, ``serial`` or that of a SLURM site; the study's own if absent.
 
     Raises
     ------
+    ProfileError
+        If there is no such profile, or something is wrong with it.
     StudyError
         Everything that is wrong, before anything is computed or written.
     """
     study = choose_subjects(load_study(path), subjects)
+    profile = profile or study.cluster.profile
+    if profile not in HERE:
+        find_profile(profile, overrides=study.cluster.slurm)
     feature_sets = select_feature_sets(study, models, layers)
     digests = digest_memory(study)
     facts = inspect(study, feature_sets, study.subjects.ids, digests)
@@ -116,7 +122,6 @@ def prepare(
         raise StudyError(str(error)) from error
     assert facts.voxels is not None
     check_store(study, facts.voxels, plan)
-    profile = profile or study.cluster.profile
     peak = worker_peak(plan, study.store_path, overlaps=profile != "serial")
     if problems := memory_problems(study, peak, profile, memory_bytes()):
         raise StudyError(problems)
@@ -207,6 +212,8 @@ def submit(
         If the backend of the fits does not work on this machine.
     """
     study, store = prepared.study, prepared.study.store_path
+    if (profile or prepared.profile) not in HERE:
+        raise StudyError("profile: hpcenc cannot run on SLURM yet; expected local or serial")
     description = try_backend(study, prepared.backend.name)
     job, run_id = this_job(), new_run_id()
     owner = this_process(run_id, job.job_id if job else "", job.restart_count if job else 0)

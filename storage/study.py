@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -237,10 +238,20 @@ class Fit(Settings):
 class Cluster(Settings):
     """Where tasks run."""
 
-    profile: Literal["local", "serial"] = "local"
+    profile: str = "local"
+    """``local`` or ``serial``, both on this machine, or the name of a SLURM site's profile."""
+    slurm: dict[str, Any] = {}
+    """What this study changes in that profile, in the same tables."""
     n_workers: PositiveInt | None = None
     """Worker processes; None takes one for every core that memory allows."""
     threads_per_worker: PositiveInt | None = None
+
+    @field_validator("profile")
+    @classmethod
+    def _name(cls, profile: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", profile):
+            raise ValueError(f"expected local, serial or the name of a profile, found {profile!r}")
+        return profile
 
 
 class Study(Settings):

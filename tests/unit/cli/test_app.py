@@ -75,10 +75,16 @@ def test_wrong_usage_ends_with_2(command: list[str]) -> None:
     assert (result.exit_code, result.stdout) == (2, "")
 
 
-def test_a_profile_that_does_not_exist_is_refused(study_file: Path) -> None:
+def test_a_profile_that_does_not_exist_is_refused(study_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = study_file.parent
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(folder))
+    monkeypatch.setenv("HPCENC_PROFILES", str(folder / "site"))
     result = run("submit", study_file, "--profile", "cloud")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr == "error: --profile: expected local or serial, found 'cloud'\n"
+    assert result.stderr == (
+        "error: profile: expected one of local, serial, found 'cloud'; "
+        f"looked in {folder}/hpcenc/profiles, {folder}/site. Write one with `hpcenc profile init cloud`\n"
+    )
 
 
 def test_check_and_a_dry_run_tell_the_same_and_write_nothing(study_file: Path) -> None:

@@ -77,6 +77,12 @@ def test_a_minimal_study_has_the_defaults_of_the_field() -> None:
     assert study.store_path == Path("/lab/results/study.zarr")
 
 
+def test_what_a_study_changes_in_a_site_profile_is_kept_as_it_is() -> None:
+    changes = {"gpu": {"walltime": "1-0", "max_jobs": 4}, "scratch": "$TMPDIR"}
+    study = parse_study(edited(cluster={"profile": "my-site.2", "slurm": changes}), Path("/lab"))
+    assert (study.cluster.profile, study.cluster.slurm) == ("my-site.2", changes)
+
+
 def test_a_file_is_read_with_paths_from_its_own_folder(tmp_path: Path) -> None:
     path = tmp_path / "study.toml"
     path.write_text(TOML)
@@ -137,7 +143,7 @@ def test_all_errors_of_a_file_come_at_once_with_key_expected_and_found() -> None
         ),
         (
             {"cluster": {"zzz": 1}},
-            "cluster.zzz: unknown key; known keys: profile, n_workers, threads_per_worker",
+            "cluster.zzz: unknown key; known keys: profile, slurm, n_workers, threads_per_worker",
         ),
     ],
 )  # fmt: skip
@@ -184,6 +190,9 @@ def test_a_value_of_another_type_is_refused(changes: dict[str, Any], expected: s
         ({"runs__1__name": "one"}, "runs", "names must differ"),
         ({"runs__1__name": "One"}, "runs", "one, One differ in case or signs only"),
         ({"runs__0__movie": {"V1": "a.mp4", "v1": "b.mp4"}}, "runs.movie", "V1, v1 differ"),
+        ({"cluster__profile": "../gpu"}, "cluster.profile", "expected local, serial or the name of"),
+        ({"cluster__profile": ""}, "cluster.profile", "expected local, serial or the name of"),
+        ({"cluster__slurm": 1}, "cluster.slurm", "input should be an object, found 1"),
         ({"fit__test_runs": ["three"]}, "fit.test_runs", "no run is called three; runs are one, two"),
         ({"subjects__runs_of": {"100610": ["x"]}}, "subjects.runs_of.100610", "no run is called x"),
         ({"subjects__runs_of": {"100610": []}}, "subjects.runs_of.100610", "names no run"),
