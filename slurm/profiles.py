@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -32,7 +33,6 @@ from hpcenc.slurm.values import (
     check_name,
     check_nodes,
     check_partitions,
-    check_profile_name,
     parse_memory,
     parse_ports,
     parse_umask,
@@ -255,6 +255,22 @@ def user_folder() -> Path:
     return Path(home) / "hpcenc" / "profiles"
 
 
+def profile_path(name: str) -> Path:
+    """The user's own file of a profile.
+
+    Raises
+    ------
+    ProfileError
+        If a profile cannot be called so.
+    """
+    if not _is_name(name):
+        raise ProfileError(
+            f"profile: expected a name of letters, digits, '.', '_' and '-', neither {' nor '.join(HERE)}; "
+            f"found {name!r}"
+        )
+    return user_folder() / f"{name}.toml"
+
+
 def list_profiles() -> dict[str, tuple[Path, ...]]:
     """Files of every profile, by name; the strongest first."""
     found: dict[str, tuple[Path, ...]] = {}
@@ -314,10 +330,7 @@ def find_profile(name: str, *, overrides: Mapping[str, Any] | None = None) -> Sl
 
 def _is_name(name: str) -> bool:
     """Whether a profile may be called so."""
-    try:
-        return check_profile_name(name) not in HERE
-    except ValueError:
-        return False
+    return name not in HERE and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name) is not None
 
 
 def _known_keys(loc: tuple[int | str, ...]) -> list[str]:

@@ -67,6 +67,13 @@ def parse_walltime(value: object) -> int:
     raise ValueError("expected minutes, or a time such as '04:00:00' or '1-12:00:00'")
 
 
+def walltime_text(minutes: int) -> str:
+    """Minutes as SLURM writes them."""
+    days, left = divmod(minutes, 24 * 60)
+    clock = f"{left // 60:02}:{left % 60:02}:00"
+    return f"{days}-{clock}" if days else clock
+
+
 def parse_memory(value: object) -> int:
     """Bytes of a size such as ``"16G"``; units are SLURM's, in powers of 1024.
 
@@ -79,6 +86,11 @@ def parse_memory(value: object) -> int:
     if not found or not int(found[1]):
         raise ValueError("expected a size with its unit, such as '16G' or '500M'")
     return int(found[1]) * _UNITS[found[2]]
+
+
+def memory_text(n_bytes: int) -> str:
+    """Bytes in whole gigabytes, or megabytes where they are few; rounded down."""
+    return f"{n_bytes >> 30}G" if n_bytes >> 30 else f"{n_bytes >> 20}M"
 
 
 def parse_umask(value: object) -> int:
@@ -107,9 +119,6 @@ def _text(pattern: str, expected: str) -> Callable[[str], str]:
     return check
 
 
-check_profile_name = _text(
-    r"[A-Za-z0-9_][A-Za-z0-9._-]*", "the name of a profile: letters, digits, '.', '_' and '-'"
-)
 check_name = _text(_NAME, "a name that SLURM knows: letters, digits and _ . + @ -")
 check_partitions = _text(
     rf"{_NAME}(,{_NAME})*", "a partition, or several joined by commas: letters, digits and _ . + @ -"
@@ -119,7 +128,8 @@ check_constraint = _text(
 )
 check_nodes = _text(r"[A-Za-z0-9_][A-Za-z0-9_.,\[\]-]*", "a list of nodes, such as 'n01,gpu[3-5]'")
 check_gpu_request = _text(
-    rf"--[a-z][a-z-]*={_VALUE}", "one option of sbatch for one GPU, such as '--gres=gpu:1' or '--gpus=1'"
+    rf"--(gres|gpus|(gpus|tres)-per-[a-z]+)={_VALUE}",
+    "one option of sbatch for one GPU, such as '--gres=gpu:1' or '--gpus=1'",
 )
 check_interface = _text(r"[A-Za-z0-9][A-Za-z0-9_.:@-]*", "a network interface, such as 'ib0'")
 check_line = _text(r"[^\x00-\x08\x0a-\x1f\x7f]*\S[^\x00-\x08\x0a-\x1f\x7f]*", "one line of shell")
@@ -129,10 +139,10 @@ def check_directive(text: str) -> str:
     """An option of sbatch that has no key of its own and that hpcenc leaves alone."""
     if not (found := re.fullmatch(rf"--([a-z][a-z-]*)(={_VALUE})?", text)):
         raise ValueError("expected an option of sbatch, such as '--mail-type=FAIL', without blanks or quotes")
-    if key := _KEY_OF.get(found[1]):
-        raise ValueError(f"expected no --{found[1]} here: it is the key {key!r}")
-    if found[1] in _OURS:
-        raise ValueError(f"expected no --{found[1]} here: hpcenc sets it itself")
+    for option in (*_KEY_OF, *_OURS):
+        if option.startswith(found[1]):  # sbatch takes the beginning of an option for the whole
+            whose = f"it is the key {_KEY_OF[option]!r}" if option in _KEY_OF else "hpcenc sets it itself"
+            raise ValueError(f"expected no --{option} here: {whose}")
     return text
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,17 @@ import pytest
 
 from hpcenc.slurm.profiles import (
     OVERRIDES,
+    Controller,
+    GpuWorkers,
+    Network,
     ProfileError,
     SlurmProfile,
     find_profile,
     list_profiles,
     read_profile,
 )
+
+MANUAL = Path(__file__).parents[3] / "docs" / "slurm.md"
 
 SITE = """\
 scratch = "$TMPDIR"
@@ -216,6 +222,7 @@ def test_a_folder_may_hold_variables_and_blanks(value: str) -> None:
         ("--partition=x", "expected no --partition here: it is the key 'partition'"),
         ("--time=5", "expected no --time here: it is the key 'walltime'"),
         ("--export=LD_PRELOAD=/tmp/x.so", "expected no --export here: hpcenc sets it itself"),
+        ("--expo=LD_PRELOAD=/tmp/x.so", "expected no --export here: hpcenc sets it itself"),
         ("--requeue", "expected no --requeue here: hpcenc sets it itself"),
     ],
 )
@@ -234,6 +241,31 @@ def test_a_second_gres_does_not_replace_that_of_the_gpu() -> None:
     assert "gpu.directives: expected no --gres here" in problem
 
 
+@pytest.mark.usefixtures("site")
+@pytest.mark.parametrize(
+    "request_",
+    [
+        "--gpus=1",
+        "--gpus-per-node=a100:1",
+        "--gres=gpu:a100_1g.5gb:1,lscratch:100",
+        "--tres-per-task=gres/gpu:1",
+    ],
+)
+def test_one_gpu_is_asked_for_in_any_way_that_sbatch_knows(request_: str) -> None:
+    profile = find_profile("lab", overrides={"gpu": {"gpu_request": request_}})
+    assert profile.gpu is not None
+    assert profile.gpu.gpu_request == request_
+
+
+@pytest.mark.usefixtures("site")
+@pytest.mark.parametrize(
+    "request_", ["gpu:1", "--gres=", "--export=LD_PRELOAD=x", "--gpus 1", "-G1", "--wrap=x"]
+)
+def test_a_gpu_is_asked_for_by_nothing_else(request_: str) -> None:
+    (problem,) = problems_of({"gpu": {"gpu_request": request_}})
+    assert "gpu.gpu_request: expected one option of sbatch for one GPU" in problem
+
+
 def test_a_prologue_may_hold_any_line_of_shell_but_lines_only(site: Path) -> None:
     site.write_text(SITE.replace('["module', '["source \'/my venv/bin/activate\'; umask $(cat x)", "module'))
     assert len(find_profile("lab").prologue) == 2
@@ -244,3 +276,19 @@ def test_a_prologue_may_hold_any_line_of_shell_but_lines_only(site: Path) -> Non
 
 def test_what_is_checked_is_what_toml_says() -> None:
     assert SlurmProfile.model_validate(tomllib.loads(SITE)).cpu.memory_bytes == 16 * 2**30
+
+
+def test_the_manual_has_two_whole_profiles() -> None:
+    blocks = [block.partition("```")[0] for block in MANUAL.read_text().split("```toml\n")[1:]]
+    examples = [tables for block in blocks if "controller" in (tables := tomllib.loads(block))]
+    first, second = (SlurmProfile.model_validate(tables) for tables in examples)
+    assert first.gpu is not None
+    assert second.gpu is not None
+    assert (first.gpu.gpu_request, second.gpu.gpu_request) == ("--gres=gpu:a100:1", "--gpus=1")
+
+
+def test_the_manual_explains_every_key() -> None:
+    rows = [line.split("|")[1] for line in MANUAL.read_text().splitlines() if line.startswith("|")]
+    explained = {key.strip("[]") for row in rows for key in re.findall(r"`([^`]+)`", row)}
+    tables = (SlurmProfile, Controller, GpuWorkers, Network)
+    assert explained == {field.alias or key for table in tables for key, field in table.model_fields.items()}
