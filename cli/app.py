@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
+from hpcenc.cli.profile import app as profile_app
+from hpcenc.cli.refusal import clear_errors, refuse, say
 from hpcenc.cli.wording import plan_lines, status_lines
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(profile_app, name="profile")
 
 StudyFile = Annotated[Path, typer.Argument(metavar="[STUDY]", help="Study file; ./study.toml if left out.")]
 ModelsOption = Annotated[
@@ -56,17 +57,17 @@ def init(
     from hpcenc.storage.hcp7t import read_subjects
     from hpcenc.storage.initialise import hcp7t_study, other_study
 
-    with _clear_errors():
+    with clear_errors():
         if dataset not in ("hcp7t", "other"):
-            _refuse(f"--dataset: expected hcp7t or other, found {dataset!r}")
+            refuse(f"--dataset: expected hcp7t or other, found {dataset!r}")
         if output.exists():
-            _refuse(f"{output} exists already; remove it, or give another --output")
+            refuse(f"{output} exists already; remove it, or give another --output")
         for option in (folder, movies):
             if option is not None and not option.is_dir():
-                _refuse(f"{option} is not a folder")
+                refuse(f"{option} is not a folder")
         for name, given in (("--timing", timing), ("--v1-subjects", v1_subjects)):
             if given is not None and dataset != "hcp7t":
-                _refuse(f"{name} is for --dataset hcp7t; write clips and versions into the study file")
+                refuse(f"{name} is for --dataset hcp7t; write clips and versions into the study file")
         if dataset == "hcp7t":
             saw_v1 = None if v1_subjects is None else read_subjects(v1_subjects)
             draft = hcp7t_study(folder, movies or folder, timing, saw_v1)
@@ -119,13 +120,13 @@ def submit(
     from hpcenc.cluster.submit import EXIT_INTERRUPTED, prepare
     from hpcenc.cluster.submit import submit as run
 
-    with _clear_errors():
+    with clear_errors():
         try:
             prepared = prepare(study, models, layers, subjects, profile)
             with listener(quiet=as_json) as listen:
                 result = run(prepared, profile, sys.argv[1:], listen)
         except KeyboardInterrupt:
-            _say("interrupted; nothing that was marked as done is lost. The same command resumes.")
+            say("interrupted; nothing that was marked as done is lost. The same command resumes.")
             raise typer.Exit(EXIT_INTERRUPTED) from None
     paths = {
         "report": str(result.report) if result.report else None,
@@ -138,9 +139,9 @@ def submit(
                           "set_aside": result.set_aside}, indent=2))  # fmt: skip
     else:
         for reason in result.set_aside:
-            _say(f"set aside: {reason}")
+            say(f"set aside: {reason}")
         if result.exit_status == EXIT_INTERRUPTED:
-            _say("interrupted; nothing that was marked as done is lost. The same command resumes.")
+            say("interrupted; nothing that was marked as done is lost. The same command resumes.")
         for name, path in paths.items():
             if path is not None:
                 print(f"{name:8} {path}")
@@ -153,7 +154,7 @@ def status(study: StudyFile = STUDY_NAME, as_json: JsonOption = False) -> None:
     from hpcenc.cluster.status import read_status
     from hpcenc.storage.study import load_study
 
-    with _clear_errors():
+    with clear_errors():
         found = read_status(load_study(study))
     print(json.dumps(found.as_dict(), indent=2) if as_json else "\n".join(status_lines(found)))
 
@@ -171,7 +172,7 @@ def report(
     from hpcenc.storage.study import load_study
     from hpcenc.tasks.report.build import build_report
 
-    with _clear_errors():
+    with clear_errors():
         loaded = load_study(study)
         found = read_status(loaded)
         events = RunFolder(Path(found.folder)).events()
@@ -205,8 +206,8 @@ def selftest(
     from hpcenc.tasks.selftest import run_selftest
 
     if backend not in ("auto", *BACKENDS):
-        _refuse(f"--backend: expected auto, {', '.join(BACKENDS)}, found {backend!r}")
-    with _clear_errors():
+        refuse(f"--backend: expected auto, {', '.join(BACKENDS)}, found {backend!r}")
+    with clear_errors():
         output.touch()  # a file that cannot be written is told before, not after
         found = run_selftest(backend, lambda check: print(check_line(check), flush=True))
         output.write_text(json.dumps(found, indent=2) + "\n")
@@ -226,9 +227,9 @@ def demo(
     from hpcenc.tasks.demo.settings import DemoSettings
     from hpcenc.tasks.demo.study import write_demo
 
-    with _clear_errors():
+    with clear_errors():
         if folder.exists() and any(folder.iterdir()):
-            _refuse(f"{folder} exists and is not empty; give another folder, or remove it")
+            refuse(f"{folder} exists and is not empty; give another folder, or remove it")
         path = write_demo(folder, DemoSettings(n_subjects=subjects, n_runs=runs, n_trs=trs, seed=seed))
     print(f"wrote {path} (simulated BOLD)")
     print(f"next: hpcenc submit {path} --models all")
@@ -247,11 +248,11 @@ def bench(
     import subprocess
 
     if name not in BENCHMARKS:
-        _refuse(f"benchmark {name!r}: expected {', '.join(BENCHMARKS[:-1])} or {BENCHMARKS[-1]}")
+        refuse(f"benchmark {name!r}: expected {', '.join(BENCHMARKS[:-1])} or {BENCHMARKS[-1]}")
     checkout = Path(__file__).resolve().parents[1]
     script = checkout / "benchmarks" / f"{name}.py"
     if not script.exists():
-        _refuse(
+        refuse(
             f"{script}: no such file. The benchmarks are no part of the installed package. Clone hpcenc's "
             "repository, run `pip install -e '.[bench]'` in it, and there `hpcenc bench` again."
         )
@@ -268,30 +269,6 @@ def _print_plan(
 ) -> None:
     from hpcenc.cluster.submit import prepare, price
 
-    with _clear_errors():
+    with clear_errors():
         priced = price(prepare(study, models, layers, subjects, profile))
     print(json.dumps(priced, indent=2) if as_json else "\n".join(plan_lines(priced)))
-
-
-@contextmanager
-def _clear_errors() -> Iterator[None]:
-    """Wrong input ends a command with its messages alone, one line each, and exit status 2."""
-    from hpcenc.slurm.profiles import ProfileError
-    from hpcenc.storage.errors import BoldError, LockError, StoreError, StudyError
-
-    try:
-        yield
-    except (ProfileError, StudyError) as error:
-        _refuse(*error.problems)
-    except (BoldError, LockError, StoreError, OSError) as error:
-        _refuse(str(error))
-
-
-def _refuse(*problems: str) -> NoReturn:
-    for problem in problems:
-        _say(f"error: {problem}")
-    raise typer.Exit(2)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)

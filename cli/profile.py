@@ -1,0 +1,82 @@
+"""The ``hpcenc profile`` commands: write, list and show the profiles of SLURM sites."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hpcenc.cli.refusal import clear_errors, refuse
+
+app = typer.Typer(help="Profiles of SLURM sites: what jobs must ask for there.", no_args_is_help=True)
+
+ProfileName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the profile.")]
+
+
+@app.command()
+def init(
+    name: Annotated[
+        str, typer.Argument(metavar="[NAME]", help="Name of the profile; slurm if left out.")
+    ] = "slurm",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write; in your own folder if left out.")
+    ] = None,
+) -> None:
+    """Write a first profile of this cluster, from what sinfo says. To run on a login node."""
+    from hpcenc.slurm.profiles import profile_path
+    from hpcenc.slurm.site import draft_profile, read_site
+
+    with clear_errors():
+        path = output or profile_path(name)
+        if path.exists():
+            refuse(f"{path} exists already; remove it, or give another NAME or --output")
+        draft = draft_profile(read_site(_ask))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(draft.text)
+    print(f"wrote {path}")
+    for missing in draft.missing:
+        print(f"to fix by hand: {missing}")
+    if output is None:
+        print(f"next: hpcenc profile show {name}")
+
+
+@app.command("list")
+def list_() -> None:
+    """Names and files of all profiles; a file lies upon those to its right."""
+    from hpcenc.slurm.profiles import HERE, list_profiles, profile_folders
+
+    for name in HERE:
+        print(f"{name:16} this machine")
+    profiles = list_profiles()
+    for name, files in profiles.items():
+        print(f"{name:16} {', '.join(map(str, files))}")
+    if not profiles:
+        folders = ", ".join(str(folder) for folder in profile_folders())
+        print(f"no profile of a SLURM site in {folders}; write one with `hpcenc profile init`")
+
+
+@app.command()
+def show(name: ProfileName) -> None:
+    """All values of a profile, and the file that each comes from; what is wrong goes to stderr."""
+    from hpcenc.slurm.profiles import read_profile
+
+    with clear_errors():
+        profile = read_profile(name)
+        for key, value, source in profile.settings():
+            print(f"{key} = {json.dumps(value, default=str)}  # {source}")
+        profile.checked()
+
+
+def _ask(command: Sequence[str]) -> str:
+    """What a command of SLURM says."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except FileNotFoundError:
+        refuse(f"{command[0]}: not installed here; profiles are written on a login node of the cluster")
+    except subprocess.SubprocessError as error:
+        refuse(str(getattr(error, "stderr", None) or error).strip())
+    return done.stdout

@@ -1,0 +1,36 @@
+"""How commands end on wrong input: messages alone, and exit status 2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+import typer
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Wrong input ends a command with its messages alone, one line each, and exit status 2."""
+    from hpcenc.slurm.profiles import ProfileError
+    from hpcenc.storage.errors import BoldError, LockError, StoreError, StudyError
+
+    try:
+        yield
+    except (ProfileError, StudyError) as error:
+        refuse(*error.problems)
+    except (BoldError, LockError, StoreError, OSError) as error:
+        refuse(str(error))
+
+
+def refuse(*problems: str) -> NoReturn:
+    """End the command with these messages."""
+    for problem in problems:
+        say(f"error: {problem}")
+    raise typer.Exit(2)
+
+
+def say(text: str) -> None:
+    """Print what is no result."""
+    print(text, file=sys.stderr)
