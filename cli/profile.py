@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +25,7 @@ def init(
     ] = None,
 ) -> None:
     """Write a first profile of this cluster, from what sinfo says. To run on a login node."""
+    from hpcenc.slurm.commands import run_command
     from hpcenc.slurm.profiles import profile_path
     from hpcenc.slurm.site import draft_profile, read_site
 
@@ -34,7 +33,7 @@ def init(
         path = output or profile_path(name)
         if path.exists():
             refuse(f"{path} exists already; remove it, or give another NAME or --output")
-        draft = draft_profile(read_site(_ask))
+        draft = draft_profile(read_site(lambda command: run_command(command, patience_s=0)))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(draft.text)
     print(f"wrote {path}")
@@ -69,14 +68,3 @@ def show(name: ProfileName) -> None:
         for key, value, source in profile.settings():
             print(f"{key} = {json.dumps(value, default=str)}  # {source}")
         profile.checked()
-
-
-def _ask(command: Sequence[str]) -> str:
-    """What a command of SLURM says."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
-    except FileNotFoundError:
-        refuse(f"{command[0]}: not installed here; profiles are written on a login node of the cluster")
-    except subprocess.SubprocessError as error:
-        refuse(str(getattr(error, "stderr", None) or error).strip())
-    return done.stdout

@@ -13,6 +13,7 @@ import typer
 @contextmanager
 def clear_errors() -> Iterator[None]:
     """Wrong input ends a command with its messages alone, one line each, and exit status 2."""
+    from hpcenc.slurm.commands import SlurmError
     from hpcenc.slurm.profiles import ProfileError
     from hpcenc.storage.errors import BoldError, LockError, StoreError, StudyError
 
@@ -20,7 +21,7 @@ def clear_errors() -> Iterator[None]:
         yield
     except (ProfileError, StudyError) as error:
         refuse(*error.problems)
-    except (BoldError, LockError, StoreError, OSError) as error:
+    except (BoldError, LockError, SlurmError, StoreError, OSError) as error:
         refuse(str(error))
 
 

@@ -96,6 +96,7 @@ def _processes(cluster: Sandbox) -> dict[int, str]:
             text = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue
-        if state not in "ZX" and setting in settings and int(path.name) not in own:
+        is_slurms_own = text.startswith("slurmctld:")  # a child of the daemon that has no pid file
+        if state not in "ZX" and setting in settings and int(path.name) not in own and not is_slurms_own:
             found[int(path.name)] = text.strip()
     return found

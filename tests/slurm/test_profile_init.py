@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 from sandbox import Sandbox
 
+from hpcenc.slurm.commands import run_command
 from hpcenc.slurm.profiles import SlurmProfile, find_profile
 from hpcenc.slurm.site import Nodes, draft_profile, read_site
 
 
-def test_a_real_sinfo_is_understood(sandbox: Sandbox) -> None:
-    site = read_site(lambda command: sandbox.run(*command))
+@pytest.mark.usefixtures("sandbox")
+def test_a_real_sinfo_is_understood() -> None:
+    site = read_site(run_command)
     assert (site.cluster, site.wants_account, site.scratch) == ("sandbox", False, "/tmp")
     found = {partition.name: partition for partition in site.partitions}
     assert set(found) == {"cpu", "gpu", "high"}
@@ -27,7 +29,7 @@ def test_a_real_sinfo_is_understood(sandbox: Sandbox) -> None:
 def test_a_default_partition_and_limits_are_seen(sandbox: Sandbox) -> None:
     sandbox.run("scontrol", "update", "PartitionName=high", "Default=YES", "MaxTime=1-12:00:00")
     try:
-        draft = draft_profile(read_site(lambda command: sandbox.run(*command)))
+        draft = draft_profile(read_site(run_command))
     finally:
         sandbox.run("scontrol", "update", "PartitionName=high", "Default=NO", "MaxTime=UNLIMITED")
     assert draft.missing == ()
@@ -38,7 +40,7 @@ def test_a_default_partition_and_limits_are_seen(sandbox: Sandbox) -> None:
 def test_a_draft_that_is_filled_in_is_taken_by_sbatch(
     sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    draft = draft_profile(read_site(lambda command: sandbox.run(*command)))
+    draft = draft_profile(read_site(run_command))
     assert draft.missing == (
         "partition: expected one that is never preempted; choose from: cpu, high",
         "partition: expected one for work without GPUs; choose from: cpu, gpu, high",

@@ -93,7 +93,7 @@ def test_init_without_slurm_says_so(folder: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("PATH", str(tmp_path))
     result = run("init")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr.startswith("error: sinfo: not installed here")
+    assert result.stderr.startswith("error: sinfo: not found on PATH")
     assert not folder.exists()
 
 
