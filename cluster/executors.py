@@ -186,9 +186,12 @@ class _Drive:
                 yield self._end(future, None)
 
     def _place(self) -> None:
-        """Give every worker a first task before any gets a second one."""
-        limit = max(IN_FLIGHT_PER_WORKER, self.slots)
-        while free := [hand for hand in self._hands.items() if self._may_take(hand[1], limit)]:
+        """Give every worker a first task before any gets a second one.
+
+        None has one in store, to begin at once after the last, unless there are enough for workers that are
+        still to come, too: it would wait behind a long one while others idle.
+        """
+        while free := [hand for hand in self._hands.items() if self._may_take(hand[1], self._limit())]:
             placed = False
             for address, hand in sorted(free, key=lambda pair: len(pair[1].running)):
                 if (found := self.attempts.next(alone=not hand.running)) is None:
@@ -198,6 +201,10 @@ class _Drive:
                 placed = True
             if not placed:
                 return
+
+    def _limit(self) -> int:
+        many = len(self.attempts) > self.crew.n_workers * self.slots
+        return max(IN_FLIGHT_PER_WORKER, self.slots) if many else self.slots
 
     def _may_take(self, hand: _Hand, limit: int) -> bool:
         return (

@@ -36,11 +36,14 @@ class Crew(Protocol):
     Attributes
     ----------
     client : distributed.Client
+    n_workers : int
+        Workers that it may come to have.
     replaces : bool
         Whether a worker that is dismissed, or lost, is replaced as long as workers are wanted.
     """
 
     client: Any
+    n_workers: int
     replaces: bool
 
     def want(self, n_workers: int) -> None:
@@ -123,6 +126,7 @@ class _LocalCrew:
     def __init__(self, cluster: Any, client: Any) -> None:
         self._cluster = cluster
         self.client = client
+        self.n_workers = len(cluster.workers)
 
     def want(self, n_workers: int) -> None:
         """Nothing: there are as many as there are."""

@@ -19,7 +19,6 @@ LOG_NAME = "logs/%x-%j.log"
 CACHES = {
     "CUPY_CACHE_DIR": "cupy",
     "MPLCONFIGDIR": "matplotlib",
-    "DASK_TEMPORARY_DIRECTORY": "dask",
     "TRITON_CACHE_DIR": "triton",
     "TORCHINDUCTOR_CACHE_DIR": "torch",
 }
@@ -117,9 +116,12 @@ def sbatch_options(request: JobRequest) -> list[str]:
 def render_script(
     command: Sequence[str],
     *,
-    prologue: str = "",
+    walltime_min: int,
+    prologue: Sequence[str] = (),
     variables: Mapping[str, str] | None = None,
-    scratch: str = "${TMPDIR:-/tmp}",
+    scratch: str = "/tmp",
+    cache: str | None = None,
+    umask: int | None = None,
 ) -> str:
     """A job script that becomes a command, so that SLURM's signals reach that.
 
@@ -127,12 +129,19 @@ def render_script(
     ----------
     command : sequence of str
         Quoted, whatever it holds.
-    prologue : str
+    walltime_min : int
+        Of the job: older versions of SLURM do not tell it when it will end.
+    prologue : sequence of str
         The site's own lines of shell, such as ``module load cuda``: the only code here that is not hpcenc's.
     variables : mapping of str to str
         Set for the command, as they are.
     scratch : str
-        Folder of the node for caches and temporary files; expanded by the node's shell, quoted otherwise.
+        Folder of the node for temporary files, and for caches if they have no other; variables are expanded
+        by the node's shell, all else is quoted.
+    cache : str, optional
+        Folder for caches that later jobs use again.
+    umask : int, optional
+        Of all files that the command makes.
 
     Raises
     ------
@@ -146,16 +155,22 @@ def render_script(
     texts = [*command, *settings.values()]
     if any("\0" in text for text in texts):
         raise ValueError("a NUL in a command or a variable")
-    lines = ["#!/bin/bash"]
-    if prologue:
-        lines += ["# of the site's profile", prologue.rstrip("\n"), ""]
-    # A prologue may have options of its own in the shell; ours begin here.
-    lines += ["set -eu", f"scratch={_expanded(scratch)}/hpcenc-$(id -u)-$SLURM_JOB_ID"]
-    lines += ['mkdir -p -m 700 "$scratch"']
-    lines += [f'export {name}="$scratch"/{folder}' for name, folder in CACHES.items()]
-    lines += [f"export {name}={shlex.quote(value)}" for name, value in settings.items()]
-    lines += [f"exec {shlex.join(command)}", ""]
-    return "\n".join(lines)
+    kept = '"$scratch"' if cache is None else _expanded(cache)
+    lines = [
+        "#!/bin/bash",
+        f': "${{SLURM_JOB_END_TIME:=$(($(date +%s) + {60 * walltime_min}))}}"',
+        "export SLURM_JOB_END_TIME",
+        *prologue,
+        "set -eu",  # from here on: a prologue may have unset variables
+        f'scratch={_expanded(scratch)}"/hpcenc-$(id -u)-$SLURM_JOB_ID"',
+        'mkdir -p -m 700 "$scratch"',
+        *([] if umask is None else [f"umask {umask:03o}"]),
+        *(f"export {name}={kept}/{folder}" for name, folder in CACHES.items()),
+        'export DASK_TEMPORARY_DIRECTORY="$scratch"/dask',
+        *(f"export {name}={shlex.quote(value)}" for name, value in settings.items()),
+        f"exec {shlex.join(command)}",
+    ]
+    return "\n".join([*lines, ""])
 
 
 def one_line_text(what: str, text: str) -> str:

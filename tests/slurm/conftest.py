@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from sandbox import PACKAGES, PROGRAMS, Sandbox, free_port, wait_for, which
 
+from hpcenc.slurm.profiles import SlurmProfile
+
 N_NODES, N_GPUS = 3, 2
 FAILURES = Path(__file__).parents[2] / "build" / "slurm-failures"
 
@@ -100,3 +102,18 @@ def _processes(cluster: Sandbox) -> dict[int, str]:
         if state not in "ZX" and setting in settings and int(path.name) not in own and not is_slurms_own:
             found[int(path.name)] = text.strip()
     return found
+
+
+@pytest.fixture
+def profile() -> SlurmProfile:
+    """Workers of one thread, two at most, on the loopback."""
+    workers = {"partition": "gpu", "walltime": 10, "cores": 1, "memory": "500M", "max_jobs": 2}
+    return SlurmProfile.model_validate(
+        {
+            "scratch": "/tmp",
+            "controller": {"partition": "cpu", "walltime": 30, "memory": "500M"},
+            "cpu": workers,
+            "gpu": {**workers, "gpu_request": "--gres=gpu:1"},
+            "network": {"interface": "lo"},
+        }
+    )

@@ -35,7 +35,7 @@ def request_(sandbox: Sandbox, tmp_path: Path) -> JobRequest:
 
 
 def start(request: JobRequest, *command: str) -> str:
-    return submit_job(render_script(command), sbatch_options(request))
+    return submit_job(render_script(command, walltime_min=5), sbatch_options(request))
 
 
 def gated(folder: Path) -> tuple[str, ...]:
@@ -77,9 +77,11 @@ def test_an_impossible_request_gives_sbatchs_words_at_once_and_submits_nothing(
     impossible = replace(request_, gpu_request="--gres=gpu:99")
     for ask in (check_job, submit_job):
         with pytest.raises(SlurmError, match="Requested node configuration is not available"):
-            ask(render_script(["true"]), sbatch_options(impossible))
+            ask(render_script(["true"], walltime_min=5), sbatch_options(impossible))
     with pytest.raises(SlurmError, match="invalid partition specified: nowhere"):
-        check_job(render_script(["true"]), sbatch_options(replace(request_, partition="nowhere")))
+        check_job(
+            render_script(["true"], walltime_min=5), sbatch_options(replace(request_, partition="nowhere"))
+        )
     assert sandbox.jobs(ended=False) == []
 
 
@@ -111,7 +113,7 @@ def test_a_job_is_requeued_under_its_id(sandbox: Sandbox, request_: JobRequest) 
 def test_a_submission_waits_for_a_controller_that_is_away(sandbox: Sandbox, request_: JobRequest) -> None:
     sandbox.stop_controller()
     with pytest.raises(SlurmError, match="could not be reached"):
-        submit_job(render_script(["true"]), sbatch_options(request_), patience_s=0)
+        submit_job(render_script(["true"], walltime_min=5), sbatch_options(request_), patience_s=0)
     sandbox.start_controller()
     job = start(request_, "true")
     wait_for(lambda: how_it_ended(job) == "completed", 20, "the job")

@@ -6,11 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from hpcenc.slurm.scripts import JobRequest, controller_name, render_script, sbatch_options, worker_name
+from hpcenc.slurm import scripts
+from hpcenc.slurm.scripts import JobRequest, controller_name, sbatch_options, worker_name
 
 HOSTILE = [
     "a b",
@@ -24,6 +27,10 @@ HOSTILE = [
     "é",
     "*",
 ]
+
+
+def render_script(command: Sequence[str], **settings: Any) -> str:
+    return scripts.render_script(command, walltime_min=5, **settings)
 
 
 def run(script: str, folder: Path, **variables: str) -> str:
@@ -66,9 +73,22 @@ def test_caches_are_in_scratch_and_private(tmp_path: Path) -> None:
 
 
 def test_a_prologue_comes_first_and_may_leave_variables_unset(tmp_path: Path) -> None:
-    prologue = 'export FROM_SITE="$NEVER_SET loaded"\n'
+    prologue = ['export FROM_SITE="$NEVER_SET loaded"']
     show = "import os; print(os.environ['FROM_SITE'])"
     assert run(render_script([sys.executable, "-c", show], prologue=prologue), tmp_path).strip() == "loaded"
+
+
+def test_a_command_knows_when_its_job_ends(tmp_path: Path) -> None:
+    show = "import os, time; print(float(os.environ['SLURM_JOB_END_TIME']) - time.time())"
+    script = render_script([sys.executable, "-c", show])
+    assert 290 < float(run(script, tmp_path)) <= 300
+    assert float(run(script, tmp_path, SLURM_JOB_END_TIME="0")) < -(10**9)
+
+
+def test_a_cache_of_its_own_and_a_umask(tmp_path: Path) -> None:
+    show = "import os; print(os.environ['CUPY_CACHE_DIR'], oct(os.umask(0)))"
+    script = render_script([sys.executable, "-c", show], cache="$HOME/fast", umask=0o007)
+    assert run(script, tmp_path, HOME=str(tmp_path)).split() == [f"{tmp_path}/fast/cupy", "0o7"]
 
 
 @pytest.mark.parametrize("scratch", ["$(touch hurt)", "`touch hurt`", "a\nb"])

@@ -1,0 +1,278 @@
+"""Tasks on workers in jobs of a real SLURM, and what becomes of them when the jobs end."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sandbox import Sandbox, wait_for
+
+from hpcenc.cluster.controller import Progress, run_plan
+from hpcenc.cluster.executors import DaskExecutor
+from hpcenc.cluster.slurm_pool import CrewError, SlurmPool
+from hpcenc.slurm.profiles import SlurmProfile
+from hpcenc.storage.groups import ArraySpec, GroupSpec
+from hpcenc.storage.store import Store
+from hpcenc.tasks.plan import Plan, Stage
+from hpcenc.tasks.records import Task, Unit, run_units
+
+KEY, N_UNITS = "a" * 64, 8
+MakeTask = Callable[..., Task]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    made = Store.create(tmp_path / "study.zarr", {}, {"vertex": np.arange(4)})
+    arrays = {"values": ArraySpec((N_UNITS,), (1,), "int64", ("x",))}
+    made.ensure_group(GroupSpec("numbers", KEY, arrays, N_UNITS, {}))
+    return made.path
+
+
+@pytest.fixture
+def make_task(tmp_path: Path) -> MakeTask:
+    """A task that says where it runs, and waits for a file before each unit; it may kill its worker."""
+
+    @dataclass(frozen=True)
+    class Toy:
+        key: str
+        units: tuple[Unit, ...]
+        folder: Path
+        deadly: bool
+
+        def needs_of(self, unit: Unit) -> tuple[Unit, ...]:
+            return ()
+
+        def run(self, store: Any, deadline: Any) -> Any:
+            import os as os_there
+            import time
+
+            with (self.folder / f"{self.key} began").open("a") as file:
+                file.write(f"{os_there.environ['SLURM_JOB_ID']} {os_there.environ['CUDA_VISIBLE_DEVICES']}\n")
+            if self.deadly:
+                os_there._exit(1)
+
+            def work(unit: Unit) -> dict[str, Any]:
+                while not ((self.folder / "go").exists() or (self.folder / f"go {self.key}").exists()):
+                    time.sleep(0.05)
+                return {}
+
+            return run_units(self, store, deadline, work)
+
+    def make(key: str, *units: int, deadly: bool = False) -> Task:
+        return Toy(key, tuple(Unit("numbers", index, KEY) for index in units), tmp_path, deadly)
+
+    return make
+
+
+@dataclass
+class Run:
+    """A run in a thread, and what it has told so far."""
+
+    folder: Path
+    progress: Progress
+    events: list[dict[str, Any]]
+    thread: threading.Thread
+    errors: list[BaseException]
+
+    def began(self, key: str, times: int = 1) -> list[str]:
+        """Jobs in which a task began, so many times at least."""
+        path = self.folder / f"{key} began"
+
+        def lines() -> list[str]:
+            found = path.read_text().splitlines() if path.exists() else []
+            return found if len(found) >= times else []
+
+        wait_for(lambda: lines() or not self.thread.is_alive(), 60, f"try {times} of {key}")
+        assert lines(), (self.errors, self.events)
+        return [line.split()[0] for line in lines()]
+
+    def end(self) -> Progress:
+        """Let all tasks end, and wait."""
+        (self.folder / "go").touch()
+        self.thread.join(120)
+        assert not self.thread.is_alive()
+        if self.errors:
+            raise self.errors[0]
+        return self.progress
+
+    def told(self, event: str) -> list[dict[str, Any]]:
+        """Events of one kind."""
+        return [each for each in self.events if each["event"] == event]
+
+
+@pytest.fixture
+def start(
+    sandbox: Sandbox, profile: SlurmProfile, store: Path, tmp_path: Path
+) -> Iterator[Callable[..., Run]]:
+    runs: list[Run] = []
+
+    def begin(*tasks: Task, profile: SlurmProfile = profile, slots: int = 1) -> Run:
+        progress, events, errors = Progress(), [], []  # type: ignore[var-annotated]
+        pool = SlurmPool("site", profile, os.urandom(4).hex(), tmp_path, "numpy", events.append)
+        plan = Plan((Stage("fit", "gpu", tuple(tasks), True, slots),), (), ())
+
+        def go() -> None:
+            try:
+                run_plan(plan, store, DaskExecutor(pool), None, events.append, progress)
+            except BaseException as error:
+                errors.append(error)
+
+        run = Run(tmp_path, progress, events, threading.Thread(target=go), errors)
+        run.thread.start()
+        runs.append(run)
+        return run
+
+    yield begin
+    (tmp_path / "go").touch()
+    for run in runs:
+        run.thread.join(120)
+
+
+def test_tasks_run_in_jobs_with_a_gpu_each(
+    start: Callable[..., Run], make_task: MakeTask, sandbox: Sandbox
+) -> None:
+    run = start(make_task("a", 0), make_task("b", 1), make_task("c", 2))
+    jobs = {*run.began("a"), *run.began("b")}
+    assert len(jobs) == 2
+    assert {job.state for job in sandbox.jobs() if job.job_id in jobs} == {"RUNNING"}
+    progress = run.end()
+    assert (progress.units_done, progress.units_left, progress.set_aside) == (3, 0, [])
+    assert {event["gpu"] for event in run.told("worker")} == {"0", "1"}
+    assert all(event["where"].startswith("job ") for event in run.told("unit"))
+    assert not (run.folder / "private").exists()
+    assert {path.name.rpartition("-")[2] for path in (run.folder / "logs").iterdir()} >= {
+        f"{job}.log" for job in jobs
+    }
+
+
+def test_a_job_that_is_cancelled_is_replaced_and_its_task_not_charged(
+    start: Callable[..., Run], make_task: MakeTask, sandbox: Sandbox
+) -> None:
+    run = start(make_task("a", 0), make_task("b", 1))
+    for place in range(4):  # more often than a crash is forgiven
+        sandbox.run("scancel", run.began("a", place + 1)[-1])
+    run.began("a", 5)
+    assert run.end().set_aside == []
+    assert {(event["task"], event["by"]) for event in run.told("lost")} == {("a", "cancelled")}
+    assert len(run.told("lost")) == 4
+
+
+def test_a_task_that_kills_its_workers_is_set_aside_and_the_one_beside_it_is_not(
+    start: Callable[..., Run], make_task: MakeTask
+) -> None:
+    run = start(make_task("deadly", 0, deadly=True), make_task("good", 1), slots=2)
+    (run.folder / "go good").touch()
+    progress = run.end()
+    assert progress.units_done == 1
+    (reason,) = progress.set_aside
+    assert reason.startswith("deadly: job ")
+    assert "ended: failed; its log is logs/hpcenc-w-" in reason
+    assert len(run.began("deadly")) == 3
+
+
+def test_a_preempted_worker_is_no_failure(
+    start: Callable[..., Run], make_task: MakeTask, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    run = start(make_task("a", 0))
+    run.began("a")
+    strong = sandbox.run(
+        *("sbatch", "--parsable", "-p", "high", "-N3", "--ntasks-per-node=8", "-o/dev/null"),
+        input="#!/bin/sh\ntrue\n",
+        cwd=tmp_path,
+    ).strip()
+    wait_for(lambda: sandbox.state(strong) == "COMPLETED", 60, "the strong job")
+    run.began("a", 2)
+    assert run.end().set_aside == []
+    assert [event["by"] for event in run.told("lost")] == ["preempted"]
+
+
+def test_a_node_that_goes_down_is_no_failure(
+    start: Callable[..., Run], make_task: MakeTask, sandbox: Sandbox
+) -> None:
+    run = start(make_task("a", 0))
+    (job,) = run.began("a")
+    node = next(each.node for each in sandbox.jobs() if each.job_id == job)
+    sandbox.node_state(node, "down")
+    run.began("a", 2)
+    assert run.end().set_aside == []
+    assert [event["by"] for event in run.told("lost")] == ["node_fail"]
+
+
+def hold(run: Run, seconds: float) -> None:
+    """Let the first unit last so long."""
+    run.began("a")
+    until = time.monotonic() + seconds
+    wait_for(lambda: time.monotonic() > until, seconds + 1, "the first unit's time")
+    (run.folder / "go").touch()
+
+
+def ending_in(profile: SlurmProfile, seconds: int) -> SlurmProfile:
+    """Jobs that believe to end so soon; of that, 30 s are kept free."""
+    prologue = (f"export SLURM_JOB_END_TIME=$(($(date +%s) + {seconds}))",)
+    return profile.model_copy(update={"prologue": prologue})
+
+
+def test_a_worker_near_the_end_of_its_job_is_replaced_and_goes_on_elsewhere(
+    start: Callable[..., Run], make_task: MakeTask, profile: SlurmProfile
+) -> None:
+    run = start(make_task("a", 0, 1), profile=ending_in(profile, 46))
+    hold(run, 7)
+    progress = run.end()
+    assert (progress.units_done, progress.units_left, progress.set_aside) == (2, 0, [])
+    assert [event["left"] for event in run.told("yielded")] == [["numbers#1"]]
+    assert len(set(run.began("a", 2))) == 2
+
+
+def test_a_unit_that_fits_no_job_is_set_aside(
+    start: Callable[..., Run], make_task: MakeTask, profile: SlurmProfile
+) -> None:
+    run = start(make_task("a", 0, 1), profile=ending_in(profile, 35))
+    hold(run, 5)
+    progress = run.end()
+    assert progress.units_done == 1
+    assert progress.set_aside == ["a: no unit fitted before the end of 3 jobs: a longer walltime is needed"]
+
+
+def test_a_request_that_slurm_refuses_ends_the_run_with_its_words(
+    start: Callable[..., Run], make_task: MakeTask, profile: SlurmProfile
+) -> None:
+    assert profile.gpu is not None
+    impossible = profile.gpu.model_copy(update={"gpu_request": "--gres=gpu:99"})
+    run = start(make_task("a", 0), profile=profile.model_copy(update={"gpu": impossible}))
+    with pytest.raises(CrewError, match="Requested node configuration is not available"):
+        run.end()
+
+
+def test_workers_that_never_come_to_work_end_the_run_with_their_log(
+    start: Callable[..., Run], make_task: MakeTask, profile: SlurmProfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hpcenc.cluster.slurm_pool.QUEUE_S", 1.0)
+    broken = profile.model_copy(update={"prologue": ("echo no such module >&2; exit 1",)})
+    run = start(make_task("a", 0), profile=broken)
+    with pytest.raises(CrewError, match=r"3 in a row, the last: job \d+ ended \(FAILED\).*its log is logs/"):
+        run.end()
+    log = max((run.folder / "logs").iterdir())
+    assert "no such module" in log.read_text()
+
+
+def test_slurm_away_for_a_while_costs_nothing_that_runs(
+    start: Callable[..., Run], make_task: MakeTask, sandbox: Sandbox
+) -> None:
+    run = start(make_task("a", 0), make_task("b", 1))
+    run.began("a")
+    run.began("b")
+    sandbox.stop_controller()
+    try:
+        (run.folder / "go a").touch()
+        wait_for(lambda: run.progress.units_done == 1, 60, "a unit without SLURM")
+    finally:
+        sandbox.start_controller()
+    assert run.end().units_done == 2
+    assert run.told("lost") == []
