@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-slurm test-all lint clean
 
 demo: $(VENV)/installed
 	test -e $(DEMO)/planted.json || $(BIN)/hpcenc demo $(DEMO)
@@ -12,6 +12,15 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-test lint
 	$(BIN)/pytest
+
+SLURM := slurmctld slurmd slurm-client munge slurm-wlm-basic-plugins
+
+test-slurm: $(VENV)/installed-test
+	@command -v slurmctld > /dev/null || test -x /usr/sbin/slurmctld || \
+	{ test "$$(id -u)" = 0 && command -v apt-get > /dev/null && apt-get -qq update && \
+	DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends $(SLURM); } || \
+	{ echo "SLURM is needed, as ordinary programs; Debian's packages: $(SLURM)"; exit 1; }
+	HPCENC_NEEDS_SLURM=1 $(BIN)/pytest -m "slurm and not slow" tests/slurm
 
 test-all: $(VENV)/installed-test lint
 	$(BIN)/pytest -m "not gpu"
