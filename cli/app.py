@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from hpcenc.cli import runs
+from hpcenc.cli.arguments import STUDY_NAME, StudyFile
 from hpcenc.cli.profile import app as profile_app
 from hpcenc.cli.refusal import clear_errors, refuse, say
 from hpcenc.cli.wording import plan_lines, status_lines
@@ -21,7 +23,6 @@ app = typer.Typer(
 )
 app.add_typer(profile_app, name="profile")
 
-StudyFile = Annotated[Path, typer.Argument(metavar="[STUDY]", help="Study file; ./study.toml if left out.")]
 ModelsOption = Annotated[
     str,
     typer.Option("--models", help="all, or feature sets joined by commas: beats, clip, cavmae, beats+clip."),
@@ -32,7 +33,6 @@ LayersOption = Annotated[
 SubjectsOption = Annotated[str, typer.Option("--subjects", help="all, or subject ids joined by commas.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
-STUDY_NAME = Path("study.toml")
 BENCHMARKS = ("fit", "accuracy", "subject", "extraction", "scale")
 
 
@@ -106,25 +106,53 @@ def submit(
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    controller: Annotated[
+        str,
+        typer.Option(
+            "--controller", help="On SLURM: job, or here (this process; where nodes may not submit jobs)."
+        ),
+    ] = "job",
+    sbatch_arg: Annotated[
+        list[str] | None,
+        typer.Option("--sbatch-arg", help="One more argument of sbatch for the controller's job."),
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="On SLURM: return when the run has ended.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Compute what is not done yet, and write the report. Again the same command resumes.
 
-    Exit status: 0 done, 1 something failed or was set aside, 2 wrong usage or input, 3 interrupted
-    and resumable.
+    With the profile of a SLURM site a job does it, and this returns at once. Exit status: 0 done (or
+    submitted), 1 something failed or was set aside, 2 wrong usage or input, 3 interrupted and resumable.
     """
+    if controller not in ("job", "here"):
+        refuse(f"--controller: expected job or here, found {controller!r}")
     if dry_run:
         _print_plan(study, models, layers, subjects, as_json, profile)
         return
     from hpcenc.cli.progress import listener
     from hpcenc.cluster.submit import EXIT_INTERRUPTED, prepare
-    from hpcenc.cluster.submit import submit as run
+    from hpcenc.cluster.submit import submit as run_here
+    from hpcenc.slurm.profiles import HERE
 
     with clear_errors():
         try:
             prepared = prepare(study, models, layers, subjects, profile)
-            with listener(quiet=as_json) as listen:
-                result = run(prepared, profile, sys.argv[1:], listen)
+            if prepared.profile in HERE:
+                with listener(quiet=as_json) as listen:
+                    result = run_here(prepared, profile, sys.argv[1:], listen)
+            else:
+                from hpcenc.cluster.batch import submit_batch
+
+                submitted = submit_batch(prepared, sys.argv[1:], sbatch_arg or (), here=controller == "here")
+                if submitted.job_id:
+                    runs.tell_submitted(submitted, study, as_json)
+                    if wait:
+                        runs.wait(study)
+                    return
+                from hpcenc.cluster.control import control
+
+                with listener(quiet=as_json) as listen:
+                    result = control(submitted.folder, listen)
         except KeyboardInterrupt:
             say("interrupted; nothing that was marked as done is lost. The same command resumes.")
             raise typer.Exit(EXIT_INTERRUPTED) from None
@@ -157,6 +185,12 @@ def status(study: StudyFile = STUDY_NAME, as_json: JsonOption = False) -> None:
     with clear_errors():
         found = read_status(load_study(study))
     print(json.dumps(found.as_dict(), indent=2) if as_json else "\n".join(status_lines(found)))
+
+
+app.command()(runs.wait)
+app.command()(runs.cancel)
+app.command()(runs.logs)
+app.command(hidden=True)(runs.control)
 
 
 @app.command()
@@ -272,3 +306,7 @@ def _print_plan(
     with clear_errors():
         priced = price(prepare(study, models, layers, subjects, profile))
     print(json.dumps(priced, indent=2) if as_json else "\n".join(plan_lines(priced)))
+
+
+if __name__ == "__main__":
+    main()

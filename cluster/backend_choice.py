@@ -37,11 +37,15 @@ def choose_backend(study: Study) -> BackendChoice:
     """
     choice = _choose(study)
     if study.fit.tf32 and choice.name not in ON_DEVICES:
-        raise StudyError(
-            f"fit.tf32: needs a CUDA device, and the fits are on {choice.name!r} ({choice.how}). "
-            f'Leave it out, or set fit.backend to "{ON_DEVICES[0]}".'
-        )
+        raise StudyError(_no_tf32(choice))
     return choice
+
+
+def _no_tf32(choice: BackendChoice) -> str:
+    return (
+        f"fit.tf32: needs a CUDA device, and the fits are on {choice.name!r} ({choice.how}). "
+        f'Leave it out, or set fit.backend to "{ON_DEVICES[0]}".'
+    )
 
 
 def _choose(study: Study) -> BackendChoice:
@@ -51,6 +55,30 @@ def _choose(study: Study) -> BackendChoice:
     if recorded is not None and _opens(study, recorded.name):
         return recorded
     return BackendChoice(*_ask(study, "fastest_backend"))
+
+
+def choose_cluster_backend(study: Study, has_gpus: bool) -> BackendChoice:
+    """The same where the fits run on other machines than this one: nothing can be tried here.
+
+    Parameters
+    ----------
+    study : Study
+    has_gpus : bool
+        Whether workers have GPUs: each tries the backend before its first task.
+    """
+    recorded = _recorded(study)
+    if study.fit.backend != "auto":
+        choice = BackendChoice(study.fit.backend, "named in the study")
+    elif recorded is not None:
+        choice = recorded
+    elif has_gpus:
+        name = next((name for name in ON_DEVICES if find_spec(name.partition("-")[0])), ON_DEVICES[-1])
+        choice = BackendChoice(name, "auto: workers have GPUs")
+    else:
+        choice = BackendChoice("numpy", "auto: workers have no GPUs")
+    if study.fit.tf32 and choice.name not in ON_DEVICES:
+        raise StudyError(_no_tf32(choice))
+    return choice
 
 
 def try_backend(study: Study, name: str) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,13 +94,13 @@ class DaskExecutor:
     ----------
     pool : Pool
         Where workers come from.
-    drains : callable
-        Whether no more tasks are to begin: what still waits is left for the next run.
+    drain : Drain, optional
+        Says when no more tasks are to begin: what still waits is left for the next run.
     """
 
-    def __init__(self, pool: Pool, drains: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, pool: Pool, drain: Drain | None = None) -> None:
         self._pool = pool
-        self._drains = drains
+        self._drain = drain or Drain()
         self.name, self.n_workers, self.n_threads = pool.name, pool.n_workers, pool.n_threads
 
     def run(
@@ -113,7 +113,28 @@ class DaskExecutor:
     ) -> Iterator[Outcome]:
         """Run tasks with a bounded number in flight, so that a lost worker costs little."""
         with self._pool.open(worker, slots, len(tasks)) as crew:
-            yield from _Drive(crew, Attempts(tasks), store, deadline, slots, self._drains).outcomes()
+            yield from _Drive(crew, Attempts(tasks), store, deadline, slots, self._drain).outcomes()
+
+
+class Drain:
+    """Whether a run is to end before it is done, because the job that it runs in will."""
+
+    def __init__(self, end_s: float | None = None, seconds: float = 0.0, last_s: float = 0.0) -> None:
+        """Begin so many seconds before an end, and wait for tasks at work until `last_s` before it."""
+        self._begin_s = None if end_s is None else end_s - seconds
+        self._over_s = None if end_s is None else end_s - last_s
+
+    def begin(self) -> None:
+        """Begin now."""
+        self._begin_s = 0.0
+
+    def has_begun(self) -> bool:
+        """Whether no more tasks are to begin."""
+        return self._begin_s is not None and time.time() >= self._begin_s
+
+    def is_over(self) -> bool:
+        """Whether tasks at work are not waited for any more."""
+        return self._over_s is not None and time.time() >= self._over_s
 
 
 @dataclass(eq=False)
@@ -137,7 +158,7 @@ class _Drive:
     store: Path
     deadline: Deadline | None
     slots: int
-    drains: Callable[[], bool]
+    drain: Drain
 
     def __post_init__(self) -> None:
         self._hands: dict[str, _Hand] = {}
@@ -148,16 +169,28 @@ class _Drive:
     def outcomes(self) -> Iterator[Outcome]:
         """Outcomes of tries as they are known, until nothing is left to try."""
         while True:
-            if self.drains():
-                for task in self.attempts.take_rest():
-                    left = tuple(str(unit) for unit in task.units if not unit.done(self.store))
-                    yield Outcome(task, TaskRecord(task.key, left=left))
+            if self.drain.has_begun():
+                yield from map(self._leave, self.attempts.take_rest())
+            if self.drain.is_over():
+                yield from map(self._leave, self._abandon())
             if not len(self.attempts) and not self._where:
                 return
             self.crew.want(-(-(len(self.attempts) + len(self._where)) // self.slots))
             yield from self._lose(self._look_after())
             self._place()
             yield from self._collect()
+
+    def _leave(self, task: Task) -> Outcome:
+        """A task that is left for the next run."""
+        left = tuple(str(unit) for unit in task.units if not unit.done(self.store))
+        return Outcome(task, TaskRecord(task.key, left=left))
+
+    def _abandon(self) -> list[Task]:
+        """Tasks at work, whose ends are not waited for any more."""
+        tasks = [task for hand in self._hands.values() for task in hand.running.values()]
+        self._where.clear()
+        self._hands.clear()
+        return tasks
 
     def _look_after(self) -> list[Any]:
         """Take in new workers, let go of those that are done; futures of workers that are long gone."""

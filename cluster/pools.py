@@ -30,6 +30,10 @@ DASK_SETTINGS: dict[str, Any] = {
 """Of scheduler and workers. Memory is priced by the plan, and enforced by whoever grants it."""
 
 
+class CrewError(RuntimeError):
+    """No worker can be had: SLURM refuses their jobs, or none of them comes to work."""
+
+
 class Crew(Protocol):
     """The workers of an open pool; they are named by their addresses.
 

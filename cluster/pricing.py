@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import shutil
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 from hpcenc.cluster.executors import workers_and_threads
 from hpcenc.cluster.granted import memory_bytes, n_cores
 from hpcenc.cluster.threads import limited_threads
+from hpcenc.slurm.profiles import SlurmProfile
 from hpcenc.storage.layout import SHARD_VOXELS
 from hpcenc.storage.study import Study
 from hpcenc.tasks.backends import gemm_gflops, open_backend
-from hpcenc.tasks.memory import WorkerPeak
+from hpcenc.tasks.memory import WorkerPeak, worker_peak
 from hpcenc.tasks.plan import Plan
 from hpcenc.tasks.price import ASSUMED_GFLOPS, price_plan
 
@@ -47,6 +48,22 @@ def memory_problems(study: Study, peak: WorkerPeak, profile: str, granted: int) 
         f"memory: {workers} {peak.n_bytes / 1e9:.1f} GB{' each' if n_workers > 1 else ''} ({peak.task}), "
         f"this machine grants {granted / 1e9:.1f} GB. {way_out} a machine with more memory."
     ]
+
+
+def worker_memory_problems(study: Study, plan: Plan, site: SlurmProfile, profile: str) -> list[str]:
+    """Why the workers that a site's profile asks for have too little memory; nothing if they do not."""
+    problems = []
+    kinds: tuple[Literal["cpu", "gpu"], ...] = ("cpu", "gpu")
+    for kind in kinds:
+        peak = worker_peak(plan, study.store_path, overlaps=True, worker=kind)
+        table = "cpu" if site.gpu is None else kind
+        asked = site.workers(kind).memory_bytes
+        if peak.n_bytes > asked and peak.stage:
+            problems.append(
+                f"profile {profile!r}: {table}.memory: a worker needs {peak.n_bytes / 1e9:.1f} GB "
+                f"({peak.task}), found {asked / 1e9:.1f} GB. Ask for {-(-peak.n_bytes // 1024**3)}G"
+            )
+    return problems
 
 
 def price_run(study: Study, plan: Plan, backend: str, peak: WorkerPeak, profile: str) -> dict[str, Any]:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -22,13 +21,13 @@ from distributed.deploy.spec import ProcessInterface
 from hpcenc.cluster.attempts import LostBy
 from hpcenc.cluster.credentials import make_credentials, remove_credentials
 from hpcenc.cluster.enlistment import Enlistment, code_digest, enlist
-from hpcenc.cluster.pools import DASK_SETTINGS, KEEP_FREED_MEMORY, Crew, quiet
+from hpcenc.cluster.pools import DASK_SETTINGS, Crew, CrewError, quiet
+from hpcenc.cluster.recruiting import Recruiter
 from hpcenc.cluster.run_folder import Event
-from hpcenc.cluster.threads import THREAD_VARIABLES
 from hpcenc.slurm.commands import SlurmError
-from hpcenc.slurm.jobs import Ending, cancel_jobs, how_it_ended, job_states, submit_job
-from hpcenc.slurm.profiles import SlurmProfile, Workers
-from hpcenc.slurm.scripts import JobRequest, render_script, sbatch_options, worker_name
+from hpcenc.slurm.jobs import Ending, cancel_jobs, end_jobs, how_it_ended, job_states
+from hpcenc.slurm.profiles import SlurmProfile
+from hpcenc.slurm.scripts import worker_name
 
 MARGIN_S = 30.0
 """Before the end of its job a worker is given nothing that could last into this."""
@@ -42,9 +41,6 @@ QUEUE_S = 15.0
 MAX_FAILED_STARTS = 3
 """Jobs in a row that end, or are refused, before a worker of theirs gets to work."""
 
-DEATH_TIMEOUT_S = 120
-"""How long a worker looks for its controller before its job ends."""
-
 _LOST_BY: dict[Ending, LostBy] = {
     "preempted": "preempted",
     "node_fail": "node_fail",
@@ -52,84 +48,6 @@ _LOST_BY: dict[Ending, LostBy] = {
     "cancelled": "cancelled",
     "running": "hung",
 }
-
-
-class CrewError(RuntimeError):
-    """No worker can be had: SLURM refuses their jobs, or none of them comes to work."""
-
-
-@dataclass
-class Recruiter:
-    """Submits jobs, each of one worker.
-
-    Attributes
-    ----------
-    workers : Workers
-        What they ask for.
-    run_folder : Path
-    slots : int
-        Tasks at a time.
-    excluded : set of str
-        Nodes on which workers could not work.
-    """
-
-    profile: SlurmProfile
-    workers: Workers
-    run_id: str
-    run_folder: Path
-    slots: int
-    excluded: set[str] = field(default_factory=set)
-
-    @property
-    def request(self) -> JobRequest:
-        """What the next job asks for."""
-        asked = self.workers
-        exclude = ",".join([*([asked.exclude] if asked.exclude else []), *sorted(self.excluded)])
-        return JobRequest(
-            name=worker_name(self.run_id),
-            folder=self.run_folder,
-            walltime_min=asked.walltime_min,
-            cores=asked.cores,
-            memory_mb=-(-asked.memory_bytes // 1024**2),
-            partition=asked.partition,
-            account=asked.account or "",
-            qos=asked.qos or "",
-            constraint=asked.constraint or "",
-            exclude=exclude,
-            gpu_request=getattr(asked, "gpu_request", ""),
-            extra=asked.directives,
-        )
-
-    def script(self, scheduler: str, name: str) -> str:
-        """Script of a job whose worker joins a scheduler."""
-        private, network = self.run_folder / "private", self.profile.network
-        command = [
-            *(sys.executable, "-m", "distributed.cli.dask_worker", scheduler),
-            *("--name", name, "--nthreads", str(self.slots), "--no-nanny", "--no-dashboard"),
-            *("--memory-limit", "0", "--death-timeout", str(DEATH_TIMEOUT_S)),
-            *("--tls-ca-file", str(private / "cert.pem"), "--tls-cert", str(private / "cert.pem")),
-            *("--tls-key", str(private / "key.pem")),
-            *(("--interface", network.interface) if network.interface else ()),
-        ]
-        if network.ports is not None:
-            command += ["--worker-port", f"{network.ports[0]}:{network.ports[1]}"]
-        return render_script(
-            command,
-            walltime_min=self.workers.walltime_min,
-            prologue=self.profile.prologue,
-            variables={
-                **dict.fromkeys(THREAD_VARIABLES, str(self.workers.cores)),
-                **KEEP_FREED_MEMORY,
-                "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "false",
-            },
-            scratch=self.profile.scratch,
-            cache=self.profile.cache,
-            umask=self.profile.umask,
-        )
-
-    def submit(self, scheduler: str, name: str) -> str:
-        """Submit a job and give its id; does not wait for a SLURM that is away."""
-        return submit_job(self.script(scheduler, name), sbatch_options(self.request), patience_s=0)
 
 
 class WorkerJob(JobQueueJob):  # type: ignore[misc]
@@ -238,19 +156,9 @@ class SlurmPool:
             remove_credentials(private)
 
 
-def end_workers(run_id: str, seconds: float = 60.0) -> None:
-    """Cancel all worker jobs of a run, and wait until none of them can write any more.
-
-    Raises
-    ------
-    SlurmError
-        If SLURM cannot be reached for long.
-    """
-    name = worker_name(run_id)
-    cancel_jobs(name=name)
-    end = time.monotonic() + seconds
-    while any(job.ending == "running" for job in job_states(name=name)) and time.monotonic() < end:
-        time.sleep(0.5)
+def end_workers(run_id: str) -> None:
+    """Cancel all worker jobs of a run, and wait until none of them can write any more."""
+    end_jobs(worker_name(run_id))
 
 
 @dataclass

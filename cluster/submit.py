@@ -11,13 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hpcenc.cluster.backend_choice import choose_backend, try_backend
+from hpcenc.cluster.backend_choice import choose_backend, choose_cluster_backend, try_backend
 from hpcenc.cluster.controller import Progress, run_plan
-from hpcenc.cluster.executors import make_executor
+from hpcenc.cluster.executors import Executor, make_executor
 from hpcenc.cluster.granted import memory_bytes
 from hpcenc.cluster.liveness import is_gone
-from hpcenc.cluster.pricing import memory_problems, price_run
+from hpcenc.cluster.pools import CrewError
+from hpcenc.cluster.pricing import memory_problems, price_run, worker_memory_problems
 from hpcenc.cluster.run_folder import Event, RunFolder, new_run_id
+from hpcenc.slurm.commands import SlurmError
 from hpcenc.slurm.jobs import this_job
 from hpcenc.slurm.profiles import HERE, find_profile
 from hpcenc.storage.digests import FileDigests
@@ -58,6 +60,8 @@ class Prepared:
     plan: Plan
     backend: BackendChoice
     digests: FileDigests
+    models: str
+    layers: str
     profile: str
     peak: WorkerPeak
 
@@ -108,14 +112,17 @@ def prepare(
     StudyError
         Everything that is wrong, before anything is computed or written.
     """
-    study = choose_subjects(load_study(path), subjects)
+    return prepare_study(choose_subjects(load_study(path), subjects), models, layers, profile)
+
+
+def prepare_study(study: Study, models: str, layers: str, profile: str | None = None) -> Prepared:
+    """The same for a study that was read, with the subjects that are wanted."""
     profile = profile or study.cluster.profile
-    if profile not in HERE:
-        find_profile(profile, overrides=study.cluster.slurm)
+    site = None if profile in HERE else find_profile(profile, overrides=study.cluster.slurm)
     feature_sets = select_feature_sets(study, models, layers)
     digests = digest_memory(study)
     facts = inspect(study, feature_sets, study.subjects.ids, digests)
-    backend = choose_backend(study)
+    backend = choose_backend(study) if site is None else choose_cluster_backend(study, site.gpu is not None)
     try:
         plan = make_plan(study, feature_sets, facts, backend.name)
     except ValueError as error:
@@ -123,9 +130,13 @@ def prepare(
     assert facts.voxels is not None
     check_store(study, facts.voxels, plan)
     peak = worker_peak(plan, study.store_path, overlaps=profile != "serial")
-    if problems := memory_problems(study, peak, profile, memory_bytes()):
+    if site is not None:
+        problems = worker_memory_problems(study, plan, site, profile)
+    else:
+        problems = memory_problems(study, peak, profile, memory_bytes())
+    if problems:
         raise StudyError(problems)
-    return Prepared(study, feature_sets, facts, plan, backend, digests, profile, peak)
+    return Prepared(study, feature_sets, facts, plan, backend, digests, models, layers, profile, peak)
 
 
 def choose_subjects(study: Study, subjects: str) -> Study:
@@ -212,41 +223,67 @@ def submit(
         If the backend of the fits does not work on this machine.
     """
     study, store = prepared.study, prepared.study.store_path
-    if (profile or prepared.profile) not in HERE:
-        raise StudyError("profile: hpcenc cannot run on SLURM yet; expected local or serial")
     description = try_backend(study, prepared.backend.name)
+    executor = make_executor(profile or prepared.profile, study.cluster, prepared.peak.n_bytes)
     job, run_id = this_job(), new_run_id()
     owner = this_process(run_id, job.job_id if job else "", job.restart_count if job else 0)
     acquire(lock_path(store), owner, is_gone)
     try:
         prepared.digests.save()
-        return _run(prepared, profile or prepared.profile, description, run_id, command, listen)
+        settings = {
+            **run_settings(prepared, executor.name, command),
+            "backend_description": description,
+            "n_workers": executor.n_workers,
+            "n_threads": executor.n_threads,
+        }
+        folder = RunFolder.create(store, run_id, prepared.plan, settings)
+        deadline = Deadline(job.end_s) if job is not None and job.end_s else None
+        return run(prepared, executor, folder, description, listen, deadline)
     finally:
         release(lock_path(store), owner)
 
 
-def _run(
-    prepared: Prepared,
-    profile: str,
-    description: Mapping[str, str],
-    run_id: str,
-    command: Sequence[str],
-    listen: Listener,
-) -> Result:
-    study, store = prepared.study, prepared.study.store_path
-    executor = make_executor(profile, study.cluster, prepared.peak.n_bytes)
-    settings = {
+def run_settings(prepared: Prepared, profile: str, command: Sequence[str]) -> dict[str, Any]:
+    """What a run folder keeps of how a run was asked for."""
+    return {
         "command": list(command),
-        "profile": executor.name,
+        "profile": profile,
         "backend": prepared.backend.name,
         "backend_choice": prepared.backend.how,
-        "backend_description": description,
-        "n_workers": executor.n_workers,
-        "n_threads": executor.n_threads,
-        "study": study.model_dump(mode="json"),
+        "study": prepared.study.model_dump(mode="json"),
         "feature_sets": [feature_set.label for feature_set in prepared.feature_sets],
     }
-    folder = RunFolder.create(store, run_id, prepared.plan, settings)
+
+
+def run(
+    prepared: Prepared,
+    executor: Executor,
+    folder: RunFolder,
+    description: Mapping[str, str],
+    listen: Listener = lambda _: None,
+    deadline: Deadline | None = None,
+) -> Result:
+    """Run what is left of a plan, and write the report; call it under the lock.
+
+    Parameters
+    ----------
+    prepared : Prepared
+    executor : Executor
+    folder : RunFolder
+        What happens is logged there.
+    description : mapping
+        Of the backend, for groups that are made now.
+    listen : callable
+        Is told what happens too.
+    deadline : Deadline, optional
+        When the job that this runs in ends, if tasks run in it.
+
+    Returns
+    -------
+    Result
+        Whatever ends it: only SIGTERM and Ctrl-C are taken for an interruption.
+    """
+    study, store = prepared.study, prepared.study.store_path
 
     def emit(event: Event) -> None:
         folder.log(event)
@@ -258,8 +295,6 @@ def _run(
         emit({"event": "end", "status": status})
         return Result(status, folder.path, progress.units_done, tuple(progress.set_aside), report)
 
-    job = this_job()
-    deadline = Deadline(job.end_s) if job is not None and job.end_s else None
     for reason in prepared.plan.set_aside:
         emit({"event": "set aside", "task": "", "reason": reason, "details": ""})
     try:
@@ -276,8 +311,8 @@ def _run(
             report = build_report(study, folder.read("run"), folder.events(), progress.set_aside)
     except KeyboardInterrupt:
         return end(EXIT_INTERRUPTED)
-    except (OSError, StoreError) as error:  # a full disk, a damaged chunk: what is marked is done
-        reason = one_line(error)
+    except (CrewError, OSError, SlurmError, StoreError) as error:  # no workers, a full disk, a damaged chunk:
+        reason = one_line(error)  # what is marked is done
         progress.set_aside.append(reason)
         emit({"event": "set aside", "task": "", "reason": reason, "details": ""})
         return end(EXIT_FAILED)

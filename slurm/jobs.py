@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -213,6 +214,31 @@ def cancel_jobs(*, name: str | None = None, ids: Sequence[str] = (), patience_s:
     except SlurmError as error:
         if UNKNOWN_JOB not in error.stderr.lower():
             raise
+
+
+def end_jobs(name: str, seconds: float = 60.0) -> None:
+    """Cancel all jobs of a name, and wait until they have ended.
+
+    Raises
+    ------
+    SlurmError
+        If SLURM cannot be reached for long.
+    """
+    cancel_jobs(name=name)
+    end = time.monotonic() + seconds
+    while any(job.ending == "running" for job in job_states(name=name)) and time.monotonic() < end:
+        time.sleep(0.5)
+
+
+def release_job(job_id: str, patience_s: float = PATIENCE_S) -> None:
+    """Let a job that was submitted on hold start.
+
+    Raises
+    ------
+    SlurmError
+        If SLURM refuses, or cannot be reached.
+    """
+    run_command(["scontrol", "release", job_id], patience_s=patience_s)
 
 
 def requeue_job(job_id: str) -> None:

@@ -132,8 +132,9 @@ def acquire(path: Path, owner: LockOwner, is_gone: Callable[[LockOwner], bool]) 
 def _remove_stale(path: Path, holder: LockOwner, is_gone: Callable[[LockOwner], bool]) -> None:
     if not is_gone(holder):
         where = f"job {holder.job_id}" if holder.job_id else f"process {holder.pid}"
+        place = f" on {holder.host}" if holder.host else ", which waits"
         raise LockError(
-            f"{path}: run {holder.run_id} of {holder.user} ({where} on {holder.host}) holds this store. "
+            f"{path}: run {holder.run_id} of {holder.user} ({where}{place}) holds this store. "
             "Wait for it or end it; if it is certainly gone, remove the lock file."
         )
     # Two takers may have seen the same dead owner: one at a time, and only if it is still that owner's.
@@ -147,6 +148,29 @@ def _remove_stale(path: Path, holder: LockOwner, is_gone: Callable[[LockOwner], 
             f"{path}: run {holder.run_id} of {holder.user} is gone, but its lock cannot be taken over "
             f"({error}). Remove the lock file."
         ) from error
+
+
+def hand_over(path: Path, to: LockOwner) -> None:
+    """Give a lock that a run holds to another process of the same run, or to its job.
+
+    Raises
+    ------
+    LockError
+        If another run holds it, or none.
+    """
+    holder = read_lock(path)
+    if holder is None or holder.run_id != to.run_id:
+        found = "nobody" if holder is None else f"run {holder.run_id} of {holder.user}"
+        raise LockError(f"{path}: expected run {to.run_id} to hold this store, found {found}")
+    theirs = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    theirs.write_text(json.dumps(asdict(to)))
+    sync(theirs)
+    theirs.replace(path)
+
+
+def job_of(run_id: str, job_id: str) -> LockOwner:
+    """The owner that a waiting job is: it has no process yet."""
+    return LockOwner(run_id, host="", boot_id="", pid=0, user=_user(), process_start="", job_id=job_id)
 
 
 def release(path: Path, owner: LockOwner) -> None:

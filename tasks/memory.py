@@ -58,19 +58,21 @@ class WorkerPeak:
     task: str
 
 
-def worker_peak(plan: Plan, store: Path, overlaps: bool) -> WorkerPeak:
+def worker_peak(plan: Plan, store: Path, overlaps: bool, worker: str | None = None) -> WorkerPeak:
     """What a worker needs at most for what is left of a plan.
 
     Parameters
     ----------
     overlaps : bool
         Whether a worker has as many tasks at a time as a stage says, or one.
+    worker : {"cpu", "gpu"}, optional
+        Only for the stages that want such workers.
     """
     operators = operator_sizes(plan)
     arrays = {spec.group: spec.arrays.values() for spec in plan.groups}
     largest, known = WorkerPeak(INTERPRETER_BYTES, "", ""), dict[FitSizes, int]()
     for stage in plan.pending(store):
-        for task in stage.tasks:
+        for task in stage.tasks if worker in (None, stage.worker) else ():
             if isinstance(task, FitBlock):
                 sizes = FitSizes.of(task, operators)
                 if sizes not in known:  # most subjects have the same

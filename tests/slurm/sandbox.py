@@ -170,8 +170,8 @@ class Sandbox:
         self.run("scontrol", "update", f"nodename={node}", f"state={state}", "reason=test")
 
     def hurry(self, job_id: str) -> None:
-        """Let a requeued job start now: SLURM waits two minutes."""
-        self.run("scontrol", "update", f"jobid={job_id}", "starttime=now")
+        """Let a requeued job start soon: SLURM waits two minutes, and stumbles over less than a second."""
+        self.run("scontrol", "update", f"jobid={job_id}", "starttime=now+2")
 
     def stop_controller(self) -> None:
         """The cluster's head goes away; jobs run on."""

@@ -16,7 +16,8 @@ from sandbox import Sandbox, wait_for
 
 from hpcenc.cluster.controller import Progress, run_plan
 from hpcenc.cluster.executors import DaskExecutor
-from hpcenc.cluster.slurm_pool import CrewError, SlurmPool
+from hpcenc.cluster.pools import CrewError
+from hpcenc.cluster.slurm_pool import SlurmPool
 from hpcenc.slurm.profiles import SlurmProfile
 from hpcenc.storage.groups import ArraySpec, GroupSpec
 from hpcenc.storage.store import Store

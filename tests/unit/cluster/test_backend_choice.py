@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hpcenc.cluster.backend_choice import choose_backend, try_backend
+from hpcenc.cluster.backend_choice import choose_backend, choose_cluster_backend, try_backend
 from hpcenc.cluster.run_folder import RunFolder
 from hpcenc.storage.errors import StudyError
 from hpcenc.storage.study import Study, parse_study
@@ -111,3 +111,17 @@ def test_a_backend_that_works_is_described(name: str, tmp_path: Path) -> None:
     described = try_backend(study_of(tmp_path, name), name)
     assert described["tf32"] == "off"
     assert name in described
+
+
+@pytest.mark.usefixtures("no_child")
+def test_for_other_machines_nothing_is_tried_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = study_of(tmp_path, "auto")
+    assert choose_cluster_backend(study, has_gpus=False).name == "numpy"
+    assert choose_cluster_backend(study, has_gpus=True).name == "cupy"
+    monkeypatch.setattr("hpcenc.cluster.backend_choice.find_spec", lambda name: name == "torch")
+    assert choose_cluster_backend(study, has_gpus=True).name == "torch-cuda"
+    assert choose_cluster_backend(study_of(tmp_path, "torch"), has_gpus=True).name == "torch"
+    with pytest.raises(StudyError, match=r"fit\.tf32: needs a CUDA device"):
+        choose_cluster_backend(study_of(tmp_path, "auto", tf32=True), has_gpus=False)
+    record(study, "torch-cuda")
+    assert choose_cluster_backend(study, has_gpus=True) == ("torch-cuda", "auto: as measured then")

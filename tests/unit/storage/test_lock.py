@@ -14,7 +14,16 @@ import pytest
 
 from hpcenc.cluster.liveness import is_gone
 from hpcenc.storage.errors import LockError
-from hpcenc.storage.lock import LockOwner, acquire, process_start, read_lock, release, this_process
+from hpcenc.storage.lock import (
+    LockOwner,
+    acquire,
+    hand_over,
+    job_of,
+    process_start,
+    read_lock,
+    release,
+    this_process,
+)
 
 ROUNDS = 20
 
@@ -246,3 +255,27 @@ def test_of_two_takers_of_a_stale_lock_one_wins(tmp_path: Path, racers: Racers) 
         assert holder is not None
         assert holder.run_id == f"racer-{answers.index('won')}"
         racers.tell("release", path)
+
+
+def test_a_lock_is_handed_to_the_job_of_its_run_and_back_to_a_process(path: Path) -> None:
+    first = this_process("run-1")
+    acquire(path, first, is_gone)
+    hand_over(path, job_of("run-1", "4711"))
+    assert read_lock(path) == job_of("run-1", "4711")
+    release(path, first)
+    assert read_lock(path) is not None, "it is no longer the first one's"
+    with pytest.raises(LockError, match=r"run run-1 of .* \(job 4711, which waits\) holds this store"):
+        acquire(path, this_process("run-2"), lambda owner: False)
+    second = this_process("run-1", job_id="4711", restart_count=1)
+    hand_over(path, second)
+    assert read_lock(path) == second
+
+
+def test_a_lock_is_not_handed_over_by_another_run(path: Path) -> None:
+    with pytest.raises(LockError, match="expected run run-2 to hold this store, found nobody"):
+        hand_over(path, job_of("run-2", "4712"))
+    owner = this_process("run-1")
+    acquire(path, owner, is_gone)
+    with pytest.raises(LockError, match="expected run run-2 to hold this store, found run run-1"):
+        hand_over(path, job_of("run-2", "4712"))
+    assert read_lock(path) == owner

@@ -1,0 +1,69 @@
+"""Commands that look after a run that was submitted: they read files, and ask SLURM."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hpcenc.cli.arguments import STUDY_NAME, StudyFile
+from hpcenc.cli.refusal import clear_errors, say
+
+if TYPE_CHECKING:
+    from hpcenc.cluster.batch import Submitted
+
+
+def wait(study: StudyFile = STUDY_NAME) -> None:
+    """Wait for the end of the latest submit. Its exit status is that of the run."""
+    from hpcenc.cluster.runs import wait_for_end
+    from hpcenc.storage.study import load_study
+
+    with clear_errors():
+        ended = wait_for_end(load_study(study))
+    print(ended.why)
+    raise typer.Exit(ended.exit_status)
+
+
+def cancel(study: StudyFile = STUDY_NAME) -> None:
+    """End the latest submit with all its jobs. What is done stays done; submit again goes on from there."""
+    from hpcenc.cluster.runs import cancel_run
+    from hpcenc.storage.study import load_study
+
+    with clear_errors():
+        print(cancel_run(load_study(study)))
+
+
+def logs(
+    study: StudyFile = STUDY_NAME,
+    job: Annotated[str, typer.Option("--job", help="One job's; all of the latest submit if left out.")] = "",
+) -> None:
+    """Print what the jobs of the latest submit wrote, each under its name."""
+    from hpcenc.cluster.runs import log_files
+    from hpcenc.storage.study import load_study
+
+    with clear_errors():
+        for path in log_files(load_study(study), job):
+            print(f"==> {path} <==")
+            print(path.read_text(errors="replace"))
+
+
+def control(folder: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
+    """Run what a run folder says: what the controller's job calls."""
+    from hpcenc.cluster.control import control as take
+
+    with clear_errors():
+        result = take(folder, lambda event: print(json.dumps(event), flush=True))
+    raise typer.Exit(result.exit_status)
+
+
+def tell_submitted(submitted: Submitted, study: Path, as_json: bool) -> None:
+    """Print what was submitted, and what to do next."""
+    facts = {"job": submitted.job_id, "run": submitted.run_id, "folder": str(submitted.folder)}
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
+    for name, value in facts.items():
+        print(f"{name:8} {value}")
+    say(f"next: hpcenc status {study}, hpcenc wait {study}, hpcenc cancel {study}")

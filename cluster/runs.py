@@ -1,0 +1,151 @@
+"""What a user does with a run that was submitted to SLURM: wait for it, end it, read its logs."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpcenc.cluster.liveness import is_gone
+from hpcenc.cluster.run_folder import RunFolder
+from hpcenc.slurm.commands import ON_LOGIN_S
+from hpcenc.slurm.jobs import end_jobs, job_states
+from hpcenc.slurm.scripts import controller_name, worker_name
+from hpcenc.storage.errors import StudyError
+from hpcenc.storage.layout import lock_path
+from hpcenc.storage.lock import read_lock, release
+from hpcenc.storage.study import Study
+
+EXIT_INTERRUPTED = 3
+
+POLL_S = 1.0
+"""How often the events are read while waiting."""
+
+QUEUE_S = 15.0
+"""How often SLURM is asked meanwhile whether the controller's job still is there."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended."""
+
+    exit_status: int
+    why: str
+
+
+def wait_for_end(study: Study) -> Ended:
+    """Wait until the latest run has ended, or its controller's job has.
+
+    Raises
+    ------
+    StudyError
+        If nothing was ever submitted.
+    """
+    folder = latest_run(study)
+    asked_s = 0.0
+    while True:
+        status = ended_with(folder)
+        if status in (0, 1):
+            return Ended(status, f"run {folder.path.name} ended with exit status {status}")
+        if time.monotonic() - asked_s > QUEUE_S:
+            # Interrupted is not ended where SLURM starts the controller's job again.
+            asked_s = time.monotonic()
+            if _controller_is_gone(study, folder) and ended_with(folder) in (None, EXIT_INTERRUPTED):
+                return Ended(
+                    EXIT_INTERRUPTED, f"run {folder.path.name} was interrupted; the same submit resumes"
+                )
+        time.sleep(POLL_S)
+
+
+def cancel_run(study: Study) -> str:
+    """End the latest run and all its jobs; what is done stays done.
+
+    Returns
+    -------
+    str
+        What was done, for the user.
+
+    Raises
+    ------
+    SlurmError
+        If SLURM cannot be reached, or a job is another user's.
+    StudyError
+        If nothing was ever submitted, or the run is not one of SLURM's.
+    """
+    folder = latest_run(study)
+    facts = folder.read("run")
+    if "site" not in facts:
+        raise StudyError(f"{folder.path}: not a run on SLURM; end it by Ctrl-C where it runs")
+    run_id = facts["run_id"]
+    names = (controller_name(run_id), worker_name(run_id))
+    jobs = [job for name in names for job in job_states(name=name, patience_s=ON_LOGIN_S)]
+    alive = [job for job in jobs if job.ending == "running"]
+    # The controller first: it ends its workers itself, and asks for no more of them.
+    for name in names:
+        end_jobs(name)
+    if (folder.path / "private").exists():
+        from hpcenc.cluster.credentials import remove_credentials
+
+        remove_credentials(folder.path / "private")
+    holder = read_lock(lock_path(study.store_path))
+    if holder is not None and holder.run_id == run_id:
+        release(lock_path(study.store_path), holder)
+    if not alive:
+        return f"run {run_id}: no job of it waits or runs"
+    folder.log({"event": "cancelled", "jobs": [job.job_id for job in alive]})
+    return f"run {run_id}: cancelled {', '.join(job.job_id for job in alive)}"
+
+
+def log_files(study: Study, job_id: str = "") -> list[Path]:
+    """Logs of the latest run's jobs, or of one of them, in the order of their ids.
+
+    Raises
+    ------
+    StudyError
+        If there is none.
+    """
+    folder = latest_run(study)
+    found = {path.stem.rpartition("-")[2]: path for path in (folder.path / "logs").glob("*.log")}
+    if job_id:
+        found = {name: path for name, path in found.items() if name == job_id}
+    if not found:
+        wanted = f" of job {job_id}" if job_id else ""
+        raise StudyError(f"{folder.path / 'logs'}: no log{wanted} yet")
+    return [found[name] for name in sorted(found, key=lambda name: (len(name), name))]
+
+
+def latest_run(study: Study) -> RunFolder:
+    """The folder of the run that began last.
+
+    Raises
+    ------
+    StudyError
+        If nothing was ever submitted.
+    """
+    folder = RunFolder.latest(study.store_path)
+    if folder is None:
+        raise StudyError(f"{study.store_path}: nothing was submitted yet. `hpcenc submit` begins.")
+    return folder
+
+
+def ended_with(folder: RunFolder) -> int | None:
+    """Exit status of a run that has ended; None if it has not, or was requeued to go on."""
+    status = None
+    for event in folder.events():
+        if event["event"] == "end":
+            status = int(event["status"])
+        elif event["event"] in ("requeued", "controller"):
+            status = None
+        elif event["event"] == "cancelled":
+            status = EXIT_INTERRUPTED
+    return status
+
+
+def _controller_is_gone(study: Study, folder: RunFolder) -> bool:
+    """Whether neither a job of the controller waits or runs, nor a process of it elsewhere."""
+    run_id = folder.read("run")["run_id"]
+    holder = read_lock(lock_path(study.store_path))
+    if holder is not None and holder.run_id == run_id and not is_gone(holder):
+        return False
+    states = job_states(name=controller_name(run_id), patience_s=ON_LOGIN_S)
+    return all(job.ending != "running" for job in states)

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpcenc.cluster.run_folder import RunFolder
+from hpcenc.cluster.runs import cancel_run, ended_with, latest_run, log_files
+from hpcenc.storage.errors import StudyError
+from hpcenc.storage.study import Study, parse_study
+from hpcenc.tasks.plan import Plan
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    data = {
+        "name": "x",
+        "tr_s": 1.0,
+        "runs": [{"name": run, "n_trs": 40} for run in "ABC"],
+        "subjects": {"ids": ["s1"]},
+        "bold": {"path": "{subject}/{run}.npy"},
+        "feature_files": {"mylab": {"path": "{run}.npy"}},
+    }
+    return parse_study(data, tmp_path)
+
+
+@pytest.fixture
+def folder(study: Study) -> RunFolder:
+    return RunFolder.create(study.store_path, "a1b2c3d4", Plan((), (), ()), {})
+
+
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [
+        ([], None),
+        (["controller", 0], 0),
+        (["controller", 1], 1),
+        (["controller", 3], 3),
+        (["controller", 3, "requeued"], None),
+        (["controller", 3, "requeued", "controller", 0], 0),
+        (["controller", "cancelled"], 3),
+    ],
+)
+def test_a_run_has_ended_unless_it_goes_on(
+    folder: RunFolder, events: list[Any], expected: int | None
+) -> None:
+    for event in events:
+        folder.log({"event": "end", "status": event} if isinstance(event, int) else {"event": event})
+    assert ended_with(folder) == expected
+
+
+def test_nothing_submitted_is_told(study: Study) -> None:
+    with pytest.raises(StudyError, match="nothing was submitted yet"):
+        latest_run(study)
+
+
+def test_a_run_on_this_machine_is_not_cancelled_from_elsewhere(study: Study, folder: RunFolder) -> None:
+    with pytest.raises(StudyError, match="not a run on SLURM; end it by Ctrl-C"):
+        cancel_run(study)
+
+
+def test_logs_come_in_the_order_of_their_jobs(study: Study, folder: RunFolder) -> None:
+    with pytest.raises(StudyError, match="no log yet"):
+        log_files(study)
+    (folder.path / "logs").mkdir()
+    for name in ("hpcenc-w-a1b2c3d4-12", "hpcenc-w-a1b2c3d4-9", "hpcenc-a1b2c3d4-8"):
+        (folder.path / "logs" / f"{name}.log").touch()
+    assert [path.stem.rpartition("-")[2] for path in log_files(study)] == ["8", "9", "12"]
+    assert [path.stem for path in log_files(study, "9")] == ["hpcenc-w-a1b2c3d4-9"]
+    with pytest.raises(StudyError, match="no log of job 7 yet"):
+        log_files(study, "7")
