@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import dask
 import numpy as np
 import pytest
 from sandbox import Sandbox, wait_for
@@ -18,6 +20,7 @@ from hpcenc.cluster.controller import Progress, run_plan
 from hpcenc.cluster.executors import DaskExecutor
 from hpcenc.cluster.pools import CrewError
 from hpcenc.cluster.slurm_pool import SlurmPool
+from hpcenc.slurm.commands import SlurmError
 from hpcenc.slurm.profiles import SlurmProfile
 from hpcenc.storage.groups import ArraySpec, GroupSpec
 from hpcenc.storage.store import Store
@@ -277,3 +280,45 @@ def test_slurm_away_for_a_while_costs_nothing_that_runs(
         sandbox.start_controller()
     assert run.end().units_done == 2
     assert run.told("lost") == []
+
+
+def test_a_worker_that_hangs_is_given_up_and_its_job_cancelled(
+    start: Callable[..., Run], make_task: MakeTask, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hpcenc.cluster.slurm_pool.SETTLE_S", 2.0)
+    with dask.config.set({"distributed.scheduler.worker-ttl": "4s"}):
+        run = start(make_task("a", 0))
+        (job,) = run.began("a")
+    (worker,) = processes_of(job)
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        run.began("a", 2)
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    assert sandbox.state(job) in ("CANCELLED", "COMPLETING")
+    assert run.end().set_aside == []
+    assert [event["by"] for event in run.told("lost")] == ["hung"]
+
+
+def test_workers_of_another_version_get_no_task(
+    start: Callable[..., Run], make_task: MakeTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hpcenc.cluster.slurm_pool.code_digest", lambda: "another")
+    run = start(make_task("a", 0))
+    with pytest.raises((CrewError, SlurmError), match=r"code differs|node configuration is not available"):
+        run.end()
+    assert not (run.folder / "a began").exists()
+    assert "code differs from the controller's" in run.told("worker refused")[0]["why"]
+
+
+def processes_of(job: str) -> list[int]:
+    """Workers of a job; all nodes are this machine."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            settings, command = (path / "environ").read_bytes(), (path / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if f"SLURM_JOB_ID={job}\0".encode() in settings and b"dask_worker" in command:
+            found.append(int(path.name))
+    return found
