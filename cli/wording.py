@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hpcenc.cluster.accounting import Account
     from hpcenc.cluster.status import Status
     from hpcenc.tasks.selftest import Check
 
@@ -66,7 +68,10 @@ def status_lines(status: Status) -> Iterator[str]:
         state = ends[status.ended]
     else:
         state = "running" if status.holder else "killed; `hpcenc submit` resumes"
-    holding = f"; run {status.holder.run_id} on {status.holder.host} holds the store" if status.holder else ""
+    holder = status.holder
+    if holder is not None and holder.job_id and not holder.host:
+        state = f"waiting for its controller, job {holder.job_id}"
+    holding = f"; run {holder.run_id} on {holder.host} holds the store" if holder and holder.host else ""
     yield f"run {status.run['run_id']} of {status.run['started']}: {state}{holding}"
     for stage, (done, n_units) in status.stages.items():
         yield f"  {stage:10} {done:6} of {n_units} units done"
@@ -75,6 +80,36 @@ def status_lines(status: Status) -> Iterator[str]:
             yield f"  {group}: {done} of {n_units} blocks done"
     for reason in status.set_aside:
         yield f"  set aside: {reason}"
+    yield from _account_lines(status.account)
+    yield from _job_lines(status)
+
+
+def _account_lines(account: Account) -> Iterator[str]:
+    """Lines of a run's pace and price."""
+    if account.stage and account.units_per_min is not None and account.minutes_left is not None:
+        pace, left = account.units_per_min, account.minutes_left
+        yield f"  at work: {account.stage}, {pace:.1f} units a minute, about {left:.0f} min left of it"
+    if account.worker_hours:
+        busy = "" if account.busy_share is None else f", {account.busy_share:.0%} of that at work on units"
+        yield f"  workers: {account.n_workers} now, {account.worker_hours:.2f} hours so far{busy}"
+    for by, n_tries in account.lost.items():
+        yield f"  lost and tried again: {n_tries} by {by.replace('_', ' ')}"
+
+
+def _job_lines(status: Status) -> Iterator[str]:
+    """Lines of jobs: those that run by their nodes, those that wait by SLURM's reasons."""
+    if status.jobs_unknown:
+        yield f"  jobs: {status.jobs_unknown}"
+    for job in status.jobs:
+        if job.state == "PENDING":
+            since = f" since {_utc(job.submitted_s)}" if job.submitted_s else ""
+            yield f"  job {job.job_id} ({job.name}) waits{since}: {job.reason or 'no reason given'}"
+        else:
+            yield f"  job {job.job_id} ({job.name}) {job.state.lower()} on {job.node}"
+
+
+def _utc(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def check_line(check: Check) -> str:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import Any
 
+from hpcenc.cluster.accounting import Account, account
 from hpcenc.cluster.liveness import is_gone
 from hpcenc.cluster.run_folder import RunFolder
+from hpcenc.cluster.runs import ended_with
+from hpcenc.slurm.commands import SlurmError
+from hpcenc.slurm.jobs import JobState, job_states
+from hpcenc.slurm.scripts import controller_name, worker_name
 from hpcenc.storage.errors import StudyError
 from hpcenc.storage.layout import lock_path
 from hpcenc.storage.lock import LockOwner, read_lock
@@ -27,6 +34,12 @@ class Status:
         Units of every stage whose results last.
     holder : LockOwner or None
         The run that holds the store now; None too if it was killed and left its lock behind.
+    account : Account
+        Pace, and what its workers cost.
+    jobs : tuple of JobState
+        Its jobs that wait or run; none of a run on this machine.
+    jobs_unknown : str
+        Why SLURM could not say so; empty if it did.
     """
 
     run: dict[str, Any]
@@ -36,6 +49,9 @@ class Status:
     set_aside: tuple[str, ...]
     ended: int | None
     holder: LockOwner | None
+    account: Account
+    jobs: tuple[JobState, ...] = ()
+    jobs_unknown: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -66,13 +82,28 @@ def read_status(study: Study) -> Status:
                 done_units[group] += unit_done
     holder = read_lock(lock_path(store))
     events = list(folder.events())
-    ends = [event["status"] for event in events if event["event"] == "end"]
+    run = folder.read("run")
+    jobs, unknown = _jobs(run) if "site" in run else ((), "")
     return Status(
-        run=folder.read("run"),
+        run=run,
         folder=str(folder.path),
         stages=stages,
         fits={group: (done_units[group], n_units) for group, n_units in all_units.items()},
         set_aside=tuple(event["reason"] for event in events if event["event"] == "set aside"),
-        ended=ends[-1] if ends else None,
+        ended=ended_with(folder),
         holder=None if holder is None or is_gone(holder) else holder,
+        account=account(events, datetime.now(UTC)),
+        jobs=jobs,
+        jobs_unknown=unknown,
     )
+
+
+def _jobs(run: Mapping[str, Any]) -> tuple[tuple[JobState, ...], str]:
+    """Jobs of a run that wait or run, and why SLURM cannot say; the controller's first."""
+    found: list[JobState] = []
+    try:
+        for name in (controller_name(run["run_id"]), worker_name(run["run_id"])):
+            found += job_states(name=name, patience_s=0)
+    except SlurmError as error:
+        return (), str(error)
+    return tuple(job for job in found if job.ending == "running"), ""

@@ -170,6 +170,18 @@ def test_a_study_goes_from_submit_to_report(site: Site, check_done: Callable[[],
     status = json.loads(site.hpcenc("status", "--json"))
     assert status["ended"] == 0
     assert status["stages"]["fit"] == [4, 4]
+    assert status["account"]["worker_hours"] > 0
+    assert status["jobs"] == []
+
+
+def test_a_run_that_waits_says_why_and_since_when(site: Site) -> None:
+    job = site.submit("--sbatch-arg=--begin=now+1hour")
+    wait_for(lambda: "BeginTime" in site.hpcenc("status"), 30, "SLURM's reason")
+    said = site.hpcenc("status")
+    assert f"waiting for its controller, job {job}" in said
+    assert f"job {job} (hpcenc-{site.run_folder.name.rpartition('-')[2]}) waits since 20" in said
+    site.hpcenc("cancel")
+    assert "no job of it waits or runs" in site.hpcenc("cancel")
 
 
 def test_a_second_run_is_refused_and_told_the_first_ones_job(

@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 
 from hpcenc.cli.wording import model_lines, model_table, plan_lines, status_lines
+from hpcenc.cluster.accounting import Account
 from hpcenc.cluster.status import Status
-from hpcenc.storage.lock import LockOwner
+from hpcenc.slurm.jobs import JobState
+from hpcenc.storage.lock import LockOwner, job_of
 
 PRICED: dict[str, Any] = {
     "store": "/data/study.zarr",
@@ -40,7 +42,10 @@ PRICED: dict[str, Any] = {
 HOLDER = LockOwner("abcdefgh", "node7", "boot", 12, "me", "1")
 
 
-def status(ended: int | None, holder: LockOwner | None = None) -> str:
+IDLE = Account("", 0, None, None, 0, 0.0, None, {})
+
+
+def status(ended: int | None, holder: LockOwner | None = None, **settings: Any) -> str:
     found = Status(
         run={"run_id": "abcdefgh", "started": "2026-01-01T00:00:00"},
         folder="/data/runs/x",
@@ -49,8 +54,28 @@ def status(ended: int | None, holder: LockOwner | None = None) -> str:
         set_aside=("fit s2 block 1: broken",),
         ended=ended,
         holder=holder,
+        **{"account": IDLE, **settings},
     )
     return "\n".join(status_lines(found))
+
+
+def test_a_status_tells_pace_price_and_losses() -> None:
+    at_work = Account("fit", 10, 0.5, 20.0, 2, 1.25, 0.8, {"preempted": 3, "node_fail": 1})
+    text = status(None, HOLDER, account=at_work)
+    assert "at work: fit, 0.5 units a minute, about 20 min left of it" in text
+    assert "workers: 2 now, 1.25 hours so far, 80% of that at work on units" in text
+    assert "lost and tried again: 3 by preempted" in text
+    assert "lost and tried again: 1 by node fail" in text
+
+
+def test_a_status_tells_why_jobs_wait_and_where_they_run() -> None:
+    waits = JobState("7", "hpcenc-abcdefgh", "PENDING", "Priority", "", 1_795_000_000.0, None, None)
+    runs = JobState("8", "hpcenc-w-abcdefgh", "RUNNING", "", "n2", 1_795_000_000.0, None, None)
+    text = status(None, job_of("abcdefgh", "7"), jobs=(waits, runs))
+    assert "waiting for its controller, job 7" in text
+    assert "job 7 (hpcenc-abcdefgh) waits since 2026-11-18 11:06 UTC: Priority" in text
+    assert "job 8 (hpcenc-w-abcdefgh) running on n2" in text
+    assert "jobs: squeue: no answer" in status(None, jobs_unknown="squeue: no answer")
 
 
 def test_a_plan_tells_what_is_left_of_every_stage() -> None:

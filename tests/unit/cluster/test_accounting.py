@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from hpcenc.cluster.accounting import account
+
+START = datetime(2026, 1, 1, 22, tzinfo=UTC)
+
+
+def at(minutes: float, event: str, **facts: Any) -> dict[str, Any]:
+    return {"time": (START + timedelta(minutes=minutes)).isoformat(), "event": event, **facts}
+
+
+def unit(minutes: float, seconds: float, **facts: float) -> dict[str, Any]:
+    return at(minutes, "unit", seconds=seconds, facts=facts, where="job 1 on n1")
+
+
+def test_nothing_has_no_pace_and_no_price() -> None:
+    found = account([], START)
+    assert (found.stage, found.units_per_min, found.minutes_left, found.busy_share) == ("", None, None, None)
+    assert (found.n_workers, found.worker_hours, found.lost) == (0, 0, {})
+
+
+def test_pace_and_time_left_are_those_of_the_stage_at_work() -> None:
+    events = [
+        *(at(0, "stage", stage="extract", units=100), unit(1, 1), at(1, "stage end", stage="extract")),
+        *(at(10, "stage", stage="fit", units=12), unit(11, 1), unit(12, 1)),
+    ]
+    found = account(events, START + timedelta(minutes=14))
+    assert (found.stage, found.units_left) == ("fit", 10)
+    assert found.units_per_min == pytest.approx(2 / 4)
+    assert found.minutes_left == pytest.approx(20)
+
+
+def test_workers_cost_what_their_jobs_were_there_for() -> None:
+    events = [
+        at(0, "stage", stage="fit", units=4),
+        at(0, "worker", job="1"),
+        at(0, "worker", job="2"),
+        unit(20, 900.0, solve_seconds=600.0),  # the other slot had the device meanwhile
+        unit(20, 600.0),
+        at(30, "worker lost", job="2"),
+        at(30, "lost", task="t", by="preempted"),
+    ]
+    found = account(events, START + timedelta(minutes=60))
+    assert (found.n_workers, found.lost) == (1, {"preempted": 1})
+    assert found.worker_hours == pytest.approx(1.5)
+    assert found.busy_share == pytest.approx(1200 / (1.5 * 3600))
+    ended = account([*events, at(45, "stage end", stage="fit")], START + timedelta(days=9))
+    assert (ended.n_workers, ended.stage) == (0, "")
+    assert ended.worker_hours == pytest.approx(1.25)
+
+
+def test_units_of_local_workers_cost_no_job() -> None:
+    event = unit(1, 60.0)
+    del event["where"]
+    found = account([at(0, "stage", stage="fit", units=1), event], START + timedelta(minutes=2))
+    assert (found.worker_hours, found.busy_share) == (0, None)
