@@ -65,7 +65,7 @@ def control(path: Path, listen: Callable[[Event], None] = lambda _: None) -> Res
             {"event": "controller", **({"job": job.job_id, "restart": job.restart_count} if job else {})}
         )
         _end_leftovers(store)
-        prepared = prepare_study(study, facts["models"], facts["layers"], facts["profile"])
+        prepared = prepare_study(study, facts["models"], facts["layers"], facts["profile"], deep=True)
 
         def emit(event: Event) -> None:
             folder.log(event)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
 from hpcenc.cluster.executors import workers_and_threads
 from hpcenc.cluster.granted import memory_bytes, n_cores
+from hpcenc.cluster.recruiting import MARGIN_S
 from hpcenc.cluster.threads import limited_threads
 from hpcenc.slurm.profiles import SlurmProfile
 from hpcenc.storage.layout import SHARD_VOXELS
 from hpcenc.storage.study import Study
-from hpcenc.tasks.backends import gemm_gflops, open_backend
+from hpcenc.tasks.backends import ON_DEVICES, gemm_gflops, open_backend
 from hpcenc.tasks.memory import WorkerPeak, worker_peak
 from hpcenc.tasks.plan import Plan
-from hpcenc.tasks.price import ASSUMED_GFLOPS, price_plan
+from hpcenc.tasks.price import ASSUMED_GFLOPS, longest_units, price_plan
 
 
 def memory_problems(study: Study, peak: WorkerPeak, profile: str, granted: int) -> list[str]:
@@ -62,6 +65,26 @@ def worker_memory_problems(study: Study, plan: Plan, site: SlurmProfile, profile
             problems.append(
                 f"profile {profile!r}: {table}.memory: a worker needs {peak.n_bytes / 1e9:.1f} GB "
                 f"({peak.task}), found {asked / 1e9:.1f} GB. Ask for {-(-peak.n_bytes // 1024**3)}G"
+            )
+    return problems
+
+
+def walltime_problems(plan: Plan, store: Path, site: SlurmProfile, profile: str, backend: str) -> list[str]:
+    """Units that would not fit a worker's job, by the rate of this machine's cores; nothing of GPUs."""
+    problems = []
+    kinds: dict[str, Literal["cpu", "gpu"]] = {stage.name: stage.worker for stage in plan.stages}
+    for stage, kind in kinds.items():
+        if kind == "gpu" and site.gpu is not None and (stage == "extract" or backend in ON_DEVICES):
+            continue
+        workers, table = site.workers(kind), "cpu" if site.gpu is None else kind
+        found = longest_units(plan, store, workers.cores * measured_gflops(1), workers.cores)
+        seconds, unit = found.get(stage, (0.0, ""))
+        needed_min = math.ceil((1.5 * seconds + MARGIN_S) / 60)
+        if needed_min > workers.walltime_min:
+            problems.append(
+                f"profile {profile!r}: {table}.walltime: {unit} takes about {seconds / 60:.0f} min on "
+                f"{workers.cores} cores like those here, and jobs last {workers.walltime_min} min. "
+                f"Ask for at least {needed_min} min{', or set fit.block to less' if stage == 'fit' else ''}"
             )
     return problems
 

@@ -12,6 +12,9 @@ from hpcenc.slurm.jobs import submit_job
 from hpcenc.slurm.profiles import SlurmProfile, Workers
 from hpcenc.slurm.scripts import JobRequest, render_script, sbatch_options, worker_name
 
+MARGIN_S = 30.0
+"""Before the end of its job a worker is given nothing that could last into this."""
+
 DEATH_TIMEOUT_S = 120
 """How long a worker looks for its controller before its job ends."""
 

@@ -22,15 +22,12 @@ from hpcenc.cluster.attempts import LostBy
 from hpcenc.cluster.credentials import make_credentials, remove_credentials
 from hpcenc.cluster.enlistment import Enlistment, code_digest, enlist
 from hpcenc.cluster.pools import DASK_SETTINGS, Crew, CrewError, quiet
-from hpcenc.cluster.recruiting import Recruiter
+from hpcenc.cluster.recruiting import MARGIN_S, Recruiter
 from hpcenc.cluster.run_folder import Event
 from hpcenc.slurm.commands import SlurmError
 from hpcenc.slurm.jobs import Ending, cancel_jobs, end_jobs, how_it_ended, job_states
 from hpcenc.slurm.profiles import SlurmProfile
 from hpcenc.slurm.scripts import worker_name
-
-MARGIN_S = 30.0
-"""Before the end of its job a worker is given nothing that could last into this."""
 
 SETTLE_S = 20.0
 """How long SLURM may take to say how a job ended whose worker is gone; after that the worker hangs."""

@@ -17,7 +17,7 @@ from hpcenc.cluster.executors import Executor, make_executor
 from hpcenc.cluster.granted import memory_bytes
 from hpcenc.cluster.liveness import is_gone
 from hpcenc.cluster.pools import CrewError
-from hpcenc.cluster.pricing import memory_problems, price_run, worker_memory_problems
+from hpcenc.cluster.pricing import memory_problems, price_run, walltime_problems, worker_memory_problems
 from hpcenc.cluster.run_folder import Event, RunFolder, new_run_id
 from hpcenc.slurm.commands import SlurmError
 from hpcenc.slurm.jobs import this_job
@@ -112,16 +112,23 @@ def prepare(
     StudyError
         Everything that is wrong, before anything is computed or written.
     """
-    return prepare_study(choose_subjects(load_study(path), subjects), models, layers, profile)
-
-
-def prepare_study(study: Study, models: str, layers: str, profile: str | None = None) -> Prepared:
-    """The same for a study that was read, with the subjects that are wanted."""
+    study = choose_subjects(load_study(path), subjects)
     profile = profile or study.cluster.profile
+    return prepare_study(study, models, layers, profile, deep=profile in HERE)
+
+
+def prepare_study(study: Study, models: str, layers: str, profile: str, deep: bool) -> Prepared:
+    """The same for a study that was read, with the subjects that are wanted.
+
+    Parameters
+    ----------
+    deep : bool
+        Look into checkpoints. A login node does not: that is the controller's first step.
+    """
     site = None if profile in HERE else find_profile(profile, overrides=study.cluster.slurm)
     feature_sets = select_feature_sets(study, models, layers)
     digests = digest_memory(study)
-    facts = inspect(study, feature_sets, study.subjects.ids, digests)
+    facts = inspect(study, feature_sets, study.subjects.ids, digests, deep)
     backend = choose_backend(study) if site is None else choose_cluster_backend(study, site.gpu is not None)
     try:
         plan = make_plan(study, feature_sets, facts, backend.name)
@@ -132,6 +139,7 @@ def prepare_study(study: Study, models: str, layers: str, profile: str | None = 
     peak = worker_peak(plan, study.store_path, overlaps=profile != "serial")
     if site is not None:
         problems = worker_memory_problems(study, plan, site, profile)
+        problems += walltime_problems(plan, study.store_path, site, profile, backend.name)
     else:
         problems = memory_problems(study, peak, profile, memory_bytes())
     if problems:

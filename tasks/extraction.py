@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -129,14 +130,38 @@ class ImportFeatures(UnitTask):
         return {"rows": self.n_trs}
 
 
+NO_DEVICE = ("", "-1", "NoDevFiles")
+"""Values of CUDA_VISIBLE_DEVICES that give none: unset, hidden by the user, and by SLURM."""
+
+
 @lru_cache(maxsize=1)
 def _extractor(spec: ModelSpec) -> Extractor:
     """The model, loaded once per worker; tasks of one model follow each other."""
-    import torch
-
     from hpcenc.tasks.models.loading import load_extractor
 
-    return load_extractor(spec, "cuda" if torch.cuda.is_available() else "cpu")
+    return load_extractor(spec, _device())
+
+
+def _device() -> str:
+    """The GPU if there is one; a process that was given one never does without it in silence.
+
+    Raises
+    ------
+    RuntimeError
+        If a GPU was given and PyTorch cannot use it.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if given not in NO_DEVICE:
+        raise RuntimeError(
+            f"CUDA_VISIBLE_DEVICES={given} gives this process a GPU, but PyTorch {torch.__version__} cannot "
+            "use it: the driver is older than its CUDA, or it was built without. To extract on the CPU, "
+            "unset it (on SLURM: `unset CUDA_VISIBLE_DEVICES` in the profile's prologue)"
+        )
+    return "cpu"
 
 
 def _read_wave(store: Store, path: str, start: int, stop: int) -> NDArray[np.float32]:

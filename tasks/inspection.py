@@ -32,7 +32,11 @@ T = TypeVar("T")
 
 
 def inspect(
-    study: Study, feature_sets: Sequence[FeatureSet], subjects: Sequence[str], digests: FileDigests
+    study: Study,
+    feature_sets: Sequence[FeatureSet],
+    subjects: Sequence[str],
+    digests: FileDigests,
+    deep: bool = True,
 ) -> StudyFacts:
     """Facts of everything the chosen feature sets and subjects need.
 
@@ -43,6 +47,8 @@ def inspect(
     subjects : sequence of str
     digests : FileDigests
         Remembers the hashes of movies and checkpoints from run to run; the caller saves it.
+    deep : bool
+        Look at every name and shape in checkpoints, for which PyTorch is imported; else only at their form.
 
     Returns
     -------
@@ -54,7 +60,7 @@ def inspect(
     StudyError
         Every fatal problem at once: what is missing, of another kind, or of another length.
     """
-    gate = _Gate(study, digests)
+    gate = _Gate(study, digests, deep)
     sources = list(dict.fromkeys(source for chosen in feature_sets for source in chosen.sources))
     models = {source: gate.model(source) for source in sources if source in catalogue.MODELS}
     versions = list(dict.fromkeys(study.stimulus_of(subject) for subject in subjects))
@@ -82,9 +88,10 @@ def inspect(
 class _Gate:
     """Looks at one thing after the other and gathers what is wrong."""
 
-    def __init__(self, study: Study, digests: FileDigests) -> None:
+    def __init__(self, study: Study, digests: FileDigests, deep: bool) -> None:
         self.study = study
         self.digests = digests
+        self.deep = deep
         self.problems: list[str] = []
 
     def _try(self, look: Callable[[], T]) -> T | None:
@@ -144,12 +151,15 @@ class _Gate:
         )
         if settings.weights == "untrained":
             return ModelFacts(spec, label, "untrained")
-        from hpcenc.tasks.models.checkpoints import find_checkpoint, inspect_checkpoint
+        from hpcenc.tasks.models.checkpoints import check_file, find_checkpoint, inspect_checkpoint
 
         folder = self.study.resolve(settings.weights_dir)
         path = find_checkpoint(name, folder, getattr(settings, name).checkpoint)
-        info = inspect_checkpoint(name, path)
         spec = replace(spec, checkpoint=str(path))
+        if not self.deep:
+            check_file(name, path)
+            return ModelFacts(spec, label, self.digests(path), {"file": path.name})
+        info = inspect_checkpoint(name, path)
         return ModelFacts(spec, label, self.digests(path), {"file": path.name, **info.facts})
 
     def feature_file(self, name: str, run: Run) -> FeatureFileFacts | None:

@@ -7,6 +7,7 @@ products (z-scoring, scores, chance levels) is in `SHARE_OF_PEAK`.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -208,14 +209,12 @@ def price_plan(plan: Plan, store: Path) -> Price:
         for (weights, folds, kept), is_left in zip(block.units, left, strict=True):
             if not is_left:
                 continue
-            for fold in folds:
-                flop["fit"] += alphas_flop(fold, block.n_voxels)
-                flop["fit"] += refit_flop(fold, block.n_voxels, fold in kept)
-                n_bytes += fold.operator_bytes
+            fit_flop, of_weights = _unit_flop(weights, folds, kept, block.n_voxels)
+            flop["fit"] += fit_flop
+            flop["weights"] += of_weights
+            n_bytes += sum(fold.operator_bytes for fold in folds)
             if weights == "primal":
-                for fold in kept:
-                    flop["weights"] += weights_flop(fold, block.n_voxels)
-                    n_bytes += 4 * fold.n_trs * fold.n_features
+                n_bytes += sum(4 * fold.n_trs * fold.n_features for fold in kept)
     return Price(
         flop=flop,
         extract_cpu_s=extract_s,
@@ -224,6 +223,45 @@ def price_plan(plan: Plan, store: Path) -> Price:
         dual_saves_flop=flop["weights"].total,
         n_tasks={name: len(tasks) for name, tasks in stages.items()},
     )
+
+
+def longest_units(plan: Plan, store: Path, gflops: float, n_threads: int) -> dict[str, tuple[float, str]]:
+    """Seconds and name of the longest unit that is left, by stage; of decoding nothing is known.
+
+    Parameters are those of `Price.hours`.
+    """
+    sizes = operator_sizes(plan)
+    found: dict[str, tuple[float, str]] = {}
+    for stage in plan.pending(store):
+        for task in stage.tasks:
+            if isinstance(task, ExtractChunk):
+                rows = chunk_rows(task.unit.index, task.n_trs)
+                seconds = [extract_cpu_s(task.spec) * (rows.stop - rows.start) / n_threads]
+            elif isinstance(task, MakeOperators):
+                flop = operators_flop(sizes[task.unit.group])
+                seconds = [flop.seconds(gflops * SHARE_OF_PEAK["operators"])]
+            elif isinstance(task, FitBlock):
+                block = FitSizes.of(task, sizes)
+                flops = (sum(_unit_flop(*unit, block.n_voxels), Flop()) for unit in block.units)
+                seconds = [flop.seconds(gflops * SHARE_OF_PEAK["fit"]) for flop in flops]
+            else:
+                continue
+            each = [(spent, str(unit)) for spent, unit in zip(seconds, task.units, strict=True)]
+            found[stage.name] = max([found.get(stage.name, (0.0, "")), *each])
+    return found
+
+
+def _unit_flop(
+    weights: str, folds: Sequence[FoldSizes], kept: Sequence[FoldSizes], n_voxels: int
+) -> tuple[Flop, Flop]:
+    """Operations of one unit of a fit, and of its primal weights."""
+    fit, of_weights = Flop(), Flop()
+    for fold in folds:
+        fit += alphas_flop(fold, n_voxels) + refit_flop(fold, n_voxels, fold in kept)
+    if weights == "primal":
+        for fold in kept:
+            of_weights += weights_flop(fold, n_voxels)
+    return fit, of_weights
 
 
 def _stimulus_bytes(task: ExtractChunk, arrays: dict[str, ArraySpec]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from hpcenc.cluster.submit import prepare, submit
 from hpcenc.storage.dtseries import write_dtseries
+from hpcenc.storage.errors import StudyError
 from hpcenc.storage.voxels import VoxelAxis
 from hpcenc.tasks.movie_writer import write_movie
 
@@ -362,3 +364,39 @@ def test_a_study_without_any_whole_subject_is_refused(hpcenc: Hpcenc, study_file
     for path in (study_file.parent / "bold").rglob("*.npy"):
         path.write_bytes(path.read_bytes()[:-1000])
     check_refused(hpcenc, study_file.parent, "no subject has a BOLD file that can be read", "truncated")
+
+
+SITE = """\
+scratch = "/tmp"
+[controller]
+partition = "long"
+walltime = 60
+[cpu]
+partition = "long"
+walltime = 10
+cores = 2
+memory = "MEMORY"
+"""
+
+
+@pytest.mark.parametrize(
+    ("memory", "gflops", "said"),
+    [
+        ("400M", 100.0, "profile 'site': cpu.memory: a worker needs 0.4 GB"),
+        (
+            "4G",
+            1e-5,
+            "min on 2 cores like those here, and jobs last 10 min. Ask for at least",
+        ),
+    ],
+)
+def test_jobs_that_are_too_small_or_too_short_are_refused_with_the_figures(
+    memory: str, gflops: float, said: str, study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles" / "site.toml").write_text(SITE.replace("MEMORY", memory))
+    monkeypatch.setenv("HPCENC_PROFILES", str(tmp_path / "profiles"))
+    monkeypatch.setattr("hpcenc.cluster.pricing.measured_gflops", lambda n_threads: gflops)
+    with pytest.raises(StudyError, match=re.escape(said)):
+        prepare(study_file, profile="site")
+    assert not (tmp_path / "results").exists()

@@ -117,3 +117,17 @@ def test_only_what_decides_features_is_told() -> None:
         "align": "causal",
         "pool": "tr",
     }
+
+
+def test_a_gpu_that_was_given_and_does_not_work_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert extraction._device() == "cpu"
+    for none_given in extraction.NO_DEVICE:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", none_given)
+        assert extraction._device() == "cpu"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    with pytest.raises(RuntimeError, match=r"CUDA_VISIBLE_DEVICES=1 gives this process a GPU, but PyTorch"):
+        extraction._device()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert extraction._device() == "cuda"
