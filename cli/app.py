@@ -112,6 +112,12 @@ def submit(
             "--controller", help="On SLURM: job, or here (this process; where nodes may not submit jobs)."
         ),
     ] = "job",
+    array: Annotated[
+        bool,
+        typer.Option(
+            "--array", help="On SLURM: job arrays in place of a controller, for nodes that cannot talk."
+        ),
+    ] = False,
     sbatch_arg: Annotated[
         list[str] | None,
         typer.Option("--sbatch-arg", help="One more argument of sbatch for the controller's job."),
@@ -126,6 +132,8 @@ def submit(
     """
     if controller not in ("job", "here"):
         refuse(f"--controller: expected job or here, found {controller!r}")
+    if array and controller == "here":
+        refuse("--array: a chain of job arrays has no controller; leave out --controller here")
     if dry_run:
         _print_plan(study, models, layers, subjects, as_json, profile)
         return
@@ -137,13 +145,23 @@ def submit(
     with clear_errors():
         try:
             prepared = prepare(study, models, layers, subjects, profile)
+            for_slurm = {
+                "--array": array,
+                "--controller": controller != "job",
+                "--sbatch-arg": sbatch_arg,
+                "--wait": wait,
+            }
+            if prepared.profile in HERE and any(for_slurm.values()):
+                given = ", ".join(name for name, value in for_slurm.items() if value)
+                refuse(f"{given}: for a SLURM site only, and the profile is {prepared.profile!r}")
             if prepared.profile in HERE:
                 with listener(quiet=as_json) as listen:
                     result = run_here(prepared, profile, sys.argv[1:], listen)
             else:
-                from hpcenc.cluster.batch import submit_batch
+                from hpcenc.cluster.batch import Way, submit_batch
 
-                submitted = submit_batch(prepared, sys.argv[1:], sbatch_arg or (), here=controller == "here")
+                way: Way = "array" if array else "here" if controller == "here" else "job"
+                submitted = submit_batch(prepared, sys.argv[1:], sbatch_arg or (), way)
                 if submitted.job_id:
                     runs.tell_submitted(submitted, study, as_json)
                     if wait:
@@ -210,7 +228,7 @@ def report(
         loaded = load_study(study)
         found = read_status(loaded)
         events = RunFolder(Path(found.folder)).events()
-        written = build_report(loaded, found.run, events, found.set_aside, output)
+        written = build_report(loaded, found.run, events, list(map(str, found.set_aside)), output)
     print(f"report   {written.files.html}")
 
 

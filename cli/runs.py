@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -49,13 +50,27 @@ def logs(
             print(path.read_text(errors="replace"))
 
 
-def control(folder: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
-    """Run what a run folder says: what the controller's job calls."""
-    from hpcenc.cluster.control import control as take
+def control(
+    folder: Annotated[Path, typer.Argument(help="Run folder.")],
+    part: Annotated[
+        str, typer.Option("--part", help="Of a chain of job arrays; the whole if left out.")
+    ] = "",
+) -> None:
+    """Run what a run folder says: what jobs call."""
+
+    def tell(event: Mapping[str, Any]) -> None:
+        print(json.dumps(event), flush=True)
 
     with clear_errors():
-        result = take(folder, lambda event: print(json.dumps(event), flush=True))
-    raise typer.Exit(result.exit_status)
+        if part:
+            from hpcenc.cluster.chain_parts import run_part
+
+            status = run_part(folder, part, tell)
+        else:
+            from hpcenc.cluster.control import control as take
+
+            status = take(folder, tell).exit_status
+    raise typer.Exit(status)
 
 
 def tell_submitted(submitted: Submitted, study: Path, as_json: bool) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hpcenc.cluster.accounting import Account
+    from hpcenc.cluster.run_folder import SetAside
     from hpcenc.cluster.status import Status
     from hpcenc.tasks.selftest import Check
 
@@ -70,7 +72,8 @@ def status_lines(status: Status) -> Iterator[str]:
         state = "running" if status.holder else "killed; `hpcenc submit` resumes"
     holder = status.holder
     if holder is not None and holder.job_id and not holder.host:
-        state = f"waiting for its controller, job {holder.job_id}"
+        waiting = "job arrays at work; the last is" if status.is_chain else "waiting for its controller,"
+        state = f"{waiting} job {holder.job_id}"
     holding = f"; run {holder.run_id} on {holder.host} holds the store" if holder and holder.host else ""
     yield f"run {status.run['run_id']} of {status.run['started']}: {state}{holding}"
     for stage, (done, n_units) in status.stages.items():
@@ -78,10 +81,19 @@ def status_lines(status: Status) -> Iterator[str]:
     for group, (done, n_units) in status.fits.items():
         if done < n_units:
             yield f"  {group}: {done} of {n_units} blocks done"
-    for reason in status.set_aside:
-        yield f"  set aside: {reason}"
+    yield from _set_aside_lines(status.set_aside)
     yield from _account_lines(status.account)
     yield from _job_lines(status)
+
+
+def _set_aside_lines(set_aside: Iterable[SetAside]) -> Iterator[str]:
+    """What was set aside and why; a traceback that many share once."""
+    shown = set()
+    for found in set_aside:
+        yield f"  set aside: {found}"
+        if found.details and found.details not in shown:
+            shown.add(found.details)
+            yield textwrap.indent(found.details.rstrip(), "      ")
 
 
 def _account_lines(account: Account) -> Iterator[str]:

@@ -60,7 +60,10 @@ def account(events: Iterable[Mapping[str, Any]], now: datetime) -> Account:
     for event in events:
         time, kind = datetime.fromisoformat(event["time"]), event["event"]
         if kind == "stage":
-            stage, left, begun, done = event["stage"], event["units"], time, 0
+            if event["stage"] == stage:  # another member of an array, with its share
+                left += event["units"]
+            else:
+                stage, left, begun, done = event["stage"], event["units"], time, 0
         elif kind == "unit":
             left, done = left - 1, done + 1
             # Two slots of a worker take turns at its device, and only that time is not counted twice.
@@ -69,7 +72,7 @@ def account(events: Iterable[Mapping[str, Any]], now: datetime) -> Account:
             lost[event["by"]] += 1
         elif kind == "worker":
             since[event["job"]] = time
-        elif kind == "worker lost":
+        elif kind in ("worker lost", "worker left"):
             worker_s += _seconds(since.pop(event["job"], time), time)
         elif kind in ("stage end", "end"):
             stage = ""

@@ -3,34 +3,34 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+from hpcenc.cluster.chain import submit_chain
 from hpcenc.cluster.liveness import is_gone
-from hpcenc.cluster.recruiting import Recruiter
+from hpcenc.cluster.recruiting import Recruiter, controller_request, controller_script
 from hpcenc.cluster.run_folder import RunFolder, new_run_id
 from hpcenc.cluster.submit import Prepared, run_settings
 from hpcenc.slurm.commands import ON_LOGIN_S
 from hpcenc.slurm.jobs import cancel_jobs, check_job, release_job, submit_job
 from hpcenc.slurm.profiles import SlurmProfile, read_profile
-from hpcenc.slurm.scripts import JobRequest, controller_name, render_script, sbatch_options
+from hpcenc.slurm.scripts import job_names, render_script, sbatch_options
 from hpcenc.storage.layout import lock_path
 from hpcenc.storage.lock import acquire, hand_over, job_of, release, this_process
 
-DRAIN_S = 300
-"""Before the end of its walltime a controller begins nothing more, and asks SLURM to start it again."""
+Way = Literal["job", "here", "array"]
 
 
 @dataclass(frozen=True)
 class Submitted:
-    """A run that waits for its controller's job.
+    """A run that waits for its first job.
 
     Attributes
     ----------
     job_id : str
-        Of the controller; empty if that is to run here.
+        Of the controller, or of the last job of a chain of arrays; empty if the controller is to run here.
     """
 
     run_id: str
@@ -39,9 +39,9 @@ class Submitted:
 
 
 def submit_batch(
-    prepared: Prepared, command: Sequence[str] = (), extra: Sequence[str] = (), here: bool = False
+    prepared: Prepared, command: Sequence[str] = (), extra: Sequence[str] = (), way: Way = "job"
 ) -> Submitted:
-    """Write a run's folder, and submit the job of its controller.
+    """Write a run's folder, and submit the job of its controller, or the jobs that do without one.
 
     Parameters
     ----------
@@ -51,8 +51,9 @@ def submit_batch(
         What the user typed, for the run's record.
     extra : sequence of str
         More options of sbatch for the controller's job.
-    here : bool
-        The controller will be a process of this machine: no job is submitted, and the lock is that process's.
+    way : {"job", "here", "array"}
+        Where the controller will be: in a job; a process of this machine, which gets the lock, and no job is
+        submitted; or nowhere, for a chain of job arrays takes its place.
 
     Raises
     ------
@@ -69,7 +70,7 @@ def submit_batch(
     acquire(lock_path(store), owner, is_gone)
     folder = None
     try:
-        _check_jobs(profile, run_id, study.folder, extra, here)
+        _check_jobs(profile, run_id, study.folder, extra, way)
         prepared.digests.save()
         settings = {
             **run_settings(prepared, prepared.profile, command),
@@ -82,68 +83,37 @@ def submit_batch(
         }
         folder = RunFolder.create(store, run_id, prepared.plan, settings)
         (folder.path / "logs").mkdir()
-        if here:
+        if way == "here":
             return Submitted(run_id, "", folder.path)
-        script = controller_script(profile, folder.path)
-        (folder.path / "controller.sh").write_text(script)
-        options = [*sbatch_options(controller_request(profile, run_id, folder.path)), *extra, "--hold"]
-        job_id = submit_job(script, options, ON_LOGIN_S)
+        if way == "array":
+            first, last = submit_chain(prepared.plan, store, profile, run_id, folder.path, extra)
+        else:
+            script = controller_script(profile, folder.path)
+            (folder.path / "controller.sh").write_text(script)
+            options = [*sbatch_options(controller_request(profile, run_id, folder.path)), *extra, "--hold"]
+            first = last = submit_job(script, options, ON_LOGIN_S)
     except BaseException:
         if folder is not None:
             shutil.rmtree(folder.path)
         release(lock_path(store), owner)
         raise
     try:
-        folder.log({"event": "submitted", "job": job_id})
+        folder.log({"event": "submitted", "job": last})
         # The job begins when the lock is its own: else the two would write it at the same time.
-        hand_over(lock_path(store), job_of(run_id, job_id))
-        release_job(job_id, ON_LOGIN_S)
+        hand_over(lock_path(store), job_of(run_id, last))
+        release_job(first, ON_LOGIN_S)
     except BaseException:
-        cancel_jobs(ids=[job_id], patience_s=ON_LOGIN_S)
+        for name in job_names(run_id):
+            cancel_jobs(name=name, patience_s=ON_LOGIN_S)
         raise
-    return Submitted(run_id, job_id, folder.path)
+    return Submitted(run_id, last, folder.path)
 
 
-def controller_request(profile: SlurmProfile, run_id: str, folder: Path) -> JobRequest:
-    """What the controller's job asks for."""
-    asked = profile.controller
-    return JobRequest(
-        name=controller_name(run_id),
-        folder=folder,
-        walltime_min=asked.walltime_min,
-        cores=asked.cores,
-        memory_mb=-(-asked.memory_bytes // 1024**2),
-        requeue=True,
-        signal_s=drain_seconds(profile),
-        partition=asked.partition,
-        account=asked.account or "",
-        qos=asked.qos or "",
-        extra=asked.directives,
-    )
-
-
-def drain_seconds(profile: SlurmProfile) -> int:
-    """How long before its end a controller begins nothing more."""
-    return min(DRAIN_S, 60 * profile.controller.walltime_min // 4)
-
-
-def controller_script(profile: SlurmProfile, folder: Path) -> str:
-    """Script of the controller's job."""
-    return render_script(
-        [sys.executable, "-m", "hpcenc.cli.app", "control", str(folder)],
-        walltime_min=profile.controller.walltime_min,
-        prologue=profile.prologue,
-        scratch=profile.scratch,
-        cache=profile.cache,
-        umask=profile.umask,
-    )
-
-
-def _check_jobs(profile: SlurmProfile, run_id: str, folder: Path, extra: Sequence[str], here: bool) -> None:
+def _check_jobs(profile: SlurmProfile, run_id: str, folder: Path, extra: Sequence[str], way: Way) -> None:
     """Ask sbatch about every kind of job before anything is written."""
     requests = [Recruiter(profile, profile.workers(kind), run_id, folder).request for kind in ("cpu", "gpu")]
     asked = [sbatch_options(request) for request in dict.fromkeys(requests)]
-    if not here:
+    if way != "here":
         asked.insert(0, [*sbatch_options(controller_request(profile, run_id, folder)), *extra])
     for options in asked:
         check_job(render_script(["true"], walltime_min=1), options)

@@ -7,18 +7,19 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from hpcenc.cluster.batch import drain_seconds
+from hpcenc.cluster.chain import SHARES
 from hpcenc.cluster.credentials import remove_credentials
 from hpcenc.cluster.executors import DaskExecutor, Drain
 from hpcenc.cluster.liveness import is_gone
+from hpcenc.cluster.recruiting import drain_seconds
 from hpcenc.cluster.run_folder import Event, RunFolder
+from hpcenc.cluster.runs import ended_with
 from hpcenc.cluster.slurm_pool import SlurmPool, end_workers
 from hpcenc.cluster.submit import EXIT_INTERRUPTED, Result, prepare_study, run
 from hpcenc.slurm.jobs import requeue_job, this_job
 from hpcenc.slurm.profiles import MergedProfile
 from hpcenc.storage.layout import lock_path, runs_folder
-from hpcenc.storage.lock import acquire, hand_over, job_of, read_lock, release, this_process
-from hpcenc.storage.study import Study
+from hpcenc.storage.lock import LockOwner, acquire, hand_over, job_of, read_lock, release, this_process
 
 LAST_S = 60
 """Before the end of its walltime a controller waits for no task any more."""
@@ -47,16 +48,10 @@ def control(path: Path, listen: Callable[[Event], None] = lambda _: None) -> Res
         If the study's files changed so that they no longer fit.
     """
     folder = RunFolder(path)
-    facts = folder.read("run")
-    study = Study.model_validate(facts["study"]).model_copy(update={"folder": Path(facts["study_folder"])})
+    facts, study = folder.read("run"), folder.study()
     profile = MergedProfile(facts["profile"], facts["site"]).checked()
     store, run_id, job = study.store_path, facts["run_id"], this_job()
-    owner = this_process(run_id, job.job_id if job else "", job.restart_count if job else 0)
-    holder = read_lock(lock_path(store))
-    if holder is not None and holder.run_id == run_id:
-        hand_over(lock_path(store), owner)
-    else:
-        acquire(lock_path(store), owner, is_gone)
+    owner = take_lock(store, run_id)
     seconds = drain_seconds(profile)
     drain = Drain(job.end_s if job else None, seconds, min(LAST_S, seconds / 4))
     goes_on = False
@@ -64,7 +59,7 @@ def control(path: Path, listen: Callable[[Event], None] = lambda _: None) -> Res
         folder.log(
             {"event": "controller", **({"job": job.job_id, "restart": job.restart_count} if job else {})}
         )
-        _end_leftovers(store)
+        end_leftovers(store, run_id)
         prepared = prepare_study(study, facts["models"], facts["layers"], facts["profile"], deep=True)
 
         def emit(event: Event) -> None:
@@ -86,16 +81,45 @@ def control(path: Path, listen: Callable[[Event], None] = lambda _: None) -> Res
             release(lock_path(store), owner)
 
 
-def _end_leftovers(store: Path) -> None:
-    """End the workers of runs whose controllers died: they would write beside ours, or wait in the queue."""
+def take_lock(store: Path, run_id: str) -> LockOwner:
+    """Hold a store, which may be held for this run already.
+
+    Raises
+    ------
+    LockError
+        If another run holds it.
+    """
+    job = this_job()
+    owner = this_process(run_id, job.job_id if job else "", job.restart_count if job else 0)
+    holder = read_lock(lock_path(store))
+    if holder is not None and holder.run_id == run_id:
+        hand_over(lock_path(store), owner)
+    else:
+        acquire(lock_path(store), owner, is_gone)
+    return owner
+
+
+def end_leftovers(store: Path, own: str) -> None:
+    """End the workers of runs that died: they would write beside ours, or wait in the queue.
+
+    Parameters
+    ----------
+    store : Path
+    own : str
+        Id of the run that calls this, whose own arrays wait already if it is a chain of them.
+    """
     for path in runs_folder(store).glob("*"):
+        folder = RunFolder(path)
         try:
-            run_id = RunFolder(path).read("run")["run_id"]
-        except (OSError, ValueError, KeyError):
+            facts = folder.read("run")
+        except (OSError, ValueError):
             continue
+        is_chain = (path / SHARES).exists()
         if (path / "private").exists():  # a run that ended well has removed it
-            end_workers(run_id)
+            end_workers(facts["run_id"])
             remove_credentials(path / "private")
+        elif is_chain and facts["run_id"] != own and ended_with(folder) is None:
+            end_workers(facts["run_id"])
 
 
 @contextlib.contextmanager

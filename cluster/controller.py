@@ -46,12 +46,12 @@ def run_plan(
     """
     for stage in plan.pending(store):
         if stage.tasks:
-            _run_stage(stage, store, executor, deadline, emit, progress)
+            run_stage(stage, store, executor, deadline, emit, progress)
         if progress.units_left:
             return
 
 
-def _run_stage(
+def run_stage(
     stage: Stage,
     store: Path,
     executor: Executor,
@@ -59,6 +59,7 @@ def _run_stage(
     emit: Emit,
     progress: Progress,
 ) -> None:
+    """Run the tasks of one stage; parameters are those of `run_plan`."""
     ready = _ready(stage.tasks, store, emit, progress)
     n_units = sum(not unit.done(store) for task in ready for unit in task.units)
     emit({"event": "stage", "stage": stage.name, "tasks": len(ready), "units": n_units})

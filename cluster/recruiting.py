@@ -1,8 +1,9 @@
-"""The jobs that workers come in: what they ask for, and what they run. Imports no Dask."""
+"""The jobs of a run, its controller's and its workers': what they ask for and run. Imports no Dask."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,13 +11,16 @@ from hpcenc.cluster.pools import KEEP_FREED_MEMORY
 from hpcenc.cluster.threads import THREAD_VARIABLES
 from hpcenc.slurm.jobs import submit_job
 from hpcenc.slurm.profiles import SlurmProfile, Workers
-from hpcenc.slurm.scripts import JobRequest, render_script, sbatch_options, worker_name
+from hpcenc.slurm.scripts import JobRequest, controller_name, render_script, sbatch_options, worker_name
 
 MARGIN_S = 30.0
 """Before the end of its job a worker is given nothing that could last into this."""
 
 DEATH_TIMEOUT_S = 120
 """How long a worker looks for its controller before its job ends."""
+
+DRAIN_S = 300
+"""Before the end of its walltime a controller begins nothing more, and asks SLURM to start it again."""
 
 
 @dataclass
@@ -74,6 +78,10 @@ class Recruiter:
         ]
         if network.ports is not None:
             command += ["--worker-port", f"{network.ports[0]}:{network.ports[1]}"]
+        return self.script_of(command)
+
+    def script_of(self, command: Sequence[str]) -> str:
+        """Script of a job that runs a command with what a worker needs."""
         return render_script(
             command,
             walltime_min=self.workers.walltime_min,
@@ -91,3 +99,43 @@ class Recruiter:
     def submit(self, scheduler: str, name: str) -> str:
         """Submit a job and give its id; does not wait for a SLURM that is away."""
         return submit_job(self.script(scheduler, name), sbatch_options(self.request), patience_s=0)
+
+
+def controller_request(profile: SlurmProfile, run_id: str, folder: Path) -> JobRequest:
+    """What the controller's job asks for."""
+    asked = profile.controller
+    return JobRequest(
+        name=controller_name(run_id),
+        folder=folder,
+        walltime_min=asked.walltime_min,
+        cores=asked.cores,
+        memory_mb=-(-asked.memory_bytes // 1024**2),
+        requeue=True,
+        signal_s=drain_seconds(profile),
+        partition=asked.partition,
+        account=asked.account or "",
+        qos=asked.qos or "",
+        extra=asked.directives,
+    )
+
+
+def control_command(folder: Path, *options: str) -> list[str]:
+    """What a job calls that takes a run, or a part of one, from its folder."""
+    return [sys.executable, "-m", "hpcenc.cli.app", "control", str(folder), *options]
+
+
+def drain_seconds(profile: SlurmProfile) -> int:
+    """How long before its end a controller begins nothing more."""
+    return min(DRAIN_S, 60 * profile.controller.walltime_min // 4)
+
+
+def controller_script(profile: SlurmProfile, folder: Path, *options: str) -> str:
+    """Script of the controller's job."""
+    return render_script(
+        control_command(folder, *options),
+        walltime_min=profile.controller.walltime_min,
+        prologue=profile.prologue,
+        scratch=profile.scratch,
+        cache=profile.cache,
+        umask=profile.umask,
+    )

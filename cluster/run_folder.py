@@ -7,7 +7,8 @@ import os
 import secrets
 import string
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from hpcenc.storage.files import write_atomically
 from hpcenc.storage.layout import runs_folder
+from hpcenc.storage.study import Study
 from hpcenc.tasks.plan import Plan
 
 VERSIONED = (
@@ -34,6 +36,36 @@ VERSIONED = (
 Event = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class SetAside:
+    """Something that could not be done.
+
+    Attributes
+    ----------
+    task : str
+        A task, a unit or a part of the run; empty for what the plan itself leaves out.
+    reason : str
+        In one line.
+    details : str
+        The traceback, if there is one.
+    """
+
+    task: str
+    reason: str
+    details: str
+
+    def __str__(self) -> str:
+        return f"{self.task}: {self.reason}" if self.task else self.reason
+
+
+def set_aside_in(events: Iterable[Event]) -> tuple[SetAside, ...]:
+    """What was set aside, each once: a run that goes on after an interruption may tell it again."""
+    told = (event for event in events if event["event"] == "set aside")
+    return tuple(
+        dict.fromkeys(SetAside(event["task"], event["reason"], event.get("details", "")) for event in told)
+    )
+
+
 def new_run_id() -> str:
     """A name for a run: eight of ``[a-z0-9]``."""
     return "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
@@ -45,10 +77,19 @@ def utc_now() -> str:
 
 
 class RunFolder:
-    """One run's folder: ``run.json``, ``plan.json`` and ``events.jsonl``."""
+    """One run's folder: ``run.json``, ``plan.json`` and ``events.jsonl``.
 
-    def __init__(self, path: Path) -> None:
+    Parameters
+    ----------
+    path : Path
+    part : str, optional
+        Of a run whose parts are jobs on several nodes, which one this is: it keeps its events in a file of
+        its own, for appending to one file from several nodes is not safe on network file systems.
+    """
+
+    def __init__(self, path: Path, part: str = "") -> None:
         self.path = path
+        self._log = path / (f"events-{part}.jsonl" if part else "events.jsonl")
 
     @classmethod
     def create(cls, store: Path, run_id: str, plan: Plan, settings: Mapping[str, Any]) -> RunFolder:
@@ -84,7 +125,7 @@ class RunFolder:
     def log(self, event: Event) -> None:
         """Append one event; a line is written whole, also beside other writers."""
         line = json.dumps({"time": utc_now(), **event}) + "\n"
-        descriptor = os.open(self.path / "events.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        descriptor = os.open(self._log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             os.write(descriptor, line.encode())
         finally:
@@ -95,15 +136,20 @@ class RunFolder:
         content: dict[str, Any] = json.loads((self.path / f"{name}.json").read_text())
         return content
 
+    def study(self) -> Study:
+        """The study as it was when the run began: what its file says by now does not count."""
+        facts = self.read("run")
+        found = Study.model_validate(facts["study"])
+        return found.model_copy(update={"folder": Path(facts["study_folder"])})
+
     def events(self) -> Iterator[Event]:
-        """Events so far, in their order."""
-        try:
-            lines = (self.path / "events.jsonl").read_text().splitlines()
-        except FileNotFoundError:
-            return
-        for line in lines:
-            if line:
-                yield json.loads(line)
+        """Events so far of all parts, in their order."""
+        logs = [path.read_text().splitlines() for path in sorted(self.path.glob("events*.jsonl"))]
+        if len(logs) == 1:
+            yield from (json.loads(line) for line in logs[0] if line)
+        else:
+            events = (json.loads(line) for log in logs for line in log if line)
+            yield from sorted(events, key=lambda event: str(event["time"]))
 
 
 def package_versions() -> dict[str, str]:

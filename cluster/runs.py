@@ -10,7 +10,7 @@ from hpcenc.cluster.liveness import is_gone
 from hpcenc.cluster.run_folder import RunFolder
 from hpcenc.slurm.commands import ON_LOGIN_S
 from hpcenc.slurm.jobs import end_jobs, job_states
-from hpcenc.slurm.scripts import controller_name, worker_name
+from hpcenc.slurm.scripts import controller_name, job_names
 from hpcenc.storage.errors import StudyError
 from hpcenc.storage.layout import lock_path
 from hpcenc.storage.lock import read_lock, release
@@ -77,7 +77,7 @@ def cancel_run(study: Study) -> str:
     if "site" not in facts:
         raise StudyError(f"{folder.path}: not a run on SLURM; end it by Ctrl-C where it runs")
     run_id = facts["run_id"]
-    names = (controller_name(run_id), worker_name(run_id))
+    names = job_names(run_id)
     jobs = [job for name in names for job in job_states(name=name, patience_s=ON_LOGIN_S)]
     alive = [job for job in jobs if job.ending == "running"]
     # The controller first: it ends its workers itself, and asks for no more of them.

@@ -9,12 +9,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from hpcenc.cluster.accounting import Account, account
+from hpcenc.cluster.chain import SHARES
 from hpcenc.cluster.liveness import is_gone
-from hpcenc.cluster.run_folder import RunFolder
+from hpcenc.cluster.run_folder import RunFolder, SetAside, set_aside_in
 from hpcenc.cluster.runs import ended_with
 from hpcenc.slurm.commands import SlurmError
 from hpcenc.slurm.jobs import JobState, job_states
-from hpcenc.slurm.scripts import controller_name, worker_name
+from hpcenc.slurm.scripts import job_names
 from hpcenc.storage.errors import StudyError
 from hpcenc.storage.layout import lock_path
 from hpcenc.storage.lock import LockOwner, read_lock
@@ -40,18 +41,21 @@ class Status:
         Its jobs that wait or run; none of a run on this machine.
     jobs_unknown : str
         Why SLURM could not say so; empty if it did.
+    is_chain : bool
+        Whether job arrays do it, without a controller.
     """
 
     run: dict[str, Any]
     folder: str
     stages: dict[str, tuple[int, int]]
     fits: dict[str, tuple[int, int]]
-    set_aside: tuple[str, ...]
+    set_aside: tuple[SetAside, ...]
     ended: int | None
     holder: LockOwner | None
     account: Account
     jobs: tuple[JobState, ...] = ()
     jobs_unknown: str = ""
+    is_chain: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -89,12 +93,13 @@ def read_status(study: Study) -> Status:
         folder=str(folder.path),
         stages=stages,
         fits={group: (done_units[group], n_units) for group, n_units in all_units.items()},
-        set_aside=tuple(event["reason"] for event in events if event["event"] == "set aside"),
+        set_aside=set_aside_in(events),
         ended=ended_with(folder),
         holder=None if holder is None or is_gone(holder) else holder,
         account=account(events, datetime.now(UTC)),
         jobs=jobs,
         jobs_unknown=unknown,
+        is_chain=(folder.path / SHARES).exists(),
     )
 
 
@@ -102,7 +107,7 @@ def _jobs(run: Mapping[str, Any]) -> tuple[tuple[JobState, ...], str]:
     """Jobs of a run that wait or run, and why SLURM cannot say; the controller's first."""
     found: list[JobState] = []
     try:
-        for name in (controller_name(run["run_id"]), worker_name(run["run_id"])):
+        for name in job_names(run["run_id"]):
             found += job_states(name=name, patience_s=0)
     except SlurmError as error:
         return (), str(error)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcenc.cluster.backend_choice import choose_backend, choose_cluster_backend, try_backend
-from hpcenc.cluster.controller import Progress, run_plan
+from hpcenc.cluster.controller import Emit, Progress, run_plan
 from hpcenc.cluster.executors import Executor, make_executor
 from hpcenc.cluster.granted import memory_bytes
 from hpcenc.cluster.liveness import is_gone
@@ -286,29 +286,51 @@ def run(
     deadline : Deadline, optional
         When the job that this runs in ends, if tasks run in it.
 
-    Returns
-    -------
-    Result
-        Whatever ends it: only SIGTERM and Ctrl-C are taken for an interruption.
     """
-    study, store = prepared.study, prepared.study.store_path
 
     def emit(event: Event) -> None:
         folder.log(event)
         listen(event)
 
     progress = Progress(set_aside=list(prepared.plan.set_aside))
+    for reason in prepared.plan.set_aside:
+        emit({"event": "set aside", "task": "", "reason": reason, "details": ""})
+
+    def work() -> None:
+        make_groups(prepared, description)
+        run_plan(prepared.plan, prepared.study.store_path, executor, deadline, emit, progress)
+
+    return conclude(prepared, folder, progress, emit, work)
+
+
+def conclude(
+    prepared: Prepared,
+    folder: RunFolder,
+    progress: Progress,
+    emit: Emit,
+    work: Callable[[], None] = lambda: None,
+) -> Result:
+    """Do what is left of a run, write the report of what is there, and tell how the run ended.
+
+    Parameters
+    ----------
+    prepared : Prepared
+    folder : RunFolder
+    progress : Progress
+        Kept up to date by the work.
+    emit : callable
+        Is told what happens, event by event.
+    work : callable
+        Whatever ends it: only SIGTERM and Ctrl-C are taken for an interruption.
+    """
 
     def end(status: int, report: Path | None = None) -> Result:
         emit({"event": "end", "status": status})
         return Result(status, folder.path, progress.units_done, tuple(progress.set_aside), report)
 
-    for reason in prepared.plan.set_aside:
-        emit({"event": "set aside", "task": "", "reason": reason, "details": ""})
     try:
         with _terminable():
-            make_groups(prepared, description)
-            run_plan(prepared.plan, store, executor, deadline, emit, progress)
+            work()
             if progress.units_left:
                 return end(EXIT_INTERRUPTED)
             if not _any_fit(prepared):
@@ -316,7 +338,7 @@ def run(
             emit({"event": "stage", "stage": "report", "tasks": 1, "units": 1})
             from hpcenc.tasks.report.build import build_report
 
-            report = build_report(study, folder.read("run"), folder.events(), progress.set_aside)
+            report = build_report(prepared.study, folder.read("run"), folder.events(), progress.set_aside)
     except KeyboardInterrupt:
         return end(EXIT_INTERRUPTED)
     except (CrewError, OSError, SlurmError, StoreError) as error:  # no workers, a full disk, a damaged chunk:

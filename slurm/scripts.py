@@ -15,6 +15,8 @@ from pathlib import Path
 RUN_ID = re.compile(r"[a-z0-9]{8}")
 LOG_NAME = "logs/%x-%j.log"
 """Of a job's output, in its run folder: name and id of the job."""
+MEMBER_LOG_NAME = "logs/%x-%A_%a.log"
+"""Of that of a member of a job array: its id as SLURM shows it."""
 
 CACHES = {
     "CUPY_CACHE_DIR": "cupy",
@@ -48,6 +50,10 @@ class JobRequest:
         As the site wants it: ``--gres=gpu:1``, ``--gpus=a100:1`` and their like.
     extra : tuple of str
         Further options, each one argument of sbatch.
+    n_members : int
+        Jobs of an array; 0 for a single job.
+    after : str
+        What must have ended before it starts, such as ``afterok:12``; it is cancelled if that cannot be.
     """
 
     name: str
@@ -64,6 +70,8 @@ class JobRequest:
     exclude: str = ""
     gpu_request: str = ""
     extra: tuple[str, ...] = ()
+    n_members: int = 0
+    after: str = ""
 
 
 def controller_name(run_id: str) -> str:
@@ -76,6 +84,11 @@ def worker_name(run_id: str) -> str:
     return f"hpcenc-w-{_checked_id(run_id)}"
 
 
+def job_names(run_id: str) -> tuple[str, str]:
+    """Names of all jobs of a run, the controller's first."""
+    return controller_name(run_id), worker_name(run_id)
+
+
 def sbatch_options(request: JobRequest) -> list[str]:
     """Arguments of sbatch.
 
@@ -86,11 +99,12 @@ def sbatch_options(request: JobRequest) -> list[str]:
     """
     if not re.fullmatch(r"[A-Za-z0-9._-]+", request.name):
         raise ValueError(f"job name {request.name!r}: expected letters, digits, '.', '_' and '-'")
+    log_name = MEMBER_LOG_NAME if request.n_members else LOG_NAME
     options = [
         f"--job-name={request.name}",
         f"--chdir={_checked_folder(request.folder)}",
         # Relative to the folder it would be the same, but a `%j` in the folder's own name would be replaced.
-        f"--output={str(request.folder).replace('%', '%%')}/{LOG_NAME}",
+        f"--output={str(request.folder).replace('%', '%%')}/{log_name}",
         "--open-mode=append",  # a requeued job goes on in its log
         "--nodes=1",
         "--ntasks=1",
@@ -100,6 +114,10 @@ def sbatch_options(request: JobRequest) -> list[str]:
         "--requeue" if request.requeue else "--no-requeue",
         "--export=ALL",
     ]
+    if request.n_members:
+        options.append(f"--array=0-{request.n_members - 1}")
+    if request.after:
+        options += [f"--dependency={one_line_text('after', request.after)}", "--kill-on-invalid-dep=yes"]
     if request.signal_s is not None:
         options.append(f"--signal=B:USR1@{request.signal_s}")
     for field in ("partition", "account", "qos", "constraint", "exclude"):

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sandbox import PACKAGES, PROGRAMS, Sandbox, free_port, wait_for, which
+from sites import PROFILE, Site, chunks
+from small_study import write_small_study
 
 from hpcenc.slurm.profiles import SlurmProfile
 
@@ -117,3 +121,43 @@ def profile() -> SlurmProfile:
             "network": {"interface": "lo"},
         }
     )
+
+
+@pytest.fixture(scope="session")
+def small_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_study(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture
+def site(sandbox: Sandbox, tmp_path: Path, small_study: Path) -> Site:
+    folder = tmp_path / "my study; $(touch hurt) 100%j"
+    shutil.copytree(small_study.parent, folder)  # with the files' times, which identify BOLD
+    study = folder / small_study.name
+    study.write_text(study.read_text().replace("[cluster]\n", '[cluster]\nprofile = "site"\n'))
+    gate, profiles = tmp_path / "gate", tmp_path / "profiles"
+    profiles.mkdir()
+    (profiles / "site.toml").write_text(PROFILE.format(gate=gate))
+    return Site(sandbox, study, gate, profiles)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(small_study: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Chunks that one process without SLURM writes."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "study"
+    shutil.copytree(small_study.parent, folder)
+    study = folder / small_study.name
+    command = [sys.executable, "-m", "hpcenc.cli.app", "submit", str(study), "--profile", "serial"]
+    subprocess.run(command, check=True, capture_output=True)
+    return chunks(folder / "results" / "study.zarr")
+
+
+@pytest.fixture
+def check_done(site: Site, undisturbed: dict[str, bytes], tmp_path: Path) -> Callable[[], None]:
+    """That a run has ended well: the same bytes, a report, no lock, no keys, nothing run that should not."""
+
+    def check() -> None:
+        assert chunks(site.results / "study.zarr") == undisturbed
+        assert list(site.results.rglob("*.html"))
+        assert not list(tmp_path.rglob("hurt"))
+
+    return check

@@ -6,6 +6,7 @@ import pytest
 
 from hpcenc.cli.wording import model_lines, model_table, plan_lines, status_lines
 from hpcenc.cluster.accounting import Account
+from hpcenc.cluster.run_folder import SetAside
 from hpcenc.cluster.status import Status
 from hpcenc.slurm.jobs import JobState
 from hpcenc.storage.lock import LockOwner, job_of
@@ -51,7 +52,10 @@ def status(ended: int | None, holder: LockOwner | None = None, **settings: Any) 
         folder="/data/runs/x",
         stages={"extract": (3, 3), "fit": (1, 4)},
         fits={"fits/clip/s1": (2, 2), "fits/clip/s2": (1, 2)},
-        set_aside=("fit s2 block 1: broken",),
+        set_aside=(
+            SetAside("fit s2 block 1", "broken", "Traceback\n  line"),
+            SetAside("fit s2 block 2", "broken", "Traceback\n  line"),
+        ),
         ended=ended,
         holder=holder,
         **{"account": IDLE, **settings},
@@ -134,7 +138,11 @@ def test_a_status_counts_stages_and_names_what_is_not_whole() -> None:
     assert "extract         3 of 3 units done" in text
     assert "fits/clip/s2: 1 of 2 blocks done" in text
     assert "fits/clip/s1" not in text
-    assert "set aside: fit s2 block 1: broken" in text
+    assert (
+        "  set aside: fit s2 block 1: broken\n      Traceback\n        line\n  set aside: fit s2 block 2"
+        in text
+    )
+    assert text.count("Traceback") == 1
 
 
 def test_models_are_told_with_their_layers_and_files() -> None:

@@ -35,6 +35,18 @@ def test_pace_and_time_left_are_those_of_the_stage_at_work() -> None:
     assert found.minutes_left == pytest.approx(20)
 
 
+def test_members_of_an_array_share_a_stage_and_leave_one_by_one() -> None:
+    events = [
+        *(at(0, "worker", job="7_0"), at(0, "stage", stage="fit", units=2)),
+        *(at(1, "worker", job="7_1"), at(1, "stage", stage="fit", units=3)),
+        *(unit(2, 1), unit(3, 1), at(3, "worker left", job="7_0", units_left=0), unit(5, 1)),
+    ]
+    found = account(events, START + timedelta(minutes=6))
+    assert (found.stage, found.units_left, found.n_workers) == ("fit", 2, 1)
+    assert found.units_per_min == pytest.approx(3 / 6)
+    assert found.worker_hours == pytest.approx((3 + 5) / 60)
+
+
 def test_workers_cost_what_their_jobs_were_there_for() -> None:
     events = [
         at(0, "stage", stage="fit", units=4),

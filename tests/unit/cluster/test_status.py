@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcenc.cluster.run_folder import RunFolder
+from hpcenc.cluster.run_folder import RunFolder, SetAside
 from hpcenc.cluster.status import read_status
 from hpcenc.storage.errors import StudyError
 from hpcenc.storage.layout import lock_path
@@ -70,6 +70,14 @@ def test_marks_are_counted_by_stage_and_fit(study: Study) -> None:
     assert (found.ended, found.set_aside, found.holder) == (None, (), None)
 
 
+def test_events_of_all_parts_are_put_in_their_order(study: Study) -> None:
+    whole = RunFolder.create(study.store_path, "abcdefgh", PLAN, {})
+    parts = [RunFolder(whole.path, "fit-0"), RunFolder(whole.path, "fit-1")]
+    for place in range(4):
+        parts[place % 2].log({"event": "unit", "place": place, "time": f"2026-01-01T00:00:0{place}"})
+    assert [event["place"] for event in whole.events()] == [0, 1, 2, 3]
+
+
 def test_marks_of_other_inputs_do_not_count(study: Study) -> None:
     RunFolder.create(study.store_path, "abcdefgh", PLAN, {})
     mark(study, "fits/clip/s1", 0)
@@ -79,10 +87,11 @@ def test_marks_of_other_inputs_do_not_count(study: Study) -> None:
 
 def test_the_end_and_what_was_set_aside_are_those_of_the_latest_run(study: Study) -> None:
     first = RunFolder.create(study.store_path, "abcdefgh", PLAN, {})
-    first.log({"event": "set aside", "task": "t", "reason": "broken", "details": ""})
+    for _ in range(2):  # told again by a run that went on
+        first.log({"event": "set aside", "task": "t", "reason": "broken", "details": "Traceback"})
     first.log({"event": "end", "status": 1})
     found = read_status(study)
-    assert (found.ended, found.set_aside) == (1, ("broken",))
+    assert (found.ended, found.set_aside) == (1, (SetAside("t", "broken", "Traceback"),))
     RunFolder.create(study.store_path, "aaaaaaaa", PLAN, {})
     found = read_status(study)
     assert (found.run["run_id"], found.ended, found.set_aside) == ("aaaaaaaa", None, ())

@@ -151,6 +151,15 @@ def test_what_slurm_cannot_take_is_refused_by_name(changes: dict[str, object], w
         sbatch_options(request(**changes))
 
 
+def test_an_array_waits_for_what_comes_before_it() -> None:
+    options = sbatch_options(request(n_members=3, after="afterok:12", requeue=True))
+    wanted = {"--array=0-2", "--dependency=afterok:12", "--kill-on-invalid-dep=yes", "--requeue"}
+    assert wanted <= set(options)
+    (output,) = (option for option in options if option.startswith("--output="))
+    assert output.endswith("/logs/%x-%A_%a.log")  # ids as squeue shows them
+    assert not any("array" in option or "depend" in option for option in sbatch_options(request()))
+
+
 def test_jobs_are_named_by_their_run() -> None:
     assert (controller_name("a1b2c3d4"), worker_name("a1b2c3d4")) == ("hpcenc-a1b2c3d4", "hpcenc-w-a1b2c3d4")
     with pytest.raises(ValueError, match="run id"):
