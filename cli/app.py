@@ -261,7 +261,9 @@ def selftest(
         refuse(f"--backend: expected auto, {', '.join(BACKENDS)}, found {backend!r}")
     with clear_errors():
         output.touch()  # a file that cannot be written is told before, not after
-        found = run_selftest(backend, lambda check: print(check_line(check), flush=True))
+        found = run_selftest(
+            backend, lambda check: print(check_line(check.name, check.passed, check.said), flush=True)
+        )
         output.write_text(json.dumps(found, indent=2) + "\n")
     print(f"{'passed' if found['passed'] else 'FAILED'}; wrote {output}")
     raise typer.Exit(0 if found["passed"] else 1)

@@ -40,7 +40,7 @@ def init(
     for missing in draft.missing:
         print(f"to fix by hand: {missing}")
     if output is None:
-        print(f"next: hpcenc profile show {name}")
+        print(f"next: hpcenc profile show {name}, then hpcenc profile test {name}")
 
 
 @app.command("list")
@@ -68,3 +68,47 @@ def show(name: ProfileName) -> None:
         for key, value, source in profile.settings():
             print(f"{key} = {json.dumps(value, default=str)}  # {source}")
         profile.checked()
+
+
+@app.command("test")
+def try_out(
+    name: ProfileName,
+    folder: Annotated[
+        Path, typer.Option("--folder", help="Folder on the file system of your stores; this one if left out.")
+    ] = Path(),
+    wait: Annotated[float, typer.Option("--wait", min=0.1, help="Minutes to wait for the jobs.")] = 10,
+) -> None:
+    """Run one short job for each role, and say what works there and what does not.
+
+    Looks at the jobs themselves, hpcenc's version, the file system, the network between nodes, sbatch from a
+    node, and the GPU. Exit status: 0 nothing failed, 1 something did, or a job did not come to run.
+    """
+    from hpcenc.cli.wording import check_line
+    from hpcenc.cluster.site_test import run_site_test
+    from hpcenc.slurm.profiles import read_profile
+
+    reports = []
+    with clear_errors():
+        if not folder.is_dir():
+            refuse(f"{folder} is not a folder")
+        for report in run_site_test(read_profile(name), folder, wait):
+            found = report.finding
+            print(check_line(f"{report.role} {found.name}", found.passed, found.said), flush=True)
+            reports.append(report)
+    unknown = [report.finding for report in reports if report.finding.name == "job"]
+    raise typer.Exit(1 if unknown or any(report.finding.passed is False for report in reports) else 0)
+
+
+@app.command(hidden=True)
+def probe(
+    folder: Annotated[Path, typer.Argument(help="Folder of a test.")],
+    role: Annotated[str, typer.Argument(help="controller, cpu or gpu.")],
+) -> None:
+    """Look around in a job: what the jobs of a test call."""
+    from typing import cast
+
+    from hpcenc.cluster.probe import Role
+    from hpcenc.cluster.probe import probe as look
+
+    with clear_errors():
+        look(folder, cast(Role, role))

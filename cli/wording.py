@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from hpcenc.cluster.accounting import Account
     from hpcenc.cluster.run_folder import SetAside
     from hpcenc.cluster.status import Status
-    from hpcenc.tasks.selftest import Check
 
 
 def plan_lines(priced: Mapping[str, Any]) -> Iterator[str]:
@@ -124,10 +123,9 @@ def _utc(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
-def check_line(check: Check) -> str:
-    """Line of one check of a self-test."""
-    state = {True: "ok", False: "FAILED", None: "-"}[check.passed]
-    return f"{state:8} {check.name:16} {check.said}"
+def check_line(name: str, passed: bool | None, said: str) -> str:
+    """Line of one check of a test."""
+    return f"{ {True: 'ok', False: 'FAILED', None: '-'}[passed]:8} {name:16} {said}"
 
 
 def model_table() -> list[dict[str, Any]]:

@@ -60,7 +60,10 @@ def test_init_writes_a_draft_and_says_what_to_fill_in(folder: Path) -> None:
     written = (folder / "mine.toml").read_text()
     assert 'partition = "gpu"' in written
     first, *fixes, last = result.stdout.splitlines()
-    assert (first, last) == (f"wrote {folder}/mine.toml", "next: hpcenc profile show mine")
+    assert (first, last) == (
+        f"wrote {folder}/mine.toml",
+        "next: hpcenc profile show mine, then hpcenc profile test mine",
+    )
     assert [line.split(":")[1] for line in fixes] == [" account", " account", " account"]
     shown = run("show", "mine")
     assert shown.exit_code == 2
