@@ -9,11 +9,10 @@ from typing import Annotated
 
 import typer
 
-from hpcenc.cli import runs
-from hpcenc.cli.arguments import STUDY_NAME, StudyFile
+from hpcenc.cli import runs, submitting
+from hpcenc.cli.arguments import STUDY_NAME, JsonOption, StudyFile
 from hpcenc.cli.profile import app as profile_app
-from hpcenc.cli.refusal import clear_errors, refuse, say
-from hpcenc.cli.wording import plan_lines, status_lines
+from hpcenc.cli.refusal import clear_errors, refuse
 
 app = typer.Typer(
     help="Voxel-wise encoding models of the brain: from movies and BOLD to maps, one command.",
@@ -22,16 +21,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(profile_app, name="profile")
-
-ModelsOption = Annotated[
-    str,
-    typer.Option("--models", help="all, or feature sets joined by commas: beats, clip, cavmae, beats+clip."),
-]
-LayersOption = Annotated[
-    str, typer.Option("--layers", help="default, all, or MODEL/LAYER joined by commas, such as beats/6.")
-]
-SubjectsOption = Annotated[str, typer.Option("--subjects", help="all, or subject ids joined by commas.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 BENCHMARKS = ("fit", "accuracy", "subject", "extraction", "scale")
 
@@ -80,131 +69,9 @@ def init(
     print(f"next: hpcenc check {output}")
 
 
-@app.command()
-def check(
-    study: StudyFile = STUDY_NAME,
-    models: ModelsOption = "all",
-    layers: LayersOption = "default",
-    subjects: SubjectsOption = "all",
-    as_json: JsonOption = False,
-) -> None:
-    """Look at everything a study names, and say what a submit would do. Writes no results."""
-    _print_plan(study, models, layers, subjects, as_json)
-
-
-@app.command()
-def submit(
-    study: StudyFile = STUDY_NAME,
-    models: ModelsOption = "all",
-    layers: LayersOption = "default",
-    subjects: SubjectsOption = "all",
-    profile: Annotated[
-        str | None,
-        typer.Option(
-            "--profile",
-            help="local (worker processes here), serial (this process only) or one of `hpcenc profile list`.",
-        ),
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
-    controller: Annotated[
-        str,
-        typer.Option(
-            "--controller", help="On SLURM: job, or here (this process; where nodes may not submit jobs)."
-        ),
-    ] = "job",
-    array: Annotated[
-        bool,
-        typer.Option(
-            "--array", help="On SLURM: job arrays in place of a controller, for nodes that cannot talk."
-        ),
-    ] = False,
-    sbatch_arg: Annotated[
-        list[str] | None,
-        typer.Option("--sbatch-arg", help="One more argument of sbatch for the controller's job."),
-    ] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="On SLURM: return when the run has ended.")] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Compute what is not done yet, and write the report. Again the same command resumes.
-
-    With the profile of a SLURM site a job does it, and this returns at once. Exit status: 0 done (or
-    submitted), 1 something failed or was set aside, 2 wrong usage or input, 3 interrupted and resumable.
-    """
-    if controller not in ("job", "here"):
-        refuse(f"--controller: expected job or here, found {controller!r}")
-    if array and controller == "here":
-        refuse("--array: a chain of job arrays has no controller; leave out --controller here")
-    if dry_run:
-        _print_plan(study, models, layers, subjects, as_json, profile)
-        return
-    from hpcenc.cli.progress import listener
-    from hpcenc.cluster.submit import EXIT_INTERRUPTED, prepare
-    from hpcenc.cluster.submit import submit as run_here
-    from hpcenc.slurm.profiles import HERE
-
-    with clear_errors():
-        try:
-            prepared = prepare(study, models, layers, subjects, profile)
-            for_slurm = {
-                "--array": array,
-                "--controller": controller != "job",
-                "--sbatch-arg": sbatch_arg,
-                "--wait": wait,
-            }
-            if prepared.profile in HERE and any(for_slurm.values()):
-                given = ", ".join(name for name, value in for_slurm.items() if value)
-                refuse(f"{given}: for a SLURM site only, and the profile is {prepared.profile!r}")
-            if prepared.profile in HERE:
-                with listener(quiet=as_json) as listen:
-                    result = run_here(prepared, profile, sys.argv[1:], listen)
-            else:
-                from hpcenc.cluster.batch import Way, submit_batch
-
-                way: Way = "array" if array else "here" if controller == "here" else "job"
-                submitted = submit_batch(prepared, sys.argv[1:], sbatch_arg or (), way)
-                if submitted.job_id:
-                    runs.tell_submitted(submitted, study, as_json)
-                    if wait:
-                        runs.wait(study)
-                    return
-                from hpcenc.cluster.control import control
-
-                with listener(quiet=as_json) as listen:
-                    result = control(submitted.folder, listen)
-        except KeyboardInterrupt:
-            say("interrupted; nothing that was marked as done is lost. The same command resumes.")
-            raise typer.Exit(EXIT_INTERRUPTED) from None
-    paths = {
-        "report": str(result.report) if result.report else None,
-        "figures": str(result.report.parent / "figures") if result.report else None,
-        "store": str(prepared.study.store_path),
-        "run": str(result.run_folder),
-    }
-    if as_json:
-        print(json.dumps({**paths, "exit_status": result.exit_status, "units_done": result.units_done,
-                          "set_aside": result.set_aside}, indent=2))  # fmt: skip
-    else:
-        for reason in result.set_aside:
-            say(f"set aside: {reason}")
-        if result.exit_status == EXIT_INTERRUPTED:
-            say("interrupted; nothing that was marked as done is lost. The same command resumes.")
-        for name, path in paths.items():
-            if path is not None:
-                print(f"{name:8} {path}")
-    raise typer.Exit(result.exit_status)
-
-
-@app.command()
-def status(study: StudyFile = STUDY_NAME, as_json: JsonOption = False) -> None:
-    """What of the latest submit is done, from files alone."""
-    from hpcenc.cluster.status import read_status
-    from hpcenc.storage.study import load_study
-
-    with clear_errors():
-        found = read_status(load_study(study))
-    print(json.dumps(found.as_dict(), indent=2) if as_json else "\n".join(status_lines(found)))
-
-
+app.command()(submitting.check)
+app.command()(submitting.submit)
+app.command()(runs.status)
 app.command()(runs.wait)
 app.command()(runs.cancel)
 app.command()(runs.logs)
@@ -316,16 +183,6 @@ def bench(
 def main() -> None:
     """Entry point of the ``hpcenc`` command."""
     app()
-
-
-def _print_plan(
-    study: Path, models: str, layers: str, subjects: str, as_json: bool, profile: str | None = None
-) -> None:
-    from hpcenc.cluster.submit import prepare, price
-
-    with clear_errors():
-        priced = price(prepare(study, models, layers, subjects, profile))
-    print(json.dumps(priced, indent=2) if as_json else "\n".join(plan_lines(priced)))
 
 
 if __name__ == "__main__":

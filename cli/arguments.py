@@ -9,3 +9,13 @@ import typer
 
 STUDY_NAME = Path("study.toml")
 StudyFile = Annotated[Path, typer.Argument(metavar="[STUDY]", help="Study file; ./study.toml if left out.")]
+
+ModelsOption = Annotated[
+    str,
+    typer.Option("--models", help="all, or feature sets joined by commas: beats, clip, cavmae, beats+clip."),
+]
+LayersOption = Annotated[
+    str, typer.Option("--layers", help="default, all, or MODEL/LAYER joined by commas, such as beats/6.")
+]
+SubjectsOption = Annotated[str, typer.Option("--subjects", help="all, or subject ids joined by commas.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]

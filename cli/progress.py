@@ -18,6 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from hpcenc.cli.wording import dashboard_line
+
 LINE_EVERY_S = 10.0
 """Seconds between plain progress lines."""
 
@@ -53,6 +55,8 @@ class _Bars:
             self._bars.advance(self._current)
         elif event["event"] == "set aside":
             self._bars.console.print(f"set aside: {event['task']} {event['reason']}", markup=False)
+        elif event["event"] == "cluster":
+            self._bars.console.print(dashboard_line(event), markup=False)
 
 
 class _Lines:
@@ -71,6 +75,8 @@ class _Lines:
                 self._say(f"{self._stage}: {self._done} of {self._total} units done")
         elif event["event"] == "set aside":
             self._say(f"set aside: {event['task']} {event['reason']}")
+        elif event["event"] == "cluster":
+            self._say(dashboard_line(event))
 
     def _say(self, text: str) -> None:
         self._said = time.monotonic()

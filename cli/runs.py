@@ -3,17 +3,48 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import click
 import typer
 
-from hpcenc.cli.arguments import STUDY_NAME, StudyFile
-from hpcenc.cli.refusal import clear_errors, say
+from hpcenc.cli.arguments import STUDY_NAME, JsonOption, StudyFile
+from hpcenc.cli.refusal import clear_errors, refuse, say
 
 if TYPE_CHECKING:
     from hpcenc.cluster.batch import Submitted
+
+
+WATCH_S = 5.0
+"""How often `status --watch` looks again."""
+
+
+def status(
+    study: StudyFile = STUDY_NAME,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again every few seconds, to the end.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """What of the latest submit is done, at what pace, and what waits for what. For all who can read it."""
+    from hpcenc.cli.wording import status_lines
+    from hpcenc.cluster.status import read_status
+    from hpcenc.storage.study import load_study
+
+    if watch and as_json:
+        refuse("--watch: for people; leave out --json")
+    with clear_errors():
+        loaded = load_study(study)
+        found = read_status(loaded)
+        while watch and found.is_going_on:
+            if sys.stdout.isatty():
+                click.clear()
+            print("\n".join(status_lines(found)), flush=True)
+            time.sleep(WATCH_S)
+            found = read_status(loaded)
+    print(json.dumps(found.as_dict(), indent=2) if as_json else "\n".join(status_lines(found)))
 
 
 def wait(study: StudyFile = STUDY_NAME) -> None:

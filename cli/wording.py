@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from hpcenc.cluster.accounting import Account
@@ -36,7 +37,7 @@ def _price_lines(priced: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"  {'compute':10} about {sum(compute['flop'].values()) / 1e12:,.1f} TFLOP: {stages or 'nothing'} "
         f"on {workers} at {rate} ({compute['rate']})"
-        f"{'; extraction is estimated for CPUs' if compute['hours']['extract'] else ''}"
+        f"{'; extraction is ' + compute['extraction'] if compute['extraction'] else ''}"
     )
     yield (
         f"  {'memory':10} about {memory['worker_bytes'] / 1e9:.1f} GB a worker"
@@ -83,6 +84,8 @@ def status_lines(status: Status) -> Iterator[str]:
     yield from _set_aside_lines(status.set_aside)
     yield from _account_lines(status.account)
     yield from _job_lines(status)
+    if status.dashboard is not None and status.ended is None:
+        yield f"  {dashboard_line(status.dashboard)}"
 
 
 def _set_aside_lines(set_aside: Iterable[SetAside]) -> Iterator[str]:
@@ -117,6 +120,13 @@ def _job_lines(status: Status) -> Iterator[str]:
             yield f"  job {job.job_id} ({job.name}) waits{since}: {job.reason or 'no reason given'}"
         else:
             yield f"  job {job.job_id} ({job.name}) {job.state.lower()} on {job.node}"
+
+
+def dashboard_line(where: Mapping[str, str]) -> str:
+    """How to see Dask's dashboard, which listens on its own machine only."""
+    link, host = where["dashboard"], where["host"]
+    port = urlsplit(link).port
+    return f"dashboard: ssh -L {port}:127.0.0.1:{port} {host}, then {link}"
 
 
 def _utc(seconds: float) -> str:

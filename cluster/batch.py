@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from hpcenc.cluster.chain import submit_chain
 from hpcenc.cluster.liveness import is_gone
-from hpcenc.cluster.recruiting import Recruiter, controller_request, controller_script
+from hpcenc.cluster.recruiting import Recruiter, control_command, controller_request, controller_script
 from hpcenc.cluster.run_folder import RunFolder, new_run_id
 from hpcenc.cluster.submit import Prepared, run_settings
 from hpcenc.slurm.commands import ON_LOGIN_S
 from hpcenc.slurm.jobs import cancel_jobs, check_job, release_job, submit_job
 from hpcenc.slurm.profiles import SlurmProfile, read_profile
 from hpcenc.slurm.scripts import job_names, render_script, sbatch_options
-from hpcenc.storage.layout import lock_path
+from hpcenc.storage.layout import lock_path, runs_folder
 from hpcenc.storage.lock import acquire, hand_over, job_of, release, this_process
 
 Way = Literal["job", "here", "array"]
@@ -107,6 +108,28 @@ def submit_batch(
             cancel_jobs(name=name, patience_s=ON_LOGIN_S)
         raise
     return Submitted(run_id, last, folder.path)
+
+
+def job_texts(prepared: Prepared, extra: Sequence[str] = (), way: Way = "job") -> Iterator[str]:
+    """How sbatch would be called for every kind of job, and with which scripts; nothing is submitted."""
+    study = prepared.study
+    profile = read_profile(prepared.profile, overrides=study.cluster.slurm).checked()
+    run_id = "00000000"
+    folder = runs_folder(study.store_path) / f"...-{run_id}"
+    kinds: tuple[Literal["cpu", "gpu"], ...] = ("cpu",) if profile.gpu is None else ("cpu", "gpu")
+    jobs = []
+    if way == "job":
+        options = [*sbatch_options(controller_request(profile, run_id, folder)), *extra]
+        jobs.append(("controller", controller_script(profile, folder), options))
+    for kind in kinds:
+        recruiter = Recruiter(profile, profile.workers(kind), run_id, folder)
+        if way == "array":
+            script = recruiter.script_of(control_command(folder, "--part", "STAGE"))
+        else:
+            script = recruiter.script("tls://CONTROLLER", "WORKER")
+        jobs.append((f"{kind} worker", script, sbatch_options(recruiter.request)))
+    for name, script, options in jobs:
+        yield f"# {name}\n{shlex.join(['sbatch', *options])} <<'SCRIPT'\n{script}SCRIPT\n"
 
 
 def _check_jobs(profile: SlurmProfile, run_id: str, folder: Path, extra: Sequence[str], way: Way) -> None:

@@ -89,20 +89,40 @@ def walltime_problems(plan: Plan, store: Path, site: SlurmProfile, profile: str,
     return problems
 
 
-def price_run(study: Study, plan: Plan, backend: str, peak: WorkerPeak, profile: str) -> dict[str, Any]:
-    """Compute, memory, disk and what dual weights would save, as plain values."""
-    store, granted = study.store_path, memory_bytes()
-    n_workers, n_threads = workers_and_threads(profile, study.cluster, n_cores(), granted, peak.n_bytes)
-    found = price_plan(plan, store)
-    on_cpu = backend in ("numpy", "torch")
+def price_run(
+    study: Study, plan: Plan, backend: str, peak: WorkerPeak, profile: str, site: SlurmProfile | None
+) -> dict[str, Any]:
+    """Compute, memory, disk and what dual weights would save, as plain values.
+
+    Of a site's CPUs it knows the rate of the machine that this runs on, of GPUs none.
+    """
+    store, found = study.store_path, price_plan(plan, study.store_path)
+    if site is None:
+        granted = memory_bytes()
+        n_workers, n_threads = workers_and_threads(profile, study.cluster, n_cores(), granted, peak.n_bytes)
+    else:
+        workers = site.workers("gpu")
+        n_workers, n_threads = workers.max_jobs, workers.cores
+        granted = n_workers * workers.memory_bytes
+    on_cpu = backend not in ON_DEVICES
     gflops = measured_gflops(n_threads) if on_cpu else ASSUMED_GFLOPS
+    if on_cpu and site is not None:
+        gflops = measured_gflops(1) * n_threads
+    hours = found.hours(gflops, n_workers, n_threads)
+    extraction = "estimated for CPUs" if hours["extract"] else ""
+    if site is not None and site.gpu is not None:
+        cpu = site.cpu
+        hours["operators"] = found.hours(measured_gflops(1) * cpu.cores, cpu.max_jobs, cpu.cores)["operators"]
+        extraction = "not estimated for GPUs" if hours["extract"] else ""
+        hours["extract"] = 0.0
     parent = next(folder for folder in store.parents if folder.exists())
     return {
         "compute": {
             "flop": {name: flop.total for name, flop in found.flop.items()},
-            "hours": found.hours(gflops, n_workers, n_threads),
+            "hours": hours,
+            "extraction": extraction,
             "gflops_per_worker": gflops,
-            "rate": "measured" if on_cpu else "assumed",
+            "rate": "assumed" if not on_cpu else "measured" if site is None else "of cores like those here",
             "n_workers": n_workers,
             "n_threads": n_threads,
         },

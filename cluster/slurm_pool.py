@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -145,7 +146,8 @@ class SlurmPool:
                 ) as cluster,
                 Client(cluster, security=security) as client,
             ):
-                self._emit({"event": "cluster", "dashboard": cluster.dashboard_link})
+                where = {"host": socket.gethostname(), "dashboard": cluster.dashboard_link}
+                self._emit({"event": "cluster", **where})
                 backend = self._backend if worker == "gpu" else ""
                 yield SlurmCrew(cluster, client, recruiter, backend, self._emit)
         finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from hpcenc.cluster.accounting import Account, account
 from hpcenc.cluster.chain import SHARES
 from hpcenc.cluster.liveness import is_gone
-from hpcenc.cluster.run_folder import RunFolder, SetAside, set_aside_in
+from hpcenc.cluster.run_folder import Event, RunFolder, SetAside, set_aside_in
 from hpcenc.cluster.runs import ended_with
 from hpcenc.slurm.commands import SlurmError
 from hpcenc.slurm.jobs import JobState, job_states
@@ -43,6 +43,8 @@ class Status:
         Why SLURM could not say so; empty if it did.
     is_chain : bool
         Whether job arrays do it, without a controller.
+    dashboard : mapping or None
+        ``host`` of the controller, and ``dashboard``: Dask's, on that host only; None if there is none now.
     """
 
     run: dict[str, Any]
@@ -56,6 +58,12 @@ class Status:
     jobs: tuple[JobState, ...] = ()
     jobs_unknown: str = ""
     is_chain: bool = False
+    dashboard: Mapping[str, str] | None = None
+
+    @property
+    def is_going_on(self) -> bool:
+        """Whether it may still do something by itself."""
+        return self.ended is None and (self.holder is not None or bool(self.jobs) or bool(self.jobs_unknown))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -99,8 +107,20 @@ def read_status(study: Study) -> Status:
         account=account(events, datetime.now(UTC)),
         jobs=jobs,
         jobs_unknown=unknown,
+        dashboard=_dashboard(events),
         is_chain=(folder.path / SHARES).exists(),
     )
+
+
+def _dashboard(events: Sequence[Event]) -> Event | None:
+    """Of the stage at work: each has its own."""
+    found = None
+    for event in events:
+        if event["event"] == "cluster":
+            found = event
+        elif event["event"] in ("stage end", "end", "controller", "requeued"):
+            found = None
+    return found
 
 
 def _jobs(run: Mapping[str, Any]) -> tuple[tuple[JobState, ...], str]:

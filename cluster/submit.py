@@ -21,7 +21,7 @@ from hpcenc.cluster.pricing import memory_problems, price_run, walltime_problems
 from hpcenc.cluster.run_folder import Event, RunFolder, new_run_id
 from hpcenc.slurm.commands import SlurmError
 from hpcenc.slurm.jobs import this_job
-from hpcenc.slurm.profiles import HERE, find_profile
+from hpcenc.slurm.profiles import HERE, SlurmProfile, find_profile
 from hpcenc.storage.digests import FileDigests
 from hpcenc.storage.errors import StoreError, StudyError
 from hpcenc.storage.groups import GroupSpec, group_state
@@ -125,7 +125,7 @@ def prepare_study(study: Study, models: str, layers: str, profile: str, deep: bo
     deep : bool
         Look into checkpoints. A login node does not: that is the controller's first step.
     """
-    site = None if profile in HERE else find_profile(profile, overrides=study.cluster.slurm)
+    site = _site(study, profile)
     feature_sets = select_feature_sets(study, models, layers)
     digests = digest_memory(study)
     facts = inspect(study, feature_sets, study.subjects.ids, digests, deep)
@@ -145,6 +145,11 @@ def prepare_study(study: Study, models: str, layers: str, profile: str, deep: bo
     if problems:
         raise StudyError(problems)
     return Prepared(study, feature_sets, facts, plan, backend, digests, models, layers, profile, peak)
+
+
+def _site(study: Study, profile: str) -> SlurmProfile | None:
+    """The site that a run is for; None if it is for this machine."""
+    return None if profile in HERE else find_profile(profile, overrides=study.cluster.slurm)
 
 
 def choose_subjects(study: Study, subjects: str) -> Study:
@@ -193,7 +198,14 @@ def price(prepared: Prepared) -> dict[str, Any]:
         "backend": prepared.backend.name,
         "backend_choice": prepared.backend.how,
         "store": str(store),
-        **price_run(study, prepared.plan, prepared.backend.name, prepared.peak, prepared.profile),
+        **price_run(
+            study,
+            prepared.plan,
+            prepared.backend.name,
+            prepared.peak,
+            prepared.profile,
+            _site(study, prepared.profile),
+        ),
     }
 
 

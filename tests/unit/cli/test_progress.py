@@ -11,6 +11,7 @@ from hpcenc.cli.progress import listener
 
 EVENTS: list[dict[str, Any]] = [
     {"event": "stage", "stage": "fit", "tasks": 2, "units": 3},
+    {"event": "cluster", "host": "n7", "dashboard": "http://127.0.0.1:8787/status"},
     {"event": "unit", "stage": "fit", "unit": "a#0", "seconds": 1.0},
     {"event": "unit", "stage": "fit", "unit": "a#1", "seconds": 1.0},
     {"event": "lost", "task": "t", "by": "crash"},
@@ -19,6 +20,7 @@ EVENTS: list[dict[str, Any]] = [
     {"event": "stage end", "stage": "fit"},
     {"event": "end", "status": 1},
 ]
+DASHBOARD = "ssh -L 8787:127.0.0.1:8787 n7, then http://127.0.0.1:8787/status"
 
 
 def tell(quiet: bool = False) -> None:
@@ -33,6 +35,7 @@ def test_plain_lines_go_to_stderr_where_there_is_no_terminal(capsys: pytest.Capt
     assert out == ""
     assert err.splitlines() == [
         "fit: 3 units",
+        f"dashboard: {DASHBOARD}",
         "set aside: fit s1 block 0 it [broke]",
         "fit: 3 of 3 units done",
     ]
@@ -66,3 +69,4 @@ def test_bars_are_drawn_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawn)
     assert "3/3 units" in text
     assert "set aside: fit s1 block 0 it [broke]" in text
+    assert DASHBOARD in text.replace("\n", " ")

@@ -26,6 +26,7 @@ PRICED: dict[str, Any] = {
     "compute": {
         "flop": {"operators": 2e12, "fit": 11e15, "weights": 0.8e15},
         "hours": {"extract": 3.3, "operators": 0.2, "fit": 18.04},
+        "extraction": "estimated for CPUs",
         "gflops_per_worker": 98.2,
         "rate": "measured",
         "n_workers": 2,
@@ -72,6 +73,13 @@ def test_a_status_tells_pace_price_and_losses() -> None:
     assert "lost and tried again: 1 by node fail" in text
 
 
+def test_a_status_tells_how_to_see_the_dashboard_while_there_is_one() -> None:
+    where = {"host": "n7", "dashboard": "http://127.0.0.1:8787/status"}
+    line = "dashboard: ssh -L 8787:127.0.0.1:8787 n7, then http://127.0.0.1:8787/status"
+    assert line in status(None, HOLDER, dashboard=where)
+    assert "dashboard" not in status(0, None, dashboard=where)
+
+
 def test_a_status_tells_why_jobs_wait_and_where_they_run() -> None:
     waits = JobState("7", "hpcenc-abcdefgh", "PENDING", "Priority", "", 1_795_000_000.0, None, None)
     runs = JobState("8", "hpcenc-w-abcdefgh", "RUNNING", "", "n2", 1_795_000_000.0, None, None)
@@ -107,7 +115,11 @@ def test_a_plan_tells_its_price_in_a_line_each() -> None:
 
 
 def test_a_plan_says_so_where_extraction_is_not_asked_for_and_times_are_short() -> None:
-    compute = {**PRICED["compute"], "hours": {"extract": 0.0, "operators": 0.001, "fit": 0.02}}
+    compute = {
+        **PRICED["compute"],
+        "hours": {"extract": 0.0, "operators": 0.001, "fit": 0.02},
+        "extraction": "",
+    }
     text = "\n".join(plan_lines({**PRICED, "compute": compute}))
     assert "TFLOP: operators under 1 min, fit 1 min on 2 workers at 98 GFLOP/s (measured)\n" in text
 

@@ -118,6 +118,44 @@ def test_a_price_tells_hours_memory_and_bytes_and_nothing_once_all_is_done(study
     assert after["dual_weights"] == {"saves_bytes": 0, "saves_flop": 0.0}
 
 
+GPU_SITE = """\
+scratch = "/tmp"
+[controller]
+partition = "long"
+walltime = 60
+[cpu]
+partition = "batch"
+walltime = 60
+cores = 4
+memory = "8G"
+max_jobs = 3
+[gpu]
+partition = "gpu"
+walltime = 60
+gpu_request = "--gres=gpu:1"
+cores = 2
+memory = "16G"
+max_jobs = 5
+"""
+
+
+@pytest.mark.parametrize("backend", ["numpy", "cupy"])
+def test_the_price_of_a_site_is_that_of_its_workers(
+    backend: str, study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles" / "lab.toml").write_text(GPU_SITE)
+    monkeypatch.setenv("HPCENC_PROFILES", str(tmp_path / "profiles"))
+    monkeypatch.setattr("hpcenc.cluster.pricing.measured_gflops", lambda n_threads: 10.0 * n_threads)
+    study_file.write_text(STUDY.replace('backend = "numpy"', f'backend = "{backend}"'))
+    priced = price(prepare(study_file, profile="lab"))
+    compute = priced["compute"]
+    rate = (20.0, "of cores like those here") if backend == "numpy" else (100.0, "assumed")
+    assert (compute["gflops_per_worker"], compute["rate"]) == rate
+    assert (compute["n_workers"], compute["n_threads"]) == (5, 2)
+    assert priced["memory"]["granted_bytes"] == 5 * 16 * 1024**3
+
+
 def test_a_rate_that_cannot_be_measured_here_is_assumed(study_file: Path) -> None:
     study_file.write_text(STUDY.replace('backend = "numpy"', 'backend = "cupy"'))
     compute = price(prepare(study_file))["compute"]
