@@ -92,7 +92,7 @@ def submit(
         "--sbatch-arg": bool(sbatch_arg),
         "--wait": wait,
     }
-    with clear_errors():
+    with clear_errors(), _interruptible():
         prepared = prepare(study, models, layers, subjects, profile)
         if prepared.profile in HERE and any(for_slurm.values()):
             given = ", ".join(name for name, is_given in for_slurm.items() if is_given)
@@ -128,7 +128,7 @@ def _run_here(prepared: Prepared, quiet: bool) -> Result:
     from hpcenc.cli.progress import listener
     from hpcenc.cluster.submit import submit as run_here
 
-    with _interruptible(), listener(quiet) as listen:
+    with listener(quiet) as listen:
         return run_here(prepared, command=sys.argv[1:], listen=listen)
 
 
@@ -136,13 +136,13 @@ def _control_here(folder: Path, quiet: bool) -> Result:
     from hpcenc.cli.progress import listener
     from hpcenc.cluster.control import control
 
-    with _interruptible(), listener(quiet) as listen:
+    with listener(quiet) as listen:
         return control(folder, listen)
 
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Ctrl-C before or after the run itself, which knows how to end."""
+    """Say what Ctrl-C did, where it is not the run itself that takes it."""
     from hpcenc.cluster.submit import EXIT_INTERRUPTED
 
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable
 
 import pytest
@@ -42,8 +43,12 @@ def test_a_second_run_is_refused_and_told_the_first_ones_job(
     job = site.submit()
     site.hpcenc("submit", status=2)
     assert f"(job {job}, which waits) holds this store" in site.errors
+    watching = site.start("status", "--watch")
     site.open()
-    site.hpcenc("wait")
+    watched = watching.communicate(timeout=120)[0]
+    first, *_, last = (line for line in watched.splitlines() if line.startswith("run "))
+    assert f"waiting for its controller, job {job}" in first
+    assert last.endswith(": done")
     site.await_state(job, "COMPLETED")
     check_done()
 
@@ -56,6 +61,23 @@ def test_what_slurm_would_refuse_is_refused_at_once_and_changes_nothing(site: Si
     assert "Requested node configuration is not available" in site.errors
     assert [path for path in site.study.parent.rglob("*") if path not in before and path.is_file()] == []
     assert site.sandbox.jobs(ended=False) == []
+
+
+@pytest.mark.parametrize("options", [(), ("--array",)])
+def test_scripts_are_shown_without_submitting_anything(options: tuple[str, ...], site: Site) -> None:
+    before = sorted(site.study.parent.rglob("*"))
+    said = site.hpcenc("submit", "--print-script", "--sbatch-arg=--nice=7", *options)
+    assert sorted(site.study.parent.rglob("*")) == before
+    assert site.sandbox.jobs(ended=False) == []
+    parts = ["cpu worker", "gpu worker"] if options else ["controller", "cpu worker", "gpu worker"]
+    assert [line[2:] for line in said.splitlines() if line.startswith("# ")] == parts
+    assert ("--nice=7" in said) == (not options)
+    assert "--gres=gpu:1" in said.partition("# gpu worker")[2]
+    # Nothing of the folder's name runs where the text is pasted: sbatch gets it whole.
+    pasted = f'sbatch() {{ printf "%s\\n" "$@"; }}\n{said}'
+    shown = subprocess.run(["bash"], input=pasted, text=True, capture_output=True, check=True)
+    assert f"--chdir={site.results}/study.runs/...-00000000\n" in shown.stdout
+    assert not list(site.study.parent.rglob("hurt"))
 
 
 def test_a_cancelled_run_leaves_no_job_and_goes_on_by_the_same_submit(
