@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from hpcenc.storage.errors import is_full
 from hpcenc.tasks.records import Deadline, Task, TaskRecord, one_line
 
 MAX_TRIES = 3
@@ -17,10 +18,13 @@ MAX_TRIES = 3
 MAX_LOSSES = 20
 """Tries of a task that lost its worker without any fault of its own, such as to preemption."""
 
-LostBy = Literal["", "error", "storage", "crash", "preempted", "node_fail", "timeout", "cancelled", "hung"]
+LostBy = Literal[
+    "", "error", "storage", "full", "crash", "preempted", "node_fail", "timeout", "cancelled", "hung"
+]
 """Why a try came to nothing. ``error``: the task raised; trying again would raise again. ``storage``: a read
-or write failed, which may pass. ``crash``: the worker's process died. ``hung``: the worker no longer
-answered. The others are what the scheduler did to the worker's job."""
+or write failed, which may pass. ``full``: no space was left, be it the store's or that of one node.
+``crash``: the worker's process died. ``hung``: the worker no longer answered. The others are what the
+scheduler did to the worker's job."""
 
 NOBODYS_FAULT = ("preempted", "node_fail", "timeout", "cancelled")
 
@@ -122,9 +126,12 @@ class Attempts:
             self._waiting.append(task)
             return replace(outcome, again=True)
         self._tries[key] += 1
-        is_storage = outcome.lost_by == "storage"
+        is_storage = outcome.lost_by in ("storage", "full")
         if self._tries[key] >= MAX_TRIES and (alone or is_storage):
             return outcome
+        if outcome.lost_by == "full":  # soon, for if it is the store's, all others will fail too
+            self._waiting.appendleft(task)
+            return replace(outcome, again=True)
         (self._waiting if is_storage else self._suspects).append(task)
         return replace(outcome, again=True)
 
@@ -147,5 +154,5 @@ def run_task(task: Task, store: Path, deadline: Deadline | None) -> Outcome:
     try:
         return Outcome(task, task.run(Store(store), deadline))
     except Exception as error:
-        lost_by: LostBy = "storage" if isinstance(error, OSError) else "error"
+        lost_by: LostBy = "full" if is_full(error) else "storage" if isinstance(error, OSError) else "error"
         return Outcome(task, None, lost_by, f"{one_line(error)}\n{traceback.format_exc()}")

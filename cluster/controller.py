@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpcenc.cluster.attempts import Outcome
 from hpcenc.cluster.executors import Executor
 from hpcenc.cluster.run_folder import Event
+from hpcenc.storage.errors import FullError
 from hpcenc.tasks.plan import Plan, Stage
 from hpcenc.tasks.records import Deadline, Task, TaskRecord, missing_need
 
@@ -43,6 +45,11 @@ def run_plan(
         Is kept up to date, so that it is right after an interruption too. A task that fails is set
         aside with its reason, and so is what needs it; the rest goes on. A stage that leaves units
         for the next job is the last: what needs them is not wrong, only not due yet.
+
+    Raises
+    ------
+    FullError
+        If there is no space left for the store.
     """
     for stage in plan.pending(store):
         if stage.tasks:
@@ -64,8 +71,12 @@ def run_stage(
     n_units = sum(not unit.done(store) for task in ready for unit in task.units)
     emit({"event": "stage", "stage": stage.name, "tasks": len(ready), "units": n_units})
     if ready:
-        for outcome in executor.run(ready, store, deadline, stage.slots, stage.worker):
-            _note(outcome, stage, emit, progress)
+        # Closed at once if this ends early, so that no worker goes on.
+        with closing(executor.run(ready, store, deadline, stage.slots, stage.worker)) as outcomes:
+            for outcome in outcomes:
+                if outcome.lost_by == "full" and not outcome.again:
+                    raise FullError(store)
+                _note(outcome, stage, emit, progress)
     emit({"event": "stage end", "stage": stage.name})
 
 

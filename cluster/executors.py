@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +41,7 @@ class Executor(Protocol):
         deadline: Deadline | None,
         slots: int = 1,
         worker: Literal["cpu", "gpu"] = "cpu",
-    ) -> Iterator[Outcome]:
+    ) -> Generator[Outcome, None, None]:
         """Run tasks until each has had its last word, and yield what becomes of every try as it is known.
 
         Parameters
@@ -79,7 +79,7 @@ class SerialExecutor:
         deadline: Deadline | None,
         slots: int = 1,
         worker: Literal["cpu", "gpu"] = "cpu",
-    ) -> Iterator[Outcome]:
+    ) -> Generator[Outcome, None, None]:
         """Run tasks in their order, one at a time whatever the slots."""
         attempts = Attempts(tasks)
         with limited_threads(self.n_threads):
@@ -110,7 +110,7 @@ class DaskExecutor:
         deadline: Deadline | None,
         slots: int = 1,
         worker: Literal["cpu", "gpu"] = "cpu",
-    ) -> Iterator[Outcome]:
+    ) -> Generator[Outcome, None, None]:
         """Run tasks with a bounded number in flight, so that a lost worker costs little."""
         with self._pool.open(worker, slots, len(tasks)) as crew:
             yield from _Drive(crew, Attempts(tasks), store, deadline, slots, self._drain).outcomes()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import secrets
@@ -11,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +130,8 @@ class RunFolder:
         line = json.dumps({"time": utc_now(), **event}) + "\n"
         descriptor = os.open(self._log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(descriptor, line.encode())
+            if os.write(descriptor, line.encode()) < len(line):  # of ASCII
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._log))
         finally:
             os.close(descriptor)
 
@@ -144,12 +148,16 @@ class RunFolder:
 
     def events(self) -> Iterator[Event]:
         """Events so far of all parts, in their order."""
-        logs = [path.read_text().splitlines() for path in sorted(self.path.glob("events*.jsonl"))]
-        if len(logs) == 1:
-            yield from (json.loads(line) for line in logs[0] if line)
-        else:
-            events = (json.loads(line) for log in logs for line in log if line)
-            yield from sorted(events, key=lambda event: str(event["time"]))
+        logs = [list(_events_of(path)) for path in sorted(self.path.glob("events*.jsonl"))]
+        # One log is in its order already, also where the clock was set back.
+        yield from logs[0] if len(logs) == 1 else sorted(chain(*logs), key=lambda event: str(event["time"]))
+
+
+def _events_of(path: Path) -> Iterator[Event]:
+    """Events of a log. A line that a full disk cut off is left out; the next one follows on the same line."""
+    for line in path.read_text().splitlines():
+        with contextlib.suppress(ValueError):
+            yield json.loads(line[line.rindex('{"time": ') :])
 
 
 def package_versions() -> dict[str, str]:

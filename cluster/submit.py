@@ -23,7 +23,7 @@ from hpcenc.slurm.commands import SlurmError
 from hpcenc.slurm.jobs import this_job
 from hpcenc.slurm.profiles import HERE, SlurmProfile, find_profile
 from hpcenc.storage.digests import FileDigests
-from hpcenc.storage.errors import StoreError, StudyError
+from hpcenc.storage.errors import FullError, StoreError, StudyError, is_full
 from hpcenc.storage.groups import GroupSpec, group_state
 from hpcenc.storage.layout import lock_path
 from hpcenc.storage.lock import acquire, release, this_process
@@ -354,10 +354,13 @@ def conclude(
     except KeyboardInterrupt:
         return end(EXIT_INTERRUPTED)
     except (CrewError, OSError, SlurmError, StoreError) as error:  # no workers, a full disk, a damaged chunk:
-        reason = one_line(error)  # what is marked is done
+        # what is marked is done
+        reason = str(FullError(prepared.study.store_path)) if is_full(error) else one_line(error)
         progress.set_aside.append(reason)
-        emit({"event": "set aside", "task": "", "reason": reason, "details": ""})
-        return end(EXIT_FAILED)
+        with contextlib.suppress(OSError):  # the run folder is as full as the store
+            emit({"event": "set aside", "task": "", "reason": reason, "details": ""})
+            return end(EXIT_FAILED)
+        return Result(EXIT_FAILED, folder.path, progress.units_done, tuple(progress.set_aside), None)
     progress.set_aside += report.damaged
     return end(EXIT_FAILED if progress.set_aside else EXIT_DONE, report.files.html)
 

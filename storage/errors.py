@@ -1,5 +1,32 @@
 """Errors that callers act on."""
 
+import errno
+from pathlib import Path
+
+
+class FullError(OSError):
+    """There is no space left for a store, or its user's quota is used up.
+
+    Parameters
+    ----------
+    store : Path
+    """
+
+    def __init__(self, store: Path) -> None:
+        super().__init__(
+            errno.ENOSPC,
+            f"{store}: no space is left there, or your quota is used up. What was marked as done is kept and "
+            "can be read; make space, and the same submit goes on",
+        )
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a write failed for want of space, be it at the write, at closing or at syncing the file."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
 
 class StudyError(ValueError):
     """The study file, or what it names, cannot be used; holds every problem found.

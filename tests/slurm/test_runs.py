@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from sandbox import wait_for
-from sites import Site
+from sites import Site, chunks
 
 
 def test_a_study_goes_from_submit_to_report(site: Site, check_done: Callable[[], None]) -> None:
@@ -136,6 +138,45 @@ def test_a_controller_that_ends_early_loses_nothing(
     check_done()
     assert len(list((site.results / "study.runs").iterdir())) == (2 if how == "killed" else 1)
     assert not {site.sandbox.state(each) for each in before} & {"PENDING", "RUNNING", "COMPLETED"}
+
+
+@pytest.fixture
+def small_disk(site: Site, tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MB, to which the study's results go."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], check=False)
+    if mounted.returncode:
+        pytest.skip("a file system can be mounted by root only")
+    text = site.study.read_text()
+    site.study.write_text(text.replace("tr_s", f'store = "{folder}/study.zarr"\ntr_s', 1))
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_store_on_a_full_disk_is_kept_and_goes_on_when_there_is_space(
+    site: Site, small_disk: Path, undisturbed: dict[str, bytes]
+) -> None:
+    job = site.submit()
+    filling = small_disk / "filling"
+    filling.write_bytes(bytes(shutil.disk_usage(small_disk).free - 150_000))
+    site.open()
+    site.await_state(job, "FAILED")
+    site.await_no_jobs()
+    run = max((small_disk / "study.runs").iterdir())
+    log = (run / "logs" / f"hpcenc-{run.name.rpartition('-')[2]}-{job}.log").read_text()
+    assert "no space is left there, or your quota is used up" in log
+    assert "Traceback" not in log.partition("no space is left")[0]
+    assert not list(small_disk.glob("*.lock"))
+    before = chunks(small_disk / "study.zarr")
+    assert "Traceback" not in site.hpcenc("status")
+    filling.unlink()
+    site.submit()
+    site.hpcenc("wait")
+    site.await_no_jobs()
+    after = chunks(small_disk / "study.zarr")
+    assert after == undisturbed
+    assert all(after[name] == values for name, values in before.items() if "done" not in name)
 
 
 def test_the_controller_may_run_in_the_foreground(site: Site, check_done: Callable[[], None]) -> None:

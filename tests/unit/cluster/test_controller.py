@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from hpcenc.cluster.attempts import MAX_TRIES
 from hpcenc.cluster.controller import Progress, run_plan
 from hpcenc.cluster.executors import DaskExecutor, Executor, SerialExecutor
 from hpcenc.cluster.pools import LocalPool
+from hpcenc.storage.errors import FullError
 from hpcenc.storage.groups import ArraySpec, GroupSpec
 from hpcenc.storage.store import Store
 from hpcenc.tasks.plan import Plan, Stage
@@ -65,6 +67,8 @@ def make_task(tmp_path: Path) -> MakeTask:
             if self.tries.stat().st_size <= self.n_failures:
                 if self.fails == "crash":
                     os._exit(1)
+                if self.fails == "full":
+                    raise OSError(errno.EDQUOT, "Disk quota exceeded")
                 raise {"error": ValueError, "storage": OSError}[self.fails]("went wrong\nin two lines")
 
             def work(unit: Unit) -> dict[str, Any]:
@@ -167,6 +171,25 @@ def test_a_failure_of_the_disk_is_tried_again(make_task: MakeTask, store: Path, 
     assert (n_tries(tmp_path, "passing"), n_tries(tmp_path, "lasting")) == (MAX_TRIES, MAX_TRIES)
     lost = [(event["task"], event["by"]) for event in events if event["event"] == "lost"]
     assert sorted(lost) == [("lasting", "storage")] * 2 + [("passing", "storage")] * 2
+
+
+def test_a_store_without_space_ends_the_run_and_what_is_done_stays(
+    make_task: MakeTask, store: Path, tmp_path: Path
+) -> None:
+    stages = [
+        [
+            make_task("first", [0]),
+            make_task("passing", [1], fails="full", n_failures=MAX_TRIES - 1),  # it was that of the node
+            make_task("lasting", [2], fails="full", n_failures=MAX_TRIES),
+            make_task("never", [3]),
+        ]
+    ]
+    with pytest.raises(FullError, match="no space is left there, or your quota is used up"):
+        run(stages, store)
+    assert [unit(index).done(store) for index in range(4)] == [True, True, False, False]
+    assert n_tries(tmp_path, "never") == 0, "all others would fail too"
+    progress, _ = run(stages, store)
+    assert progress.units_done == 2
 
 
 @pytest.mark.parametrize("slots", [1, 2])

@@ -91,6 +91,15 @@ def test_lines_of_several_writers_stay_whole(store: Path) -> None:
     assert len(lines) == len(found) == 200
 
 
+def test_a_line_that_a_full_disk_cut_off_hides_no_other(store: Path) -> None:
+    folder = RunFolder.create(store, "abcdefgh", PLAN, {})
+    folder.log({"event": "first"})
+    with (folder.path / "events.jsonl").open("a") as file:
+        file.write('{"time": "2026-01-01T00:00:00", "event": "cut')
+    folder.log({"event": "last"})
+    assert [event["event"] for event in folder.events()] == ["first", "last"]
+
+
 def test_run_ids_differ_and_go_into_names() -> None:
     ids = {new_run_id() for _ in range(100)}
     assert len(ids) == 100

@@ -13,7 +13,7 @@ import pytest
 
 from hpcenc.cluster.status import read_status
 from hpcenc.cluster.submit import choose_subjects, prepare, price, submit
-from hpcenc.storage.errors import LockError, StudyError
+from hpcenc.storage.errors import FullError, LockError, StudyError
 from hpcenc.storage.groups import GroupSpec
 from hpcenc.storage.layout import lock_path
 from hpcenc.storage.lock import acquire, read_lock, this_process
@@ -341,6 +341,6 @@ def test_a_full_disk_ends_a_run_with_what_is_done_kept(
         patch.setattr(Store, "ensure_groups", full)
         result = submit(prepared, "serial")
     assert result.exit_status == 1
-    assert "No space left on device" in result.set_aside[0]
+    assert result.set_aside == (str(FullError(prepared.study.store_path)),)
     assert read_status(load_study(study_file)).ended == 1
     assert submit(prepare(study_file), "serial", (), stop_before_report).units_done == 7
