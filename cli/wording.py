@@ -47,7 +47,7 @@ def _price_lines(priced: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"  {'disk':10} at most {priced['files_to_write']:,} files, {priced['bytes_to_write'] / 1e9:.2f} GB "
         f"to write to the store, {disk['bytes_to_read'] / 1e9:.2f} GB to read; "
-        f"{disk['free_bytes'] / 1e9:.1f} GB free"
+        f"{disk['free_bytes'] / 1e9:.1f} GB free ({disk['free_bytes_of']})"
     )
     saved = priced["dual_weights"]
     if saved["saves_flop"]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import grp
+import os
 import shlex
 import shutil
+import stat
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,8 +20,9 @@ from hpcenc.cluster.run_folder import RunFolder, new_run_id
 from hpcenc.cluster.submit import Prepared, run_settings
 from hpcenc.slurm.commands import ON_LOGIN_S
 from hpcenc.slurm.jobs import cancel_jobs, check_job, release_job, submit_job
-from hpcenc.slurm.profiles import SlurmProfile, read_profile
+from hpcenc.slurm.profiles import MergedProfile, SlurmProfile, read_profile
 from hpcenc.slurm.scripts import job_names, render_script, sbatch_options
+from hpcenc.storage.errors import StudyError
 from hpcenc.storage.layout import lock_path, runs_folder
 from hpcenc.storage.lock import acquire, hand_over, job_of, release, this_process
 
@@ -63,9 +68,22 @@ def submit_batch(
     SlurmError
         If SLURM would refuse the controller's job or a worker's; nothing is changed then.
     """
-    study, store = prepared.study, prepared.study.store_path
+    study = prepared.study
     merged = read_profile(prepared.profile, overrides=study.cluster.slurm)
     profile = merged.checked()
+    with _shared(study.store_path.parent, profile):
+        return _submit(prepared, merged, profile, command, extra, way)
+
+
+def _submit(
+    prepared: Prepared,
+    merged: MergedProfile,
+    profile: SlurmProfile,
+    command: Sequence[str],
+    extra: Sequence[str],
+    way: Way,
+) -> Submitted:
+    study, store = prepared.study, prepared.study.store_path
     run_id = new_run_id()
     owner = this_process(run_id)
     acquire(lock_path(store), owner, is_gone)
@@ -108,6 +126,33 @@ def submit_batch(
             cancel_jobs(name=name, patience_s=ON_LOGIN_S)
         raise
     return Submitted(run_id, last, folder.path)
+
+
+@contextmanager
+def _shared(results: Path, profile: SlurmProfile) -> Iterator[None]:
+    """Make what the group of the profile may use; all that is made in the folder later inherits the group.
+
+    Raises
+    ------
+    StudyError
+        If there is no such group, or this user may not give it the folder.
+    """
+    before = os.umask(0o077)
+    os.umask(before if profile.umask is None else profile.umask)
+    try:
+        if profile.group is not None:
+            results.mkdir(parents=True, exist_ok=True)
+            try:
+                gid, state = grp.getgrnam(profile.group).gr_gid, results.stat()
+                if state.st_gid != gid or not state.st_mode & stat.S_ISGID:
+                    os.chown(results, -1, gid)
+                    results.chmod(stat.S_IMODE(state.st_mode) | stat.S_ISGID)
+            except (KeyError, OSError) as error:
+                why = "there is no such group" if isinstance(error, KeyError) else str(error)
+                raise StudyError(f"group {profile.group!r} of the profile: {why}") from error
+        yield
+    finally:
+        os.umask(before)
 
 
 def job_texts(prepared: Prepared, extra: Sequence[str] = (), way: Way = "job") -> Iterator[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from hpcenc.cluster.recruiting import MARGIN_S
 from hpcenc.cluster.threads import limited_threads
 from hpcenc.slurm.profiles import SlurmProfile
 from hpcenc.storage.layout import SHARD_VOXELS
+from hpcenc.storage.space import space_left
 from hpcenc.storage.study import Study
 from hpcenc.tasks.backends import ON_DEVICES, gemm_gflops, open_backend
 from hpcenc.tasks.memory import WorkerPeak, worker_peak
@@ -115,7 +115,7 @@ def price_run(
         hours["operators"] = found.hours(measured_gflops(1) * cpu.cores, cpu.max_jobs, cpu.cores)["operators"]
         extraction = "not estimated for GPUs" if hours["extract"] else ""
         hours["extract"] = 0.0
-    parent = next(folder for folder in store.parents if folder.exists())
+    left = space_left(next(folder for folder in store.parents if folder.exists()))
     return {
         "compute": {
             "flop": {name: flop.total for name, flop in found.flop.items()},
@@ -132,7 +132,13 @@ def price_run(
             "n_workers": n_workers,
             "granted_bytes": granted,
         },
-        "disk": {"bytes_to_read": found.bytes_read, "free_bytes": shutil.disk_usage(parent).free},
+        "disk": {
+            "bytes_to_read": found.bytes_read,
+            "free_bytes": left.n_bytes,
+            "free_bytes_of": left.of_what,
+            "free_files": left.n_files,
+            "free_files_of": left.files_of_what,
+        },
         "dual_weights": {"saves_bytes": found.dual_saves_bytes, "saves_flop": found.dual_saves_flop},
     }
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,13 +15,14 @@ from hpcenc.storage.errors import BoldError, StudyError
 from hpcenc.storage.feature_files import read_feature_file
 from hpcenc.storage.groups import group_attributes
 from hpcenc.storage.layout import LAYOUT_VERSION, cache_folder
+from hpcenc.storage.space import space_left
 from hpcenc.storage.study import Run, Study
 from hpcenc.storage.voxels import VoxelAxis
 from hpcenc.tasks.extraction import needs_audio
 from hpcenc.tasks.facts import FeatureFileFacts, ModelFacts, MovieFacts, StudyFacts
 from hpcenc.tasks.models import catalogue
 from hpcenc.tasks.models.catalogue import ModelSpec
-from hpcenc.tasks.plan import Plan
+from hpcenc.tasks.plan import Plan, planned_files
 from hpcenc.tasks.selection import FeatureSet
 
 TR_TOLERANCE_S = 1e-3
@@ -291,11 +291,17 @@ def check_store(study: Study, voxels: VoxelAxis, plan: Plan) -> None:
                 "than the study names now. Choose another place for this study's store."
             )
     if not problems:
-        wanted, free = plan.bytes_to_write(path), shutil.disk_usage(parent).free
-        if wanted > free:
+        wanted, left = plan.bytes_to_write(path), space_left(parent)
+        if wanted > left.n_bytes:
             problems.append(
-                f"store: {parent} has {free / 1e9:.1f} GB free, the plan writes {wanted / 1e9:.1f} GB. "
-                "Make space, or set fit.weights to 'dual' or 'none'."
+                f"store: {parent} has {left.n_bytes / 1e9:.1f} GB free ({left.of_what}), the plan writes "
+                f"{wanted / 1e9:.1f} GB. Make space, or set fit.weights to 'dual' or 'none'."
+            )
+        n_files = planned_files(plan.groups_to_write(path))
+        if left.n_files is not None and n_files > left.n_files:
+            problems.append(
+                f"store: {parent} has room for {left.n_files:,} files ({left.files_of_what}), the plan makes "
+                f"{n_files:,}. Choose another place, or set fit.weights to 'dual' or 'none'."
             )
     if problems:
         raise StudyError(problems)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import grp
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -138,6 +140,22 @@ def test_a_controller_that_ends_early_loses_nothing(
     check_done()
     assert len(list((site.results / "study.runs").iterdir())) == (2 if how == "killed" else 1)
     assert not {site.sandbox.state(each) for each in before} & {"PENDING", "RUNNING", "COMPLETED"}
+
+
+def test_results_are_for_the_group_that_the_profile_names(site: Site, check_done: Callable[[], None]) -> None:
+    gid = grp.getgrnam("daemon").gr_gid if os.getuid() == 0 else os.getgroups()[-1]
+    path = site.profiles / "site.toml"
+    path.write_text(f'group = "{grp.getgrgid(gid).gr_name}"\numask = "007"\n' + path.read_text())
+    site.open()
+    site.submit()
+    site.hpcenc("wait")
+    site.await_no_jobs()
+    check_done()
+    states = {path: path.stat() for path in site.results.rglob("*")}
+    assert {state.st_gid for state in states.values()} == {gid}
+    assert [path for path, state in states.items() if state.st_mode & 0o007] == []
+    folders = [path for path in states if path.is_dir()]
+    assert [path for path in folders if states[path].st_mode & 0o070 != 0o070] == []
 
 
 @pytest.fixture

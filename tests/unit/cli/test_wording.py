@@ -38,7 +38,7 @@ PRICED: dict[str, Any] = {
         "n_workers": 2,
         "granted_bytes": 24e9,
     },
-    "disk": {"bytes_to_read": 170_000_000_000, "free_bytes": 2e12},
+    "disk": {"bytes_to_read": 170_000_000_000, "free_bytes": 2e12, "free_bytes_of": "the file system"},
     "dual_weights": {"saves_bytes": 1.22e12, "saves_flop": 0.8e15},
 }
 HOLDER = LockOwner("abcdefgh", "node7", "boot", 12, "me", "1")
@@ -108,8 +108,8 @@ def test_a_plan_tells_its_price_in_a_line_each() -> None:
     )
     assert "  memory     about 2.3 GB a worker (fit s1 block 0), 2 workers; 24.0 GB granted" in lines
     assert (
-        "  disk       at most 28,166 files, 2.34 GB to write to the store, 170.00 GB to read; 2000.0 GB free"
-        in lines
+        "  disk       at most 28,166 files, 2.34 GB to write to the store, 170.00 GB to read; 2000.0 GB free "
+        "(the file system)" in lines
     )
     assert '  weights    primal; fit.weights = "dual" would save 1220.00 GB and 800.0 TFLOP' in lines
 
