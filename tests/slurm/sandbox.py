@@ -329,6 +329,19 @@ def _end(pid: int, name: str) -> None:
         wait_for(lambda: not _is_program(pid, program), 15, f"the end of {name}")
 
 
+def processes_of(job: str, program: str) -> list[int]:
+    """Processes of a job that run a program; all nodes are this machine."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            settings, command = (path / "environ").read_bytes(), (path / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if f"SLURM_JOB_ID={job}\0".encode() in settings and program.encode() in command:
+            found.append(int(path.name))
+    return found
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)

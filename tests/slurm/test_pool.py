@@ -14,8 +14,9 @@ from typing import Any
 import dask
 import numpy as np
 import pytest
-from sandbox import Sandbox, wait_for
+from sandbox import Sandbox, processes_of, wait_for
 
+from hpcenc.cluster.attempts import MAX_TRIES
 from hpcenc.cluster.controller import Progress, run_plan
 from hpcenc.cluster.executors import DaskExecutor
 from hpcenc.cluster.pools import CrewError
@@ -181,20 +182,22 @@ def test_a_task_that_kills_its_workers_is_set_aside_and_the_one_beside_it_is_not
     assert len(run.began("deadly")) == 3
 
 
-def test_a_preempted_worker_is_no_failure(
+def test_a_worker_that_is_preempted_again_and_again_is_no_failure(
     start: Callable[..., Run], make_task: MakeTask, sandbox: Sandbox, tmp_path: Path
 ) -> None:
+    n_times = MAX_TRIES + 1  # as often as would set a task aside that is to blame
     run = start(make_task("a", 0))
-    run.began("a")
-    strong = sandbox.run(
-        *("sbatch", "--parsable", "-p", "high", "-N3", "--ntasks-per-node=8", "-o/dev/null"),
-        input="#!/bin/sh\ntrue\n",
-        cwd=tmp_path,
-    ).strip()
-    wait_for(lambda: sandbox.state(strong) == "COMPLETED", 60, "the strong job")
-    run.began("a", 2)
+    for time_ in range(n_times):
+        run.began("a", time_ + 1)
+        strong = sandbox.run(
+            *("sbatch", "--parsable", "-p", "high", "-N3", "--ntasks-per-node=8", "-o/dev/null"),
+            input="#!/bin/sh\ntrue\n",
+            cwd=tmp_path,
+        ).strip()
+        wait_for(lambda job=strong: sandbox.state(job) == "COMPLETED", 60, "the strong job")  # type: ignore[misc]
+    assert len(set(run.began("a", n_times + 1))) == n_times + 1
     assert run.end().set_aside == []
-    assert [event["by"] for event in run.told("lost")] == ["preempted"]
+    assert [event["by"] for event in run.told("lost")] == n_times * ["preempted"]
 
 
 def test_a_node_that_goes_down_is_no_failure(
@@ -207,6 +210,58 @@ def test_a_node_that_goes_down_is_no_failure(
     run.began("a", 2)
     assert run.end().set_aside == []
     assert [event["by"] for event in run.told("lost")] == ["node_fail"]
+
+
+def test_a_node_that_is_drained_keeps_its_worker_and_gets_no_other(
+    start: Callable[..., Run], make_task: MakeTask, sandbox: Sandbox
+) -> None:
+    run = start(make_task("a", 0), make_task("b", 1))
+    (job,) = run.began("a")
+    run.began("b")
+    nodes = {each.job_id: each.node for each in sandbox.jobs()}
+    sandbox.node_state(nodes[job], "drain")
+    sandbox.run("scancel", *run.began("b"))
+    (_, second) = run.began("b", 2)
+    assert next(each.node for each in sandbox.jobs() if each.job_id == second) != nodes[job]
+    assert run.end().units_done == 2
+    assert [(event["task"], event["by"]) for event in run.told("lost")] == [("b", "cancelled")]
+    assert run.began("a") == [job]
+
+
+@pytest.mark.slow
+def test_a_job_that_hits_its_real_walltime_is_no_failure(
+    start: Callable[..., Run], make_task: MakeTask, profile: SlurmProfile
+) -> None:
+    assert profile.gpu is not None
+    short = profile.gpu.model_copy(update={"walltime_min": 1})
+    run = start(make_task("a", 0), profile=profile.model_copy(update={"gpu": short}))
+    run.began("a")
+    wait_for(lambda: run.told("lost"), 180, "SLURM to end the job")
+    run.began("a", 2)
+    assert run.end().set_aside == []
+    assert [event["by"] for event in run.told("lost")] == ["timeout"]
+
+
+@pytest.mark.slow
+def test_half_a_minute_without_slurm_costs_nothing(
+    start: Callable[..., Run], make_task: MakeTask, sandbox: Sandbox
+) -> None:
+    run = start(make_task("a", 0), make_task("b", 1))
+    (job,) = run.began("a")
+    run.began("b")
+    sandbox.stop_controller()
+    begin = time.monotonic()
+    try:
+        (worker,) = processes_of(job, "dask_worker")
+        os.kill(worker, signal.SIGKILL)
+        (run.folder / "go b").touch()
+        wait_for(lambda: run.progress.units_done == 1, 60, "a unit without SLURM")
+        wait_for(lambda: time.monotonic() > begin + 30, 40, "half a minute")
+    finally:
+        sandbox.start_controller()
+    run.began("a", 2)
+    assert run.end().units_done == 2
+    assert len(run.told("lost")) == 1
 
 
 def hold(run: Run, seconds: float) -> None:
@@ -289,7 +344,7 @@ def test_a_worker_that_hangs_is_given_up_and_its_job_cancelled(
     with dask.config.set({"distributed.scheduler.worker-ttl": "4s"}):
         run = start(make_task("a", 0))
         (job,) = run.began("a")
-    (worker,) = processes_of(job)
+    (worker,) = processes_of(job, "dask_worker")
     os.kill(worker, signal.SIGSTOP)
     try:
         run.began("a", 2)
@@ -309,16 +364,3 @@ def test_workers_of_another_version_get_no_task(
         run.end()
     assert not (run.folder / "a began").exists()
     assert "code differs from the controller's" in run.told("worker refused")[0]["why"]
-
-
-def processes_of(job: str) -> list[int]:
-    """Workers of a job; all nodes are this machine."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            settings, command = (path / "environ").read_bytes(), (path / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if f"SLURM_JOB_ID={job}\0".encode() in settings and b"dask_worker" in command:
-            found.append(int(path.name))
-    return found

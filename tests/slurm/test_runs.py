@@ -6,12 +6,16 @@ import grp
 import json
 import os
 import shutil
+import signal
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
-from sandbox import wait_for
+from sandbox import processes_of, wait_for
 from sites import Site, chunks
 
 
@@ -112,7 +116,9 @@ def test_a_cancelled_run_takes_its_workers_along(site: Site, check_done: Callabl
     check_done()
 
 
-@pytest.mark.parametrize("how", ["killed", "requeued", "told that its walltime ends"])
+@pytest.mark.parametrize(
+    "how", ["killed", "killed by a signal of its own", "requeued", "told that its walltime ends"]
+)
 def test_a_controller_that_ends_early_loses_nothing(
     how: str, site: Site, check_done: Callable[[], None]
 ) -> None:
@@ -124,13 +130,17 @@ def test_a_controller_that_ends_early_loses_nothing(
     if how == "killed":
         site.sandbox.run("scancel", "--signal=KILL", "--full", job)
         wait_for(lambda: site.sandbox.state(job) not in ("RUNNING", "COMPLETING"), 60, "the controller's end")
+    elif how == "killed by a signal of its own":
+        (process,) = processes_of(job, "control")
+        os.kill(process, signal.SIGKILL)
+        wait_for(lambda: site.sandbox.state(job) == "FAILED", 60, "the controller's end")
     elif how == "requeued":
         site.sandbox.run("scontrol", "requeue", job)
     else:
         site.sandbox.run("scancel", "--signal=USR1", "--batch", job)
         site.await_event("requeued")
     site.release_workers()
-    if how == "killed":
+    if how.startswith("killed"):
         site.submit()
     else:
         site.await_state(job, "PENDING")
@@ -138,7 +148,7 @@ def test_a_controller_that_ends_early_loses_nothing(
     site.hpcenc("wait")
     site.await_no_jobs()
     check_done()
-    assert len(list((site.results / "study.runs").iterdir())) == (2 if how == "killed" else 1)
+    assert len(list((site.results / "study.runs").iterdir())) == (2 if how.startswith("killed") else 1)
     assert not {site.sandbox.state(each) for each in before} & {"PENDING", "RUNNING", "COMPLETED"}
 
 
@@ -156,6 +166,51 @@ def test_results_are_for_the_group_that_the_profile_names(site: Site, check_done
     assert [path for path, state in states.items() if state.st_mode & 0o007] == []
     folders = [path for path in states if path.is_dir()]
     assert [path for path in folders if states[path].st_mode & 0o070 != 0o070] == []
+
+
+def test_a_client_that_went_away_finds_the_run_when_it_is_back(
+    site: Site, check_done: Callable[[], None]
+) -> None:
+    site.submit()
+    client = site.start("wait")
+    client.kill()
+    client.communicate(timeout=60)
+    site.open()
+    assert "exit status 0" in site.hpcenc("wait")
+    site.await_no_jobs()
+    check_done()
+
+
+@pytest.mark.slow
+def test_cancelling_at_any_moment_leaves_nothing_behind(site: Site, check_done: Callable[[], None]) -> None:
+    rng = np.random.default_rng(4)
+    site.open()
+    reached = set()
+    for moment in ["PENDING", "before the first worker", "COMPLETING", *rng.uniform(0, 9, 17)]:
+        shutil.rmtree(site.results, ignore_errors=True)
+        job = site.submit(*(["--sbatch-arg=--begin=now+1hour"] if moment == "PENDING" else []))
+        if moment == "before the first worker":
+            site.await_event("controller")
+            assert site.worker_jobs() == []
+        elif moment == "COMPLETING":
+            wait_for(site.worker_jobs, 60, "workers")
+            workers = set(site.worker_jobs())
+            site.sandbox.run("scancel", *workers)
+        elif moment != "PENDING":
+            until = time.monotonic() + moment
+            wait_for(lambda end=until: time.monotonic() > end, 10, "the moment")  # type: ignore[misc]
+        events = site.events()
+        reached.add(events[-1]["event"] if events else "")
+        site.hpcenc("cancel")
+        assert site.sandbox.jobs(ended=False) == [], moment
+        assert site.sandbox.state(job) in ("CANCELLED", "COMPLETED", "FAILED"), moment
+        left = [*site.results.rglob("private"), *site.results.rglob("*.lock")]
+        assert left == [], moment
+    assert len(reached) > 4, reached  # the moments lie in different parts of the run
+    site.submit()
+    site.hpcenc("wait")
+    site.await_no_jobs()
+    check_done()
 
 
 @pytest.fixture
@@ -203,3 +258,36 @@ def test_the_controller_may_run_in_the_foreground(site: Site, check_done: Callab
     assert said["exit_status"] == 0
     assert said["units_done"] >= 4
     check_done()
+
+
+SUBMIT = """\
+import json, resource, sys
+from hpcenc.cli.app import app
+try:
+    app()
+finally:
+    loaded = sorted({name.partition(".")[0] for name in sys.modules})
+    n_bytes = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"modules": loaded, "bytes": n_bytes}), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("way", [(), ("--array",)])
+def test_a_submit_of_many_subjects_is_light(way: tuple[str, ...], site: Site) -> None:
+    text = site.study.read_text()
+    ids = [f"p{place:03}" for place in range(176)]
+    bold = site.study.parent / "bold"
+    for subject in ids:
+        shutil.copytree(bold / "s1", bold / subject, copy_function=os.link)
+    site.study.write_text(text.replace('ids = ["s1", "s2"]', f"ids = {json.dumps(ids)}"))
+    done = subprocess.run(
+        [sys.executable, "-c", SUBMIT, "submit", str(site.study), *way],
+        env={**os.environ, "HPCENC_PROFILES": str(site.profiles)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads(done.stderr.splitlines()[-1])
+    assert not {"torch", "dask", "distributed", "dask_jobqueue", "zarr"} & set(found["modules"])
+    assert found["bytes"] < 200e6
+    site.hpcenc("cancel")
