@@ -73,12 +73,15 @@ def walltime_problems(plan: Plan, store: Path, site: SlurmProfile, profile: str,
     """Units that would not fit a worker's job, by the rate of this machine's cores; nothing of GPUs."""
     problems = []
     kinds: dict[str, Literal["cpu", "gpu"]] = {stage.name: stage.worker for stage in plan.stages}
+    longest: dict[int, dict[str, tuple[float, str]]] = {}
     for stage, kind in kinds.items():
         if kind == "gpu" and site.gpu is not None and (stage == "extract" or backend in ON_DEVICES):
             continue
         workers, table = site.workers(kind), "cpu" if site.gpu is None else kind
-        found = longest_units(plan, store, workers.cores * measured_gflops(1), workers.cores)
-        seconds, unit = found.get(stage, (0.0, ""))
+        if workers.cores not in longest:
+            rate = workers.cores * measured_gflops(1)
+            longest[workers.cores] = longest_units(plan, store, rate, workers.cores)
+        seconds, unit = longest[workers.cores].get(stage, (0.0, ""))
         needed_min = math.ceil((1.5 * seconds + MARGIN_S) / 60)
         if needed_min > workers.walltime_min:
             problems.append(

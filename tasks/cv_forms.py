@@ -18,7 +18,6 @@ import numpy as np
 from array_api_compat import array_namespace, device
 from numpy.typing import NDArray
 from scipy.linalg import blas
-from scipy.signal import lfilter
 
 from hpcenc.tasks.cv_errors import Smoothers, error_form
 from hpcenc.tasks.forms import (
@@ -360,6 +359,8 @@ def _simulated(
     Signals with the covariance of the kernel's leading components, from few to all, at the strength for which
     an alpha is the best one; autoregressive noise from white to slow; a third are noise.
     """
+    from scipy.signal import lfilter  # half a second, and every plan reads this module
+
     n_train, rank = eigenvectors.shape
     signal = np.zeros((N_PILOT, n_train))
     noise = np.empty_like(signal)

@@ -219,11 +219,15 @@ class _Gate:
         chosen: VoxelAxis | None = None
         first: Path | None = None
         known: dict[str, tuple[VoxelAxis, float | None]] = {}
+        same: dict[str, VoxelAxis] = {}
         for (subject, run), header in list(headers.items()):
             try:
                 key = _axes_key(header)
                 if key not in known:
-                    known[key] = read_axes(header.path)
+                    whole, says_tr_s = read_axes(header.path)
+                    selected = whole.take(whole.positions(study.bold.grayordinates))
+                    # Runs of other lengths have other headers, and mostly the same axis.
+                    known[key] = same.setdefault(selected.digest(), selected), says_tr_s
                 axis, tr_s = known[key]
             except BoldError as error:
                 set_aside.append(f"subject {subject}, run {run}: {error}")
@@ -234,10 +238,9 @@ class _Gate:
                     f"subject {subject}, run {run}: {header.path} says a TR of {tr_s:g} s, "
                     f"the study {study.tr_s:g} s. Correct tr_s, or the file."
                 )
-            axis = axis.take(axis.positions(study.bold.grayordinates))
             if chosen is None:
                 chosen, first = axis, header.path
-            elif axis.digest() != chosen.digest():
+            elif axis is not chosen:
                 self.problems.append(
                     f"subject {subject}, run {run}: {header.path} has another voxel axis ({axis.n_voxels} "
                     f"voxels) than {first} ({chosen.n_voxels}). All subjects of a study must share one."
