@@ -15,9 +15,10 @@ from hpcenc.cluster.recruiting import drain_seconds
 from hpcenc.cluster.run_folder import Event, RunFolder
 from hpcenc.cluster.runs import ended_with
 from hpcenc.cluster.slurm_pool import SlurmPool, end_workers
-from hpcenc.cluster.submit import EXIT_INTERRUPTED, Result, prepare_study, run
+from hpcenc.cluster.submit import EXIT_FAILED, EXIT_INTERRUPTED, Result, prepare_study, run
 from hpcenc.slurm.jobs import requeue_job, this_job
 from hpcenc.slurm.profiles import MergedProfile
+from hpcenc.storage.errors import StudyError
 from hpcenc.storage.layout import lock_path, runs_folder
 from hpcenc.storage.lock import LockOwner, acquire, hand_over, job_of, read_lock, release, this_process
 
@@ -76,6 +77,11 @@ def control(path: Path, listen: Callable[[Event], None] = lambda _: None) -> Res
             emit({"event": "requeued"})
             requeue_job(job.job_id)  # type: ignore[union-attr]
         return result
+    except StudyError as error:  # its files are not what they were at the submit
+        for reason in error.problems:
+            folder.log({"event": "set aside", "task": "", "reason": reason, "details": ""})
+        folder.log({"event": "end", "status": EXIT_FAILED})
+        raise
     finally:
         if not goes_on:
             release(lock_path(store), owner)

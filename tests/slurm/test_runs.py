@@ -168,6 +168,17 @@ def test_results_are_for_the_group_that_the_profile_names(site: Site, check_done
     assert [path for path in folders if states[path].st_mode & 0o070 != 0o070] == []
 
 
+def test_a_study_that_changed_while_it_waited_ends_with_the_reason(site: Site) -> None:
+    site.submit()
+    (site.study.parent / "mylab_A.npy").unlink()
+    site.open()
+    assert "exit status 1" in site.hpcenc("wait", status=1)
+    site.await_no_jobs()
+    said = site.hpcenc("status")
+    assert "done, something was set aside" in said
+    assert "mylab_A.npy" in said.partition("set aside: ")[2]
+
+
 def test_a_client_that_went_away_finds_the_run_when_it_is_back(
     site: Site, check_done: Callable[[], None]
 ) -> None:
@@ -230,10 +241,13 @@ def small_disk(site: Site, tmp_path: Path) -> Iterator[Path]:
 def test_a_store_on_a_full_disk_is_kept_and_goes_on_when_there_is_space(
     site: Site, small_disk: Path, undisturbed: dict[str, bytes]
 ) -> None:
-    job = site.submit()
-    filling = small_disk / "filling"
-    filling.write_bytes(bytes(shutil.disk_usage(small_disk).free - 150_000))
     site.open()
+    site.hold_workers()
+    job = site.submit()
+    wait_for(site.worker_jobs, 60, "workers")  # the controller has looked at the space that was there then
+    filling = small_disk / "filling"
+    filling.write_bytes(bytes(shutil.disk_usage(small_disk).free - 100_000))
+    site.release_workers()
     site.await_state(job, "FAILED")
     site.await_no_jobs()
     run = max((small_disk / "study.runs").iterdir())
@@ -261,13 +275,15 @@ def test_the_controller_may_run_in_the_foreground(site: Site, check_done: Callab
 
 
 SUBMIT = """\
-import json, resource, sys
+import json, sys
+from pathlib import Path
 from hpcenc.cli.app import app
 try:
     app()
 finally:
     loaded = sorted({name.partition(".")[0] for name in sys.modules})
-    n_bytes = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    n_bytes = 1024 * int(lines["VmHWM"].split()[0])
     print(json.dumps({"modules": loaded, "bytes": n_bytes}), file=sys.stderr)
 """
 
@@ -288,6 +304,6 @@ def test_a_submit_of_many_subjects_is_light(way: tuple[str, ...], site: Site) ->
         check=True,
     )
     found = json.loads(done.stderr.splitlines()[-1])
+    site.hpcenc("cancel")
     assert not {"torch", "dask", "distributed", "dask_jobqueue", "zarr"} & set(found["modules"])
     assert found["bytes"] < 200e6
-    site.hpcenc("cancel")
