@@ -27,6 +27,7 @@ from hpcenc.cluster.submit import (
 from hpcenc.slurm.jobs import how_it_ended, requeue_job, this_job
 from hpcenc.storage.layout import lock_path
 from hpcenc.storage.lock import release
+from hpcenc.tasks.backends import ON_DEVICES, describe_backend
 from hpcenc.tasks.records import Deadline, one_line
 
 
@@ -105,6 +106,8 @@ def _run_share(folder: RunFolder, part: str, member: int, emit: Emit) -> int:
     prepared = _prepare(folder, deep=False)
     store, keys = prepared.study.store_path, set(folder.read("shares")[part][member])
     stage = next(stage for stage in prepared.plan.pending(store) if stage.name == part)
+    if stage.worker == "gpu" and prepared.backend.name in ON_DEVICES:
+        describe_backend(prepared.backend.name)  # or this member would set all of its share aside
     share = replace(stage, tasks=tuple(task for task in stage.tasks if task.key in keys))
     deadline = Deadline(job.end_s - MARGIN_S) if job.end_s else None
     progress = Progress()

@@ -16,6 +16,7 @@ from hpcenc.cluster.controller import Progress
 from hpcenc.cluster.run_folder import RunFolder
 from hpcenc.cluster.submit import Prepared, prepare, run_settings, submit
 from hpcenc.slurm.profiles import SlurmProfile
+from hpcenc.tasks.backends import BackendError
 
 WORKERS = {"partition": "any", "walltime": 10, "cores": 1, "memory": "2G", "max_jobs": 3}
 PROFILE = SlurmProfile.model_validate(
@@ -80,6 +81,19 @@ def test_a_member_that_yields_asks_for_another_job_unless_that_would_not_help(
     after = {0: [], 1: ["set aside"], 3: ["requeued"]}[status]
     assert told == ["worker", "worker left", *after]
     assert all(event["job"] == "12_1" for event in member.events() if "worker" in event["event"])
+
+
+def test_a_member_without_a_working_device_sets_nothing_of_its_share_aside(
+    member: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def describe_backend(name: str) -> None:
+        raise BackendError(f"{name} does not work")
+
+    monkeypatch.setattr(chain_parts, "ON_DEVICES", ("numpy",))
+    monkeypatch.setattr(chain_parts, "describe_backend", describe_backend)
+    with pytest.raises(BackendError):
+        run_part(member.path, "fit")
+    assert [event["task"] for event in member.events() if event["event"] == "set aside"] == ["fit"]
 
 
 def test_a_part_that_cannot_be_done_says_why(member: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
