@@ -152,7 +152,9 @@ def run_idle(folder: Path, n_subjects: int, n_voxels: int) -> None:
     # Not `prepare`, which would refuse to fill a disk with weights that nobody computes.
     peak = worker_peak(plan, study.store_path, overlaps=True)
     chosen = BackendChoice("numpy", "named")
-    prepared = Prepared(study, feature_sets, facts, plan, chosen, digests, "local", peak)
+    prepared = Prepared(
+        study, feature_sets, facts, plan, chosen, digests, models="", layers="", profile="local", peak=peak
+    )
     with step("run folder"):
         run = RunFolder.create(study.store_path, "scale", plan, {})
     with step("groups of the store"):
