@@ -84,14 +84,14 @@ def try_out(
     node, and the GPU. Exit status: 0 nothing failed, 1 something did, or a job did not come to run.
     """
     from hpcenc.cli.wording import check_line
-    from hpcenc.cluster.site_test import run_site_test
+    from hpcenc.cluster.profile_check import check_profile
     from hpcenc.slurm.profiles import read_profile
 
     reports = []
     with clear_errors():
         if not folder.is_dir():
             refuse(f"{folder} is not a folder")
-        for report in run_site_test(read_profile(name), folder, wait):
+        for report in check_profile(read_profile(name), folder, wait):
             found = report.finding
             print(check_line(f"{report.role} {found.name}", found.passed, found.said), flush=True)
             reports.append(report)

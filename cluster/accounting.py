@@ -53,19 +53,24 @@ def account(events: Iterable[Mapping[str, Any]], now: datetime) -> Account:
     now : datetime
         With its time zone: until then those who are at work are counted.
     """
-    stage, left, begun, done = "", 0, now, 0
+    stage, begun, done = "", now, 0
+    left: Counter[str] = Counter()
     lost: Counter[str] = Counter()
     since: dict[str, datetime] = {}
     worker_s, busy_s = 0.0, 0.0
     for event in events:
         time, kind = datetime.fromisoformat(event["time"]), event["event"]
         if kind == "stage":
-            if event["stage"] == stage:  # another member of an array, with its share
-                left += event["units"]
-            else:
-                stage, left, begun, done = event["stage"], event["units"], time, 0
+            # Each member of an array tells of its own share, again when it is started again.
+            member = event.get("where", "")
+            if event["stage"] != stage or not member:
+                stage, begun, done = event["stage"], time, 0
+                left.clear()
+            left[member] = event["units"]
         elif kind == "unit":
-            left, done = left - 1, done + 1
+            member = event.get("where", "")
+            left[member if member in left else ""] -= 1
+            done += 1
             # Two slots of a worker take turns at its device, and only that time is not counted twice.
             busy_s += event["facts"].get("solve_seconds", event["seconds"]) if event.get("where") else 0.0
         elif kind == "lost":
@@ -74,17 +79,18 @@ def account(events: Iterable[Mapping[str, Any]], now: datetime) -> Account:
             since[event["job"]] = time
         elif kind in ("worker lost", "worker left"):
             worker_s += _seconds(since.pop(event["job"], time), time)
-        elif kind in ("stage end", "end"):
+        elif kind in ("stage end", "end", "controller"):  # a controller ends the workers of the one before it
             stage = ""
             worker_s += sum(_seconds(start, time) for start in since.values())
             since.clear()
     worker_s += sum(_seconds(start, now) for start in since.values())
+    n_left = sum(left.values()) if stage else 0
     pace = done / (_seconds(begun, now) / 60) if stage and done and now > begun else None
     return Account(
         stage=stage,
-        units_left=left if stage else 0,
+        units_left=n_left,
         units_per_min=pace,
-        minutes_left=left / pace if pace else None,
+        minutes_left=n_left / pace if pace else None,
         n_workers=len(since),
         worker_hours=worker_s / 3600,
         busy_share=busy_s / worker_s if worker_s else None,

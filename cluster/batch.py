@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hpcenc.cluster.chain import submit_chain
+from hpcenc.cluster.chain import chain_jobs, share_out, submit_chain
 from hpcenc.cluster.liveness import is_gone
-from hpcenc.cluster.recruiting import Recruiter, control_command, controller_request, controller_script
+from hpcenc.cluster.recruiting import Recruiter, controller_request, controller_script
 from hpcenc.cluster.run_folder import RunFolder, new_run_id
 from hpcenc.cluster.submit import Prepared, run_settings
 from hpcenc.slurm.commands import ON_LOGIN_S
@@ -157,22 +157,25 @@ def _shared(results: Path, profile: SlurmProfile) -> Iterator[None]:
 
 def job_texts(prepared: Prepared, extra: Sequence[str] = (), way: Way = "job") -> Iterator[str]:
     """How sbatch would be called for every kind of job, and with which scripts; nothing is submitted."""
-    study = prepared.study
-    profile = read_profile(prepared.profile, overrides=study.cluster.slurm).checked()
+    store = prepared.study.store_path
+    profile = read_profile(prepared.profile, overrides=prepared.study.cluster.slurm).checked()
     run_id = "00000000"
-    folder = runs_folder(study.store_path) / f"...-{run_id}"
-    kinds: tuple[Literal["cpu", "gpu"], ...] = ("cpu",) if profile.gpu is None else ("cpu", "gpu")
-    jobs = []
-    if way == "job":
-        options = [*sbatch_options(controller_request(profile, run_id, folder)), *extra]
-        jobs.append(("controller", controller_script(profile, folder), options))
-    for kind in kinds:
-        recruiter = Recruiter(profile, profile.workers(kind), run_id, folder)
-        if way == "array":
-            script = recruiter.script_of(control_command(folder, "--part", "STAGE"))
-        else:
+    folder = runs_folder(store) / f"...-{run_id}"
+    jobs: list[tuple[str, str, list[str]]] = []
+    if way == "array":
+        chain = chain_jobs(prepared.plan, share_out(prepared.plan, store, profile), profile, run_id, folder)
+        for place, job in enumerate(chain):
+            before = [f"ID-OF-{other.part}" for other in chain[:place]]
+            jobs.append((job.part, job.script, job.options(before, extra)))
+    else:
+        if way == "job":
+            options = [*sbatch_options(controller_request(profile, run_id, folder)), *extra, "--hold"]
+            jobs.append(("controller", controller_script(profile, folder), options))
+        kinds: tuple[Literal["cpu", "gpu"], ...] = ("cpu",) if profile.gpu is None else ("cpu", "gpu")
+        for kind in kinds:
+            recruiter = Recruiter(profile, profile.workers(kind), run_id, folder)
             script = recruiter.script("tls://CONTROLLER", "WORKER")
-        jobs.append((f"{kind} worker", script, sbatch_options(recruiter.request)))
+            jobs.append((f"{kind} worker", script, sbatch_options(recruiter.request)))
     for name, script, options in jobs:
         yield f"# {name}\n{shlex.join(['sbatch', *options])} <<'SCRIPT'\n{script}SCRIPT\n"
 

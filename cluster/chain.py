@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hpcenc.cluster.recruiting import Recruiter, control_command, controller_request, controller_script
 from hpcenc.slurm.commands import ON_LOGIN_S
 from hpcenc.slurm.jobs import cancel_jobs, submit_job
 from hpcenc.slurm.profiles import SlurmProfile
-from hpcenc.slurm.scripts import job_names, sbatch_options
+from hpcenc.slurm.scripts import JobRequest, job_names, sbatch_options
 from hpcenc.storage.files import write_atomically
 from hpcenc.tasks.plan import Plan
 
@@ -40,6 +40,62 @@ def share_out(plan: Plan, store: Path, profile: SlurmProfile) -> Shares:
     return shares
 
 
+@dataclass(frozen=True)
+class ChainJob:
+    """One job of a chain, or one array.
+
+    Attributes
+    ----------
+    part : str
+        ``begin``, ``end`` or a stage.
+    request : JobRequest
+        What it asks for, but for what it waits for.
+    """
+
+    part: str
+    script: str
+    request: JobRequest
+
+    def options(self, before: Sequence[str], extra: Sequence[str]) -> list[str]:
+        """Arguments of sbatch.
+
+        Parameters
+        ----------
+        before : sequence of str
+            Ids of the jobs before it. The first job has none, and waits on hold.
+        extra : sequence of str
+            More options for the first and the last job.
+        """
+        after = (
+            f"afterany:{':'.join(before)}" if self.part == END else f"afterok:{before[-1]}" if before else ""
+        )
+        further = extra if self.part in (BEGIN, END) else ()
+        return [
+            *sbatch_options(replace(self.request, after=after)),
+            *further,
+            *([] if before else ["--hold"]),
+        ]
+
+
+def chain_jobs(
+    plan: Plan, shares: Shares, profile: SlurmProfile, run_id: str, folder: Path
+) -> list[ChainJob]:
+    """All jobs of a run, in the order in which they run."""
+    alone = replace(controller_request(profile, run_id, folder), signal_s=None)
+    begin, end = (
+        ChainJob(part, controller_script(profile, folder, "--part", part), alone) for part in (BEGIN, END)
+    )
+    arrays = []
+    for stage in plan.stages:
+        if stage.name in shares:
+            recruiter = Recruiter(profile, profile.workers(stage.worker), run_id, folder)
+            # SLURM starts a member again: no controller would replace one that lost its node.
+            request = replace(recruiter.request, requeue=True, n_members=len(shares[stage.name]))
+            script = recruiter.script_of(control_command(folder, "--part", stage.name))
+            arrays.append(ChainJob(stage.name, script, request))
+    return [begin, *arrays, end]
+
+
 def submit_chain(
     plan: Plan, store: Path, profile: SlurmProfile, run_id: str, folder: Path, extra: Sequence[str]
 ) -> tuple[str, str]:
@@ -61,28 +117,16 @@ def submit_chain(
         If SLURM refuses one; those before it are cancelled.
     """
     shares = share_out(plan, store, profile)
-    write_atomically(folder / SHARES, json.dumps(shares).encode())
-    alone = replace(controller_request(profile, run_id, folder), signal_s=None)
-    begin, end = (controller_script(profile, folder, "--part", part) for part in (BEGIN, END))
+    jobs = chain_jobs(plan, shares, profile, run_id, folder)
+    ids: list[str] = []
     try:
-        ids = [submit_job(begin, [*sbatch_options(alone), *extra, "--hold"], ON_LOGIN_S)]
-        arrays: dict[str, str] = {}
-        for stage in plan.stages:
-            if stage.name in shares:
-                recruiter = Recruiter(profile, profile.workers(stage.worker), run_id, folder)
-                request = replace(
-                    recruiter.request,
-                    requeue=True,  # no controller would replace a job that lost its node
-                    n_members=len(shares[stage.name]),
-                    after=f"afterok:{ids[-1]}",
-                )
-                script = recruiter.script_of(control_command(folder, "--part", stage.name))
-                ids.append(submit_job(script, sbatch_options(request), ON_LOGIN_S))
-                arrays[stage.name] = ids[-1]
+        for job in jobs:
+            ids.append(submit_job(job.script, job.options(ids, extra), ON_LOGIN_S))
+        arrays = {job.part: job_id for job, job_id in zip(jobs, ids, strict=True) if job.part in shares}
+        write_atomically(folder / SHARES, json.dumps(shares).encode())
         write_atomically(folder / ARRAYS, json.dumps(arrays).encode())
-        last = replace(alone, after=f"afterany:{':'.join(ids)}")
-        return ids[0], submit_job(end, [*sbatch_options(last), *extra], ON_LOGIN_S)
     except BaseException:
         for name in job_names(run_id):
             cancel_jobs(name=name, patience_s=ON_LOGIN_S)
         raise
+    return ids[0], ids[-1]

@@ -100,7 +100,7 @@ def _run_share(folder: RunFolder, part: str, member: int, emit: Emit) -> int:
     def emit_of_stage(event: Event) -> None:
         # A stage has ended when its last member has, which no member knows.
         if event["event"] != "stage end":
-            emit({**event, "where": label} if event["event"] == "unit" else event)
+            emit({**event, "where": label} if event["event"] in ("stage", "unit") else event)
 
     emit({"event": "worker", "job": label, "node": os.environ.get("SLURMD_NODENAME", ""), "why": ""})
     prepared = _prepare(folder, deep=False)
@@ -119,7 +119,6 @@ def _run_share(folder: RunFolder, part: str, member: int, emit: Emit) -> int:
     if not progress.units_done:
         _give_up(part, "no unit fitted before the end of a job: a longer walltime is needed", "", emit)
         return EXIT_FAILED
-    emit({"event": "requeued", "job": label})
     requeue_job(job.job_id)
     return EXIT_INTERRUPTED
 

@@ -53,6 +53,7 @@ class Finding:
 
 def read_findings(folder: Path, role: Role) -> list[Finding] | None:
     """What a job found; None as long as it has not said so."""
+    os.listdir(folder)  # network file systems look again then
     try:
         return [Finding(**found) for found in json.loads((folder / f"{role}.json").read_text())]
     except FileNotFoundError:
@@ -98,9 +99,9 @@ def _check_code(expected: str) -> Finding:
 @contextlib.contextmanager
 def _listening(folder: Path, profile: SlurmProfile) -> Iterator[socket.socket]:
     """A server as a controller has one, whose address lies in the folder."""
-    ports = profile.network.ports
-    with socket.create_server(("", ports[0] if ports else 0)) as server:
-        address = {"host": _own_address(profile), "port": server.getsockname()[1]}
+    host, ports = _own_address(profile), profile.network.ports
+    with socket.create_server((host, ports[0] if ports else 0)) as server:
+        address = {"host": host, "port": server.getsockname()[1]}
         address |= {"node": _node(), "renamed_s": time.time()}
         write_atomically(folder / ADDRESS, json.dumps(address).encode())
         yield server
@@ -164,7 +165,7 @@ def _call(folder: Path) -> list[Finding]:
 def _await_address(folder: Path) -> dict[str, Any] | None:
     end = time.monotonic() + SEEN_S
     while time.monotonic() < end:
-        os.listdir(folder)  # network file systems look again then
+        os.listdir(folder)
         try:
             address: dict[str, Any] = json.loads((folder / ADDRESS).read_text())
             return address

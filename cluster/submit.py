@@ -114,7 +114,13 @@ def prepare(
     """
     study = choose_subjects(load_study(path), subjects)
     profile = profile or study.cluster.profile
-    return prepare_study(study, models, layers, profile, deep=profile in HERE)
+    prepared = prepare_study(study, models, layers, profile, deep=profile in HERE)
+    if (site := _site(study, profile)) is not None:
+        # Here alone: by the rate of a node that is busy, a run that goes on there would end.
+        problems = walltime_problems(prepared.plan, study.store_path, site, profile, prepared.backend.name)
+        if problems:
+            raise StudyError(problems)
+    return prepared
 
 
 def prepare_study(study: Study, models: str, layers: str, profile: str, deep: bool) -> Prepared:
@@ -139,7 +145,6 @@ def prepare_study(study: Study, models: str, layers: str, profile: str, deep: bo
     peak = worker_peak(plan, study.store_path, overlaps=profile != "serial")
     if site is not None:
         problems = worker_memory_problems(study, plan, site, profile)
-        problems += walltime_problems(plan, study.store_path, site, profile, backend.name)
     else:
         problems = memory_problems(study, peak, profile, memory_bytes())
     if problems:

@@ -12,6 +12,15 @@ from sites import Site
 Check = Callable[[], None]
 
 
+def a_member_that_runs(site: Site) -> str:
+    """Submit a chain whose members wait, and give the id of one that has begun to."""
+    site.open()
+    site.hold_workers()
+    site.submit("--array")
+    wait_for(lambda: any(job.state == "RUNNING" for job in site.worker_states()), 60, "a member")
+    return next(job.job_id for job in site.worker_states() if job.state == "RUNNING")
+
+
 def test_a_chain_of_arrays_gives_the_same_results_and_records(site: Site, check_done: Check) -> None:
     site.open()
     last = site.submit("--array")
@@ -46,11 +55,7 @@ def test_a_chain_holds_its_store_until_its_end(site: Site, check_done: Check) ->
 
 
 def test_a_killed_member_ends_the_chain_and_the_same_submit_goes_on(site: Site, check_done: Check) -> None:
-    site.open()
-    site.hold_workers()
-    site.submit("--array")
-    wait_for(lambda: any(job.state == "RUNNING" for job in site.worker_states()), 60, "a member")
-    member = next(job.job_id for job in site.worker_states() if job.state == "RUNNING")
+    member = a_member_that_runs(site)
     site.sandbox.run("scancel", "--signal=KILL", "--full", member)
     site.release_workers()
     site.hpcenc("wait", status=3)
@@ -64,11 +69,7 @@ def test_a_killed_member_ends_the_chain_and_the_same_submit_goes_on(site: Site, 
 
 
 def test_a_member_that_slurm_starts_again_goes_on(site: Site, check_done: Check) -> None:
-    site.open()
-    site.hold_workers()
-    site.submit("--array")
-    wait_for(lambda: any(job.state == "RUNNING" for job in site.worker_states()), 60, "a member")
-    member = next(job.job_id for job in site.worker_states() if job.state == "RUNNING")
+    member = a_member_that_runs(site)
     site.sandbox.run("scontrol", "requeue", member)
     site.release_workers()
     site.await_state(member, "PENDING")
@@ -79,10 +80,7 @@ def test_a_member_that_slurm_starts_again_goes_on(site: Site, check_done: Check)
 
 
 def test_a_cancelled_chain_leaves_no_job(site: Site, check_done: Check) -> None:
-    site.hold_workers()
-    site.open()
-    site.submit("--array")
-    wait_for(lambda: any(job.state == "RUNNING" for job in site.worker_states()), 60, "a member")
+    a_member_that_runs(site)
     site.hpcenc("cancel")
     assert site.sandbox.jobs(ended=False) == []
     site.release_workers()

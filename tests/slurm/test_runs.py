@@ -77,10 +77,12 @@ def test_scripts_are_shown_without_submitting_anything(options: tuple[str, ...],
     said = site.hpcenc("submit", "--print-script", "--sbatch-arg=--nice=7", *options)
     assert sorted(site.study.parent.rglob("*")) == before
     assert site.sandbox.jobs(ended=False) == []
-    parts = ["cpu worker", "gpu worker"] if options else ["controller", "cpu worker", "gpu worker"]
+    chain = ["begin", "extract", "operators", "fit", "end"]
+    parts = chain if options else ["controller", "cpu worker", "gpu worker"]
     assert [line[2:] for line in said.splitlines() if line.startswith("# ")] == parts
-    assert ("--nice=7" in said) == (not options)
-    assert "--gres=gpu:1" in said.partition("# gpu worker")[2]
+    assert said.count("--nice=7") == (2 if options else 1)
+    assert "--gres=gpu:1" in said.partition(f"# {'fit' if options else 'gpu worker'}")[2]
+    assert ("--array=0-1 --dependency=afterok:ID-OF-operators" in said) == bool(options)
     # Nothing of the folder's name runs where the text is pasted: sbatch gets it whole.
     pasted = f'sbatch() {{ printf "%s\\n" "$@"; }}\n{said}'
     shown = subprocess.run(["bash"], input=pasted, text=True, capture_output=True, check=True)

@@ -37,14 +37,33 @@ def test_pace_and_time_left_are_those_of_the_stage_at_work() -> None:
 
 def test_members_of_an_array_share_a_stage_and_leave_one_by_one() -> None:
     events = [
-        *(at(0, "worker", job="7_0"), at(0, "stage", stage="fit", units=2)),
-        *(at(1, "worker", job="7_1"), at(1, "stage", stage="fit", units=3)),
-        *(unit(2, 1), unit(3, 1), at(3, "worker left", job="7_0", units_left=0), unit(5, 1)),
+        *(at(0, "worker", job="7_0"), at(0, "stage", stage="fit", units=2, where="7_0")),
+        *(at(1, "worker", job="7_1"), at(1, "stage", stage="fit", units=3, where="7_1")),
+        *({**unit(minutes, 1), "where": where} for minutes, where in ((2, "7_0"), (3, "7_0"))),
+        *(at(3, "worker left", job="7_0", units_left=0), {**unit(5, 1), "where": "7_1"}),
     ]
     found = account(events, START + timedelta(minutes=6))
     assert (found.stage, found.units_left, found.n_workers) == ("fit", 2, 1)
     assert found.units_per_min == pytest.approx(3 / 6)
     assert found.worker_hours == pytest.approx((3 + 5) / 60)
+
+
+def test_who_is_started_again_counts_what_is_left_anew() -> None:
+    member = [
+        *(at(0, "worker", job="7_0"), at(0, "stage", stage="fit", units=4, where="7_0")),
+        *({**unit(1, 1), "where": "7_0"}, at(2, "worker left", job="7_0", units_left=3)),
+        *(at(5, "worker", job="7_0"), at(5, "stage", stage="fit", units=3, where="7_0")),
+    ]
+    found = account(member, START + timedelta(minutes=6))
+    assert (found.units_left, found.n_workers) == (3, 1)
+    assert found.worker_hours == pytest.approx((2 + 1) / 60)
+    controller = [
+        *(at(0, "controller"), at(0, "stage", stage="fit", units=4), at(0, "worker", job="8"), unit(1, 1)),
+        *(at(5, "controller"), at(5, "stage", stage="fit", units=3), unit(6, 1)),
+    ]
+    found = account(controller, START + timedelta(minutes=7))
+    assert (found.units_left, found.n_workers) == (2, 0)
+    assert found.units_per_min == pytest.approx(1 / 2)
 
 
 def test_workers_cost_what_their_jobs_were_there_for() -> None:

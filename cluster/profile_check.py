@@ -1,4 +1,4 @@
-"""A test of a site's profile: one short job for each role, each of which looks around where it lands."""
+"""Check of a site's profile: one short job for each role, each of which looks around where it lands."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Report:
     finding: Finding
 
 
-def run_site_test(merged: MergedProfile, parent: Path, wait_min: float) -> Iterator[Report]:
+def check_profile(merged: MergedProfile, parent: Path, wait_min: float) -> Iterator[Report]:
     """Submit a job for each role, and report what they find as they end.
 
     Parameters
