@@ -47,6 +47,7 @@ def hpcenc(*arguments: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.usefixtures("sandbox")
 def test_the_demo_is_the_same_on_six_workers_of_slurm_as_on_two_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -195,6 +195,7 @@ def test_a_client_that_went_away_finds_the_run_when_it_is_back(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_cancelling_at_any_moment_leaves_nothing_behind(site: Site, check_done: Callable[[], None]) -> None:
     rng = np.random.default_rng(4)
     site.open()
