@@ -40,13 +40,21 @@ def init(
         Path | None,
         typer.Option("--v1-subjects", help="File of who saw the movies' version v1, one id a line (hcp7t)."),
     ] = None,
+    preset: Annotated[
+        str, typer.Option("--preset", help="default, or paper: the reference study as published.")
+    ] = "default",
+    window: Annotated[
+        str | None,
+        typer.Option("--window", help="First and last delay of the FIR window in TRs, such as 0-9."),
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Study file to write.")] = STUDY_NAME,
 ) -> None:
     """Write a study file from what lies in a folder."""
     from hpcenc.storage.hcp7t import read_subjects
-    from hpcenc.storage.initialise import hcp7t_study, other_study
+    from hpcenc.storage.initialise import hcp7t_study, other_study, parse_choices
 
     with clear_errors():
+        choices = parse_choices(preset, window)
         if dataset not in ("hcp7t", "other"):
             refuse(f"--dataset: expected hcp7t or other, found {dataset!r}")
         if output.exists():
@@ -59,9 +67,9 @@ def init(
                 refuse(f"{name} is for --dataset hcp7t; write clips and versions into the study file")
         if dataset == "hcp7t":
             saw_v1 = None if v1_subjects is None else read_subjects(v1_subjects)
-            draft = hcp7t_study(folder, movies or folder, timing, saw_v1)
+            draft = hcp7t_study(folder, movies or folder, timing, saw_v1, choices)
         else:
-            draft = other_study(folder, movies)
+            draft = other_study(folder, movies, choices)
         output.write_text(draft.text)
     print(f"wrote {output}")
     for missing in draft.missing:

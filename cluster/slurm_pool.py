@@ -242,7 +242,8 @@ class SlurmCrew:
         return self._members[address].label if address in self._members else ""
 
     def how_lost(self, address: str) -> tuple[LostBy, str]:
-        """How its job ended; waits for SLURM to say so, unless it cannot be reached: then nobody is charged."""
+        """How its job ended; waits for SLURM to say so, unless it cannot be reached: then nobody is
+        charged."""
         member = self._members.get(address)
         if member is None:
             return "cancelled", "its worker was dismissed"
@@ -259,7 +260,9 @@ class SlurmCrew:
         ending: Ending = "unknown"
         try:
             # Without patience: while SLURM is away, workers that are left must get their tasks.
-            while (ending := how_it_ended(member.job_id, patience_s=0)) == "running" and time.monotonic() < end:
+            while (
+                ending := how_it_ended(member.job_id, patience_s=0)
+            ) == "running" and time.monotonic() < end:
                 time.sleep(0.5)
         except SlurmError as error:
             return "cancelled", f"{member.label} is gone, and SLURM cannot say how it ended ({error})"

@@ -25,7 +25,7 @@ from hpcenc.slurm.profiles import HERE, SlurmProfile, find_profile
 from hpcenc.storage.digests import FileDigests
 from hpcenc.storage.errors import FullError, StoreError, StudyError, is_full
 from hpcenc.storage.groups import GroupSpec, group_state
-from hpcenc.storage.layout import lock_path
+from hpcenc.storage.layout import SWEEPS, lock_path
 from hpcenc.storage.lock import acquire, release, this_process
 from hpcenc.storage.study import Study, load_study
 from hpcenc.tasks.backends import BackendChoice
@@ -134,7 +134,7 @@ def prepare_study(study: Study, models: str, layers: str, profile: str, deep: bo
     site = _site(study, profile)
     feature_sets = select_feature_sets(study, models, layers)
     digests = digest_memory(study)
-    facts = inspect(study, feature_sets, study.subjects.ids, digests, deep)
+    facts = inspect(study, feature_sets, study.scanned, digests, deep)
     backend = choose_backend(study) if site is None else choose_cluster_backend(study, site.gpu is not None)
     try:
         plan = make_plan(study, feature_sets, facts, backend.name)
@@ -158,24 +158,16 @@ def _site(study: Study, profile: str) -> SlurmProfile | None:
 
 
 def choose_subjects(study: Study, subjects: str) -> Study:
-    """The study with some of its subjects only."""
+    """The study of which some subjects only are fitted; their average is of all of them in any case."""
     if subjects == "all":
         return study
-    wanted = [part.strip() for part in subjects.split(",") if part.strip()]
-    unknown = [subject for subject in wanted if subject not in study.subjects.ids]
-    if unknown or not wanted or len(set(wanted)) < len(wanted):
+    wanted = tuple(part.strip() for part in subjects.split(",") if part.strip())
+    known = study.fitted
+    if not wanted or set(wanted) - set(known) or len(set(wanted)) < len(wanted):
         raise StudyError(
-            f"--subjects: expected ids of the study, each once, found {subjects!r}; "
-            f"it has {', '.join(study.subjects.ids)}"
+            f"--subjects: expected ids of the study, each once, found {subjects!r}; it has {', '.join(known)}"
         )
-    kept = study.subjects.model_copy(
-        update={
-            "ids": tuple(wanted),
-            "stimulus_of": {key: value for key, value in study.subjects.stimulus_of.items() if key in wanted},
-            "runs_of": {key: value for key, value in study.subjects.runs_of.items() if key in wanted},
-        }
-    )
-    return study.model_copy(update={"subjects": kept})
+    return study.model_copy(update={"subjects": study.subjects.model_copy(update={"only": wanted})})
 
 
 def price(prepared: Prepared) -> dict[str, Any]:
@@ -218,8 +210,9 @@ def _left_over(prepared: Prepared) -> list[str]:
     """Fits in the store that this plan does not name: of other subjects or feature sets."""
     store = prepared.study.store_path
     planned = {spec.group for spec in prepared.plan.groups}
-    found = (path.parent.relative_to(store).as_posix() for path in store.glob("fits/*/*/zarr.json"))
-    return sorted(group for group in found if group not in planned)
+    found = (path.parent for kind in ("fits", *SWEEPS) for path in store.glob(f"{kind}/*/*/zarr.json"))
+    groups = (path.relative_to(store).as_posix() for path in found)
+    return sorted(group for group in groups if group not in planned)
 
 
 def submit(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import glob
 import json
 import os
+import re
 import textwrap
 import tomllib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from hpcenc.storage import hcp7t
 from hpcenc.storage.bold import CIFTI_SUFFIX, PLAIN_SUFFIX, read_axes, read_header
@@ -28,6 +30,11 @@ from hpcenc.storage.study import MAIN_STIMULUS, Fit, Models, Segment, parse_stud
 
 MARK = "# FIX: "
 """Begins a comment that says what could not be found, at the place where it belongs."""
+
+
+PAPER_LINE = 'preset = "paper"  # named in the report; what it stands for is written out below'
+
+PAPER_ONLY = 'only = ["average"]  # what the reference study fitted; leave it out to fit each subject as well'
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,49 @@ class FoundRun:
 
 
 @dataclass(frozen=True)
+class Choices:
+    """What the user asks of a new study, whatever is found.
+
+    Attributes
+    ----------
+    preset : {"default", "paper"}
+        ``paper``: the reference study as published.
+    window : tuple of (int, int), optional
+        First and last delay of the FIR window in TRs, in place of the preset's.
+    """
+
+    preset: Literal["default", "paper"] = "default"
+    window: tuple[int, int] | None = None
+
+    @property
+    def delays(self) -> tuple[int, ...]:
+        """Delays of the FIR window, in TRs."""
+        first, last = self.window or ((4, 13) if self.preset == "paper" else (1, 10))
+        return tuple(range(first, last + 1))
+
+
+def parse_choices(preset: str, window: str | None) -> Choices:
+    """Choices from the command line.
+
+    Raises
+    ------
+    StudyError
+        If the preset is unknown, or the window is not two delays such as ``0-9``.
+    """
+    if preset not in ("default", "paper"):
+        raise StudyError(f"--preset: expected default or paper, found {preset!r}")
+    span = None
+    if window is not None:
+        matched = re.fullmatch(r"(\d{1,3})-(\d{1,3})", window.strip())
+        span = (int(matched[1]), int(matched[2])) if matched else None
+        if span is None or span[0] > span[1]:
+            raise StudyError(
+                f"--window: expected the first and last delay in TRs, such as 0-9, found {window!r}"
+            )
+    return Choices("paper" if preset == "paper" else "default", span)
+
+
+@dataclass(frozen=True)
 class FoundStudy:
     """What was found of a study."""
 
@@ -79,6 +129,7 @@ def hcp7t_study(
     movie_root: Path,
     timing_csv: Path | None = None,
     v1_subjects: Collection[str] | None = None,
+    choices: Choices = Choices(),
 ) -> StudyDraft:
     """Study file of the HCP 7T movie data.
 
@@ -93,6 +144,7 @@ def hcp7t_study(
     v1_subjects : collection of str, optional
         Subjects who saw the first version of the movies; others may be among them. Without it everyone is
         given the second one, and a mark says so.
+    choices : Choices
 
     Raises
     ------
@@ -127,11 +179,12 @@ def hcp7t_study(
             stimulus_note=hcp7t.VERSIONS_NOTE,
             stimulus_problems=(hcp7t.VERSIONS_PROBLEM,) if v1_subjects is None else (),
             bold_problems=tuple(bold_problems),
-        )
+        ),
+        choices,
     )
 
 
-def other_study(folder: Path, movie_root: Path | None = None) -> StudyDraft:
+def other_study(folder: Path, movie_root: Path | None = None, choices: Choices = Choices()) -> StudyDraft:
     """Study file of a folder of movies and BOLD in any layout.
 
     Movies and BOLD are found by the ends of their names, subjects and runs by the names themselves,
@@ -143,6 +196,7 @@ def other_study(folder: Path, movie_root: Path | None = None) -> StudyDraft:
         Folder of the BOLD files.
     movie_root : Path, optional
         Folder of the movies, if another.
+    choices : Choices
     """
     folder = _absolute(folder)
     movie_root = folder if movie_root is None else _absolute(movie_root)
@@ -167,7 +221,8 @@ def other_study(folder: Path, movie_root: Path | None = None) -> StudyDraft:
             runs_of={subject: runs for subject, runs in runs_of.items() if len(runs) < len(run_names)},
             tr_problems=tr_problems,
             bold_problems=_bold_problems(folder, paths, names, used),
-        )
+        ),
+        choices,
     )
 
 
@@ -268,9 +323,9 @@ def _bold_problems(
     return tuple(problems)
 
 
-def _draft(found: FoundStudy) -> StudyDraft:
+def _draft(found: FoundStudy, choices: Choices) -> StudyDraft:
     """The study file of what was found; what the study schema refuses of it is marked too."""
-    draft = StudyDraft(_text(found))
+    draft = StudyDraft(_text(found, choices))
     if set(draft.missing) - set(found.stimulus_problems):
         return draft
     try:
@@ -280,8 +335,7 @@ def _draft(found: FoundStudy) -> StudyDraft:
     return draft
 
 
-def _text(found: FoundStudy) -> str:
-    fit = Fit()
+def _text(found: FoundStudy, choices: Choices) -> str:
     lines = [
         "# Study of hpcenc, written by `hpcenc init`. Relative paths start from this file's folder.",
         "# Row k of every array is the stimulus in [k, k + 1) TRs from the run's first volume, and volume k.",
@@ -289,8 +343,10 @@ def _text(found: FoundStudy) -> str:
         *_marks(found.tr_problems),
         f"tr_s = {found.tr_s!r}  # repetition time in seconds" if found.tr_s else "# tr_s = 1.0",
         f"store = {_quote(f'results/{found.name}.zarr')}",
+        *([PAPER_LINE] if choices.preset == "paper" else []),
         "",
         "[subjects]",
+        *([PAPER_ONLY] if choices.preset == "paper" else []),
         *([] if found.subjects else [*_marks(["ids: no subject was found; name them"]), "# ids = []"]),
         *(_array("ids", [_quote(subject) for subject in found.subjects], 10) if found.subjects else []),
         *(f"# {line}" for line in textwrap.wrap(found.stimulus_note, 100)),
@@ -318,17 +374,61 @@ def _text(found: FoundStudy) -> str:
         if run.segments:
             lines += _array("segments", [_segment(segment) for segment in run.segments], 1)
         lines.append("")
-    lines += [
+    settings = _paper_settings if choices.preset == "paper" else _default_settings
+    return "\n".join([*lines, *settings(found, choices), ""])
+
+
+def _default_settings(found: FoundStudy, choices: Choices) -> list[str]:
+    fit = Fit()
+    several = len(found.subjects) > 1
+    return [
         "[models]",
         f"weights_dir = {_quote(str(Models().weights_dir))}  # folder of the checkpoints",
         "",
         "[fit]",
-        f"delays = {list(fit.delays)}  # TRs",
+        f"delays = {list(choices.delays)}  # TRs",
         f'outer = {_quote(fit.outer)}  # the last run is the test run; "rotate" makes each one it once',
         f'weights = {_quote(fit.weights)}  # or "dual", "none"',
         "",
+        *(["[average]  # fits the mean over subjects too, as one more subject", ""] if several else []),
+        "# [sweeps]  # each voxel chooses among these inside the training runs; without weights",
+        "# delays = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]  # single delays in TRs: about four more fits' time",
+        "# layers = true  # every layer of each model: a fit's time for each",
+        "# bands = true  # sums of two with a penalty each: nine fits' time",
+        *(['# subjects = ["average"]  # of whom; all if left out'] if several else []),
     ]
-    return "\n".join(lines)
+
+
+def _paper_settings(found: FoundStudy, choices: Choices) -> list[str]:
+    """The reference study as published; where it departs from the defaults, its report says what that
+    means."""
+    n_trs = [run.n_trs for run in found.runs if run.n_trs]
+    split_s = round(0.8 * sum(n_trs)) * (found.tr_s or 1.0)
+    return [
+        "[models]",
+        f"weights_dir = {_quote(str(Models().weights_dir))}  # folder of the checkpoints",
+        'beats.checkpoint = "BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt"  # fine-tuned on AudioSet',
+        "",
+        "[fit]",
+        f"delays = {list(choices.delays)}  # TRs",
+        f"split_s = {split_s:.10g}  # the first four fifths train, the rest tests",
+        'alpha = "shared"  # one for all vertices, by their mean score in the inner folds; or a number',
+        "min_fold_trs = 300  # the part of a run before the cut joins the run before in the inner folds",
+        'zscore_bold = "movie"',
+        'zscore_features = "movie"',
+        'rest = "keep"  # no rows are cut',
+        'repeat_train = "keep"  # so that the repeated clip stands in training and in test',
+        'weights = "primal"',
+        "",
+        "[average]",
+        'bold = "raw"  # averaged, then z-scored over the movie',
+        "",
+        "[sweeps]",
+        "delays = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]",
+        "layers = true",
+        "bands = true",
+        'subjects = ["average"]',
+    ]
 
 
 def _movie_lines(movies: dict[str, str]) -> list[str]:

@@ -22,6 +22,17 @@ same, 0 where it differed, NaN where it was not compared.
 """
 
 
+SWEEP_SCORES = (*SCORES, "cv")
+"""What a sweep's array of scores begins with; ``cv`` is ``1 - error / null error`` of the inner folds."""
+
+BAND_R, WEIGHT_NORM = "r:", "weight_norm:"
+"""Beginnings of the names of scores that there are several of: what each band adds to r, and the norm of the
+weights at each delay."""
+
+SWEEPS = ("delays", "layers", "bands")
+"""Fits in many variants, of which each voxel chooses by its inner folds."""
+
+
 def slug(label: str) -> str:
     """Group name of a label: ``[a-z0-9._-]`` only, different for different labels of one study.
 
@@ -53,9 +64,28 @@ def operators_group(digest: str) -> str:
     return f"operators/{digest[:16]}"
 
 
-def fit_group(feature_set: str, subject: str) -> str:
-    """Group of one feature set's fit in one subject."""
-    return f"fits/{slug(feature_set)}/{slug(subject)}"
+def fit_group(feature_set: str, subject: str, kind: str = "fits") -> str:
+    """Group of one feature set's fit in one subject; of its sweep, where `kind` is one of `SWEEPS`."""
+    return f"{kind}/{slug(feature_set)}/{slug(subject)}"
+
+
+AVERAGE = "average"
+"""The pseudo-subject whose BOLD is the mean over subjects."""
+
+
+def shared_alphas_group(fit: str) -> str:
+    """Group of the alphas that all voxels of a fit share."""
+    return f"alphas/{fit}"
+
+
+def average_group() -> str:
+    """Group of the mean BOLD over subjects."""
+    return f"bold/{AVERAGE}"
+
+
+def run_array(run: str) -> str:
+    """Array of one run within a group of BOLD."""
+    return f"run-{slug(run)}"
 
 
 def superseded_folder(store: Path, digest: str, group: str) -> Path:

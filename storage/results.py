@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcenc.storage.errors import StoreError
-from hpcenc.storage.layout import SCORES
+from hpcenc.storage.layout import SCORES, SWEEPS
 from hpcenc.storage.store import Store
 from hpcenc.storage.voxels import VoxelAxis
 
@@ -29,6 +29,9 @@ class Scores:
         NaN where the voxel is undefined or its block is not done. ``alpha`` is the grid's value to
         float32: the nearest value of the grid is the one that was chosen. ``agrees`` is NaN too where
         the choice of alpha was not compared with that by exact scores, 1 where it was the same, 0 where not.
+    more : dict of str to array of that shape
+        What else its array of scores holds, by name: ``cv`` of sweeps, ``r:<feature space>`` of fits in
+        bands.
     blocks_done, blocks : int
     done : array of bool, shape (n_voxels,)
         Voxels whose block is done.
@@ -41,14 +44,15 @@ class Scores:
     alpha: NDArray[np.floating[Any]]
     chance: NDArray[np.floating[Any]]
     agrees: NDArray[np.floating[Any]]
+    more: dict[str, NDArray[np.floating[Any]]]
     blocks_done: int
     blocks: int
     done: NDArray[np.bool_]
 
 
-def fit_groups(store: Store) -> Iterator[str]:
-    """Groups of all fits in the store, feature set by feature set."""
-    for metadata in sorted((store.path / "fits").glob("*/*/zarr.json")):
+def fit_groups(store: Store, kind: str = "fits") -> Iterator[str]:
+    """Groups of all fits in the store, or of one kind of sweeps, feature set by feature set."""
+    for metadata in sorted((store.path / kind).glob("*/*/zarr.json")):
         yield str(metadata.parent.relative_to(store.path))
 
 
@@ -62,7 +66,8 @@ def read_scores(store: Store, group: str) -> Scores:
     """
     attributes = store.attributes_of(group)
     block, digest = attributes["block"], attributes["digest"]
-    shape = store.array(f"{group}/scores").shape
+    array = store.array(f"{group}/scores")
+    shape, names = array.shape, array.attrs["score"]
     n_voxels = shape[-1]
     n_blocks = -(-n_voxels // block)
     values = np.full(shape, np.nan, np.float32)
@@ -75,8 +80,9 @@ def read_scores(store: Store, group: str) -> Scores:
             n_done += 1
             part = (everything, everything, everything, voxels)
             values[part] = store.read(f"{group}/scores", part)
-    scores = dict(zip(SCORES, values, strict=True))
-    return Scores(group, attributes, **scores, blocks_done=n_done, blocks=n_blocks, done=done)
+    scores = dict(zip(names, values, strict=True))
+    more = {name: scores.pop(name) for name in names if name not in SCORES}
+    return Scores(group, attributes, **scores, more=more, blocks_done=n_done, blocks=n_blocks, done=done)
 
 
 def read_voxels(store: Store) -> VoxelAxis:
@@ -112,7 +118,7 @@ def open_study(path: Path | str) -> Any:
     with warnings.catch_warnings():  # while a run makes groups there is no consolidated metadata
         warnings.filterwarnings("ignore", "Failed to open Zarr store with consolidated metadata")
         tree = xarray.open_datatree(str(store.path), engine="zarr", chunks={})
-    for group in fit_groups(store):
+    for group in (group for kind in ("fits", *SWEEPS) for group in fit_groups(store, kind)):
         tree[group] = _named(store, group, tree[group].to_dataset(inherit=False))
     return tree
 
@@ -126,7 +132,8 @@ def _named(store: Store, group: str, dataset: Any) -> Any:
             for start in range(0, n_voxels, block)
         ]
     )
-    scores = dataset.scores.assign_coords(score=list(SCORES)).to_dataset("score")
+    names = dataset.scores.attrs["score"]
+    scores = dataset.scores.assign_coords(score=names).to_dataset("score")
     dataset = (
         dataset.drop_vars(["done", "scores"])
         .assign(scores)

@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from hpcenc.storage.errors import StudyError
+from hpcenc.storage.layout import AVERAGE
 from hpcenc.storage.study_checks import cross_problems
 
 MAIN_STIMULUS = "main"
@@ -106,6 +107,8 @@ class Subjects(Settings):
     stimulus_of: dict[str, str] = {}
     runs_of: dict[str, tuple[str, ...]] = {}
     """Runs of subjects who do not have them all."""
+    only: tuple[str, ...] = ()
+    """Subjects that are fitted, ``average`` among them; all if empty. The average is of all all the same."""
 
     @field_validator("ids")
     @classmethod
@@ -187,6 +190,18 @@ class Fit(Settings):
     repeat_train: Literal["drop", "keep"] = "drop"
     """``keep`` leaves repeated clips in training, where they leak into the test run."""
     repeat_test: Literal["keep", "drop", "only"] = "keep"
+    split_s: PositiveFloat | None = None
+    """Train on the first so many seconds of all runs together, test on the rest; whole runs are held out if
+    absent. A run that is cut trains with its first part and tests with the other, a few TRs later."""
+    min_fold_trs: NonNegativeInt = 0
+    """A run with fewer training rows is no inner fold of its own: it joins the run before it."""
+    zscore_bold: Literal["run", "movie"] = "run"
+    """``movie`` takes mean and scale from all used rows of all runs, those of the test among them."""
+    zscore_features: Literal["train", "movie"] = "train"
+    """``movie`` takes mean and scale from all rows, those of the test among them."""
+    alpha: Literal["voxel", "shared"] | PositiveFloat = "voxel"
+    """``shared``: one alpha for all voxels of a subject, by their mean error in the inner folds. A number
+    is that alpha, as it is added to the kernel of the windowed features."""
     basis_tolerance: Annotated[float, Field(gt=0, le=1e-2)] = 1e-5
     solver: Literal["auto", "exact", "fast"] = "auto"
     """How each voxel's alpha is found; `auto` takes the fast solver where it pays."""
@@ -235,6 +250,39 @@ class Fit(Settings):
         return self.weights
 
 
+class Sweeps(Settings):
+    """Fits of every feature set in many variants, of which each voxel chooses one inside the training
+    runs."""
+
+    delays: tuple[NonNegativeInt, ...] = ()
+    """Single delays in TRs, each a fit of its own beside the window's."""
+    layers: bool = False
+    """Every layer of the models."""
+    bands: bool = False
+    """Sums of two feature sets with a penalty each: nine ratios of the two, from 1:10,000 to 10,000:1."""
+    subjects: tuple[str, ...] = ()
+    """Subjects that they are fitted in, ``average`` among them; all if empty."""
+
+    @field_validator("delays")
+    @classmethod
+    def _sorted(cls, delays: tuple[int, ...]) -> tuple[int, ...]:
+        if list(delays) != sorted(set(delays)):
+            raise ValueError(f"delays must rise without repeats, found {list(delays)}")
+        return delays
+
+
+class Average(Settings):
+    """The pseudo-subject ``average``, whose BOLD is the mean over subjects."""
+
+    bold: Literal["zscored", "raw"] = "zscored"
+    """Whether each subject's runs are z-scored before the mean is taken. The mean is z-scored in any case."""
+    stimulus: str | None = None
+    """Stimulus version whose subjects are averaged and whose features predict; ``subjects.stimulus`` if
+    absent."""
+    mixed_versions: bool = False
+    """Average subjects who saw other versions too."""
+
+
 class Cluster(Settings):
     """Where tasks run."""
 
@@ -264,6 +312,9 @@ class Study(Settings):
     """The Zarr store; the run folders and the operator cache lie beside it."""
     note: str = ""
     """Shown at the head of every report."""
+    preset: Literal["default", "paper"] = "default"
+    """``paper``: the settings were those of the reference study as published; said in the report, and no
+    more."""
     simulated: bool = False
     """Whether the BOLD is simulated; said in every figure."""
     runs: Annotated[tuple[Run, ...], Field(min_length=1)]
@@ -272,6 +323,8 @@ class Study(Settings):
     models: Models = Models()
     feature_files: dict[str, FeatureFile] = {}
     fit: Fit = Fit()
+    sweeps: Sweeps = Sweeps()
+    average: Average | None = None
     cluster: Cluster = Cluster()
     folder: Path = Field(default=Path(), exclude=True)
     """Folder of the study file, from which its paths are taken."""
@@ -290,6 +343,17 @@ class Study(Settings):
     def store_path(self) -> Path:
         """Absolute path of the Zarr store."""
         return self.resolve(self.store)
+
+    @property
+    def fitted(self) -> tuple[str, ...]:
+        """Subjects that are fitted, the pseudo-subject ``average`` last if it is one of them."""
+        known = (*self.subjects.ids, *((AVERAGE,) if self.average else ()))
+        return tuple(subject for subject in known if subject in (self.subjects.only or known))
+
+    @property
+    def scanned(self) -> tuple[str, ...]:
+        """Subjects whose BOLD is read: all, where their average is fitted."""
+        return self.subjects.ids if AVERAGE in self.fitted else self.fitted
 
     def stimulus_of(self, subject: str) -> str:
         """Stimulus version that a subject saw."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from hpcenc.storage.layout import slug
+from hpcenc.storage.layout import AVERAGE, slug
 
 if TYPE_CHECKING:
     from hpcenc.storage.study import Run, Study
@@ -30,6 +30,7 @@ def cross_problems(study: Study) -> Iterator[str]:
     yield from _subject_problems(study)
     yield from _name_problems(study)
     yield from _fit_problems(study)
+    yield from _average_problems(study)
     low, high = study.fit.alpha_exponents
     if low == high and study.fit.n_alphas > 1:
         yield f"fit.alpha_exponents: {study.fit.n_alphas} alphas need a range, found {[low, high]}"
@@ -49,7 +50,7 @@ def _run_problems(study: Study) -> Iterator[str]:
             yield f"{key}: no run is called {', '.join(unknown)}; runs are {', '.join(names)}"
     for run in study.runs:
         yield from _segment_problems(run, study.tr_s)
-        if run.n_trs <= max(study.fit.delays):
+        if run.n_trs <= max((*study.fit.delays, *study.sweeps.delays)):
             yield f"runs.{run.name}: {run.n_trs} TRs are fewer than the longest delay needs"
     if "{subject}" not in study.bold.path or ("{run}" not in study.bold.path and len(names) > 1):
         yield f"bold.path: must hold {{subject}} and {{run}}, found {study.bold.path!r}"
@@ -85,6 +86,12 @@ def _fit_problems(study: Study) -> Iterator[str]:
     fit = study.fit
     if fit.outer == "rotate" and fit.test_runs:
         yield "fit.test_runs: outer = 'rotate' makes every run the test run once; leave test_runs out"
+    if fit.split_s is not None:
+        if fit.outer == "rotate" or fit.test_runs:
+            yield "fit.split_s: says by itself what is tested; leave outer and test_runs out"
+        whole_s = sum(run.n_trs for run in study.runs) * study.tr_s
+        if fit.split_s >= whole_s:
+            yield f"fit.split_s: the runs last {whole_s:g} s together, found {fit.split_s:g} s to train on"
     known = (*MODEL_NAMES, *study.feature_files)
     for exception in fit.weights_exceptions:
         name = re.sub(r"\[[^\]]*\]$", "", exception.feature_set)  # a label, such as clip[untrained, seed 0]
@@ -93,6 +100,31 @@ def _fit_problems(study: Study) -> Iterator[str]:
                 f"fit.weights_exceptions: no feature set {exception.feature_set!r}; "
                 f"known: {', '.join(known)}, and sums of them"
             )
+
+
+def _average_problems(study: Study) -> Iterator[str]:
+    """What is wrong with the pseudo-subject, and with who is swept."""
+    for subject in study.subjects.ids:
+        if subject.lower() == AVERAGE:
+            yield f"subjects.ids: {subject!r} is the name of the mean over subjects; rename this one"
+    subjects = (*study.subjects.ids, *((AVERAGE,) if study.average else ()))
+    for key, named in {
+        "sweeps.subjects": study.sweeps.subjects,
+        "subjects.only": study.subjects.only,
+    }.items():
+        strangers = sorted(set(named) - set(subjects))
+        if strangers:
+            hint = f"; {AVERAGE!r} needs a table [average]" if AVERAGE in strangers else ""
+            yield f"{key}: not in subjects.ids: {', '.join(strangers)}{hint}"
+    if study.average is None:
+        return
+    versions = sorted({version for run in study.runs for version in run.movies()})
+    version = study.average.stimulus
+    if version is not None and versions and version not in versions:
+        known = ", ".join(versions)
+        yield f"average.stimulus: no run has a movie of version {version!r}; versions are {known}"
+    if len(study.subjects.ids) < 2:
+        yield "average: needs two subjects at least; leave the table out"
 
 
 def _subject_problems(study: Study) -> Iterator[str]:
@@ -104,7 +136,8 @@ def _subject_problems(study: Study) -> Iterator[str]:
         "fit.weights_exceptions": [exception.subject for exception in study.fit.weights_exceptions],
     }
     for key, ids in named.items():
-        strangers = sorted(set(ids) - set(subjects.ids))
+        known = (*subjects.ids, *((AVERAGE,) if study.average and key == "fit.weights_exceptions" else ()))
+        strangers = sorted(set(ids) - set(known))
         if strangers:
             yield f"{key}: not in subjects.ids: {', '.join(strangers)}"
     versions = sorted({version for run in study.runs for version in run.movies()})

@@ -84,7 +84,7 @@ def read_weights(
     place = range(len(kept_folds))[fold]
     source = attributes["variants"][variant]
     spaces = tuple(SpaceSource.from_dict(space) for space in source["spaces"])
-    n_delays = len(attributes["delays"])
+    delays = source["delays"]
     stored = store.read(
         f"{group}/weights",
         (slice(place, place + 1), slice(variant, variant + 1), slice(None), voxels),
@@ -93,16 +93,14 @@ def read_weights(
     if attributes["weights"] == "dual":
         features = standardised_features(store, spaces, source["operators"][kept_folds[place]])
         parts = [
-            np.asarray(
-                primal_from_dual(space, stored, attributes["delays"], attributes["onsets"]), np.float32
-            )
+            np.asarray(primal_from_dual(space, stored, delays, attributes["onsets"]), np.float32)
             for space in features
         ]
     else:
-        edges = np.cumsum([space.n_features * n_delays for space in spaces])
+        edges = np.cumsum([space.n_features * len(delays) for space in spaces])
         parts = np.split(stored[: edges[-1]], edges[:-1])
     return {
-        space.name: part.reshape(n_delays, space.n_features, -1)
+        space.name: part.reshape(len(delays), space.n_features, -1)
         for space, part in zip(spaces, parts, strict=True)
     }
 

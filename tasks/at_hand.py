@@ -114,17 +114,20 @@ class Device:
         self._at_hand.clear()
         self.backend.free()
 
-    def operators(self, folder: Path) -> FoldOperators:
-        """Operators of one outer fold, from their cache."""
+    def operators(self, folder: Path, alpha: int | None = None) -> FoldOperators:
+        """Operators of one outer fold, from their cache; of all alphas, or of the one at a place in the
+        grid."""
         from hpcenc.storage.array_folder import load_arrays
-        from hpcenc.tasks.operators import from_arrays, ops_to_device
+        from hpcenc.tasks.operators import from_arrays, ops_to_device, restrict_to_alpha, to_arrays
 
         def load() -> tuple[FoldOperators, int]:
-            arrays = load_arrays(folder)
-            n_bytes = sum(values.nbytes for values in arrays.values())
-            return ops_to_device(from_arrays(arrays), self.backend.to_device), n_bytes
+            found = from_arrays(load_arrays(folder))
+            if alpha is not None:
+                found = restrict_to_alpha(found, alpha)
+            n_bytes = sum(values.nbytes for values in to_arrays(found).values())
+            return ops_to_device(found, self.backend.to_device), n_bytes
 
-        kept: FoldOperators = self._at_hand.get(folder, load)
+        kept: FoldOperators = self._at_hand.get((folder, alpha), load)
         return kept
 
     def features(self, source: FeatureSource) -> tuple[LaggedFeatures, ...]:

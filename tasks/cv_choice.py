@@ -84,11 +84,22 @@ def exact_choice(Y: Array, forms: CvForms) -> Array:
     -------
     array of shape (n_voxels,), int64
     """
+    return last_argmin(exact_costs(Y, forms))
+
+
+def exact_costs(Y: Array, forms: CvForms) -> Array:
+    """Squared error of every alpha in the inner folds, less that of the largest one.
+
+    Returns
+    -------
+    array of shape (n_voxels, n_alphas), float64
+        Mean over rows, then over folds.
+    """
     small, _, _ = head_and_tail(Y, forms.head, forms.head_steps, forms.tail_steps)
     steps = small[:, :-1] - small[:, 1:]
     for alpha in range(forms.steps.shape[0]):
         steps[:, alpha] += quadratic_forms(Y, forms.steps[alpha, :])[:, 0]
-    return last_argmin(from_steps(steps))
+    return from_steps(steps)
 
 
 def last_argmin(values: Array) -> Array:

@@ -125,7 +125,7 @@ def error_form(smoother: Floats, fold_spans: Sequence[tuple[int, int]]) -> Float
         n_others = n_train - n_val
         weight = 1 / (len(fold_spans) * n_val)
         inside = smoother[start:stop, start:stop].astype(np.float64)
-        inverse = _upper_inverse(np.eye(n_val) - 1 / n_train - inside).astype(dtype)
+        inverse = _held_out_inverse(smoother, start, stop).astype(dtype)
         others = np.concatenate([smoother[start:stop, :start], smoother[start:stop, stop:]], axis=1)
         others += (inside.sum(axis=1, keepdims=True) / n_others).astype(dtype)
         residual = symm(-1.0, inverse, others).astype(np.float32, copy=False)
@@ -142,6 +142,27 @@ def error_form(smoother: Floats, fold_spans: Sequence[tuple[int, int]]) -> Float
         means[:start, fold], means[stop:, fold] = mean[:start], mean[start:]
     updated: Floats = blas.ssyr2k(-1.0, is_other, means, beta=1.0, c=form, overwrite_c=True)
     return updated
+
+
+def held_out_inverses(smoother: Floats, fold_spans: Sequence[tuple[int, int]]) -> list[Doubles]:
+    """What turns residuals of the fit on all rows into those of rows that are held out.
+
+    Parameters
+    ----------
+    smoother : array of shape (n_train, n_train)
+        As `Smoothers` gives it.
+    fold_spans : sequence of (start, stop)
+
+    Returns
+    -------
+    list of array of shape (n_val, n_val)
+        ``(I - S_JJ)^-1`` of every fold J, symmetric.
+    """
+    inverses = []
+    for start, stop in fold_spans:
+        upper = np.triu(_held_out_inverse(smoother, start, stop))
+        inverses.append(upper + np.triu(upper, 1).T)
+    return inverses
 
 
 def solved_errors(
@@ -180,6 +201,12 @@ def solved_errors(
         # (null - predicted)^2 - null^2, which would cancel where little is predicted.
         total += (predicted.T * (predicted.T - 2 * targets[:, held_out])).mean(axis=1) / len(fold_spans)
     return total
+
+
+def _held_out_inverse(smoother: Floats, start: int, stop: int) -> Doubles:
+    """Upper triangle of ``(I - S_JJ)^-1``, S the smoother and the intercept."""
+    inside = smoother[start:stop, start:stop].astype(np.float64)
+    return _upper_inverse(np.eye(stop - start) - 1 / len(smoother) - inside)
 
 
 def _upper_inverse(matrix: Doubles) -> Doubles:

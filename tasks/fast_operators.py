@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcenc.tasks.cv_errors import error_form, solved_errors
+from hpcenc.tasks.cv_errors import error_form, held_out_inverses, solved_errors
 from hpcenc.tasks.cv_forms import CvForms, make_cv_forms
 
 Array = Any
@@ -37,6 +37,10 @@ class FastOperators:
     hundredth of the largest eigenvalue lose too many digits this way, and go through the eigenvectors."""
     test_kernel: Array
     """Centred kernel of test against training rows, (n_test, n_train)."""
+    held_out: Array | None = None
+    """(n_alphas, sum of squared inner-fold sizes): for each inner fold the matrix, flat, that turns
+    residuals of the fit into those of the fold's rows where they are held out; None where variants are not
+    compared."""
 
 
 def make_fast_operators(
@@ -46,6 +50,7 @@ def make_fast_operators(
     fold_spans: Sequence[tuple[int, int]],
     train_kernel: NDArray[np.float64],
     test_kernel: NDArray[np.float64],
+    nested: bool = False,
 ) -> FastOperators:
     """Operators of one outer fold.
 
@@ -62,6 +67,8 @@ def make_fast_operators(
         Centred on its rows.
     test_kernel : array of shape (n_test, n_train)
         Centred on the training rows.
+    nested : bool
+        Whether to make what gives the inner folds' errors themselves, not only which alpha has the least.
 
     Raises
     ------
@@ -71,11 +78,16 @@ def make_fast_operators(
     n_train = len(eigenvectors)
     first = int(np.searchsorted(alphas, DIRECT_ALPHA * eigenvalues.max()))
     duals = np.empty((len(alphas) - first, n_train, n_train), np.float32)
+    n_held_out = sum((stop - start) ** 2 for start, stop in fold_spans)
+    held_out = np.empty((len(alphas), n_held_out), np.float32) if nested else None
 
     def look(place: int, smoother: NDArray[np.floating[Any]]) -> None:
         if place == 0:
             longest = max(fold_spans, key=lambda span: span[1] - span[0])
             _check_form(smoother, train_kernel, alphas[0], longest)
+        if held_out is not None:
+            inverses = held_out_inverses(smoother, fold_spans)
+            held_out[place] = np.concatenate([inverse.ravel() for inverse in inverses])
         if place >= first:
             dual = duals[place - first]
             # Symmetric, and in Fortran order.
@@ -84,7 +96,7 @@ def make_fast_operators(
             np.einsum("ii->i", dual)[...] += np.float32(1 / alphas[place])
 
     forms = make_cv_forms(eigenvectors, eigenvalues, alphas, fold_spans, look)
-    return FastOperators(forms, duals, test_kernel.astype(np.float32))
+    return FastOperators(forms, duals, test_kernel.astype(np.float32), held_out)
 
 
 def _check_form(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,17 +14,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcenc.storage.groups import ArraySpec
-from hpcenc.storage.layout import CHUNK_VOXELS, SCORES, SHARD_VOXELS
+from hpcenc.storage.layout import (
+    BAND_R,
+    CHUNK_VOXELS,
+    SCORES,
+    SHARD_VOXELS,
+    SWEEP_SCORES,
+    WEIGHT_NORM,
+)
 from hpcenc.tasks import at_hand
+from hpcenc.tasks.block_bold import BlockBold
 from hpcenc.tasks.records import Deadline, Fact, TaskRecord, Unit, run_units
 
 if TYPE_CHECKING:
-    from hpcenc.storage.bold import BoldHeader
     from hpcenc.storage.spaces import SpaceSource
     from hpcenc.storage.store import Store
     from hpcenc.tasks.ridge import BlockFit
 
-FIT_VERSION = 3
+FIT_VERSION = 4
 """Part of the digest of fits: raised by hand whenever scores or weights change."""
 
 N_CHECK = 128
@@ -42,15 +49,45 @@ class VariantSource:
     spaces : tuple of SpaceSource
     operators : tuple of (group, folder)
         For each outer fold, the group that readers look at and the cached matrices.
+    delays : tuple of int
+        In TRs.
     """
 
     spaces: tuple[SpaceSource, ...]
     operators: tuple[tuple[str, Path], ...]
+    delays: tuple[int, ...]
 
     @property
     def n_features(self) -> int:
         """Features of all spaces, without delays."""
         return sum(space.n_features for space in self.spaces)
+
+    @property
+    def n_columns(self) -> int:
+        """Columns of the delayed design."""
+        return self.n_features * len(self.delays)
+
+
+def score_names(
+    kind: str, *, repeats: bool = False, norm_delays: Sequence[int] = (), bands: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """What an array of scores holds, in the order of its first axis.
+
+    Parameters
+    ----------
+    kind : str
+        ``fits``, or one of the sweeps.
+    repeats : bool
+        Whether a repeated clip is shown in a run, whose rows have an r of their own.
+    norm_delays : sequence of int
+        Delays whose norms of weights are kept.
+    bands : sequence of str
+        Feature spaces of a fit in bands, each of which adds to r.
+    """
+    if kind != "fits":
+        return (*SWEEP_SCORES, *(f"{BAND_R}{band}" for band in bands))
+    norms = (f"{WEIGHT_NORM}{delay}" for delay in norm_delays)
+    return (*SCORES, *(("r_repeat",) if repeats else ()), *norms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +99,11 @@ class FitUnit:
     weight_folds : tuple of int
         Outer folds whose weights are kept.
     needs : tuple of Unit
-        Its operators, on every outer fold.
+        Its operators, on every outer fold, and BOLD that is made before.
+    scores : tuple of str
+        What its array of scores holds.
+    alphas : str
+        Group of the alphas that all voxels share; empty where each has its own.
     """
 
     unit: Unit
@@ -70,6 +111,8 @@ class FitUnit:
     weights: WeightsKind
     weight_folds: tuple[int, ...]
     needs: tuple[Unit, ...]
+    scores: tuple[str, ...] = SCORES
+    alphas: str = ""
 
 
 def fit_arrays(
@@ -81,6 +124,7 @@ def fit_arrays(
     weights: WeightsKind,
     n_weight_folds: int,
     n_weight_rows: int,
+    scores: tuple[str, ...] = SCORES,
 ) -> dict[str, ArraySpec]:
     """Arrays of one feature set in one subject.
 
@@ -88,15 +132,17 @@ def fit_arrays(
     ----------
     n_weight_rows : int
         Columns of the delayed design for primal weights, TRs for dual ones.
+    scores : tuple of str
+        As `score_names` gives them.
     """
     # One file for all scores of a block: hundreds of subjects make tens of thousands of files as it is.
     arrays = {
         "scores": ArraySpec(
-            (len(SCORES), n_folds, n_variants, n_voxels),
-            (len(SCORES), n_folds, n_variants, block),
+            (len(scores), n_folds, n_variants, n_voxels),
+            (len(scores), n_folds, n_variants, block),
             "float32",
             ("score", "fold", "variant", "voxel"),
-            attributes={"score": list(SCORES)},
+            attributes={"score": list(scores)},
         )
     }
     if weights != "none":
@@ -116,10 +162,10 @@ class FitBlock:
 
     Attributes
     ----------
-    bold : tuple of BoldHeader
-        Files of the runs present, in the order of their rows.
-    grayordinates : {"cortex", "all"}
-        Those of the study, on the files' own axis.
+    zscore : {"run", "movie"}
+        As `fit_block` takes it.
+    repeat_rows : tuple of int
+        Rows in which a repeated clip is shown, and nothing else is answered to.
     tf32 : bool
         Choose alphas in TF32.
     """
@@ -127,11 +173,9 @@ class FitBlock:
     subject: str
     block: int
     voxels: tuple[int, int]
-    bold: tuple[BoldHeader, ...]
-    grayordinates: Literal["cortex", "all"]
-    onsets: tuple[int, ...]
-    n_trs: int
-    delays: tuple[int, ...]
+    bold: BlockBold
+    zscore: Literal["run", "movie"]
+    repeat_rows: tuple[int, ...]
     backend: str
     tf32: bool
     fits: tuple[FitUnit, ...]
@@ -154,42 +198,36 @@ class FitBlock:
         """Fit the feature sets that are not done."""
         if all(unit.done(store.path) for unit in self.units):
             return TaskRecord(self.key, skipped=len(self.units))
-        bold = self._read_bold()
+        bold = self.bold.read(store, slice(*self.voxels))
         fits = {fit.unit: fit for fit in self.fits}
         return run_units(self, store, deadline, lambda unit: self._fit(store, fits[unit], bold))
-
-    def _read_bold(self) -> NDArray[np.float32]:
-        """BOLD of the block, (n_trs, n_block): one run after the other."""
-        from hpcenc.storage.bold import read_block
-
-        voxels = slice(*self.voxels)
-        bold = np.empty((self.n_trs, voxels.stop - voxels.start), np.float32)
-        for header, onset in zip(self.bold, self.onsets, strict=True):
-            positions = _positions(header.path, self.grayordinates)
-            bold[onset : onset + header.n_trs] = read_block(header, voxels, positions)
-        return bold
 
     def _fit(self, store: Store, fit: FitUnit, bold: NDArray[np.float32]) -> Mapping[str, Fact]:
         """Fit all folds and variants; each one's weights are written when they are made, scores last."""
         first, last = self.voxels
         device, solving = at_hand.device(self.backend), _Stopwatch()
         n_folds = len(fit.variants[0].operators)
-        scores = np.full((len(SCORES), n_folds, len(fit.variants), last - first), np.nan, np.float32)
+        shared = store.read(f"{fit.alphas}/alpha_index") if fit.alphas else None
+        scores = np.full((len(fit.scores), n_folds, len(fit.variants), last - first), np.nan, np.float32)
         for fold in range(n_folds):
             for place, variant in enumerate(fit.variants):
                 keep_weights = fit.weights != "none" and fold in fit.weight_folds
                 with device.turn(), solving:
-                    found = self._solve(device, variant.operators[fold][1], bold, keep_weights)
-                    for score, name in enumerate(SCORES):
-                        scores[score, fold, place] = device.backend.to_host(getattr(found, name))
+                    folder = variant.operators[fold][1]
+                    alpha = None if shared is None else int(shared[fold, place])
+                    found = self._solve(device, folder, alpha, bold, keep_weights, nested="cv" in fit.scores)
+                    for name, values in _scores_of(found, fit.scores):
+                        scores[fit.scores.index(name), fold, place] = device.backend.to_host(values)
                 if found.dual is not None:
-                    self._keep_weights(device, store, fit, fold, place, found.dual, solving)
+                    norms = self._keep_weights(device, store, fit, fold, place, found.dual, solving)
+                    for name, values in norms.items():
+                        scores[fit.scores.index(name), fold, place] = values
         everything = slice(None)
         store.write(
             f"{fit.unit.group}/scores", (everything, everything, everything, slice(first, last)), scores
         )
-        undefined = np.isnan(scores[SCORES.index("r")]).any(axis=(0, 1))
-        agrees = scores[SCORES.index("agrees")]
+        undefined = np.isnan(scores[fit.scores.index("r")]).any(axis=(0, 1))
+        agrees = scores[fit.scores.index("agrees")]
         facts: dict[str, Fact] = {
             "voxels": last - first,
             "undefined": int(undefined.sum()),
@@ -203,7 +241,13 @@ class FitBlock:
         return facts
 
     def _solve(
-        self, device: at_hand.Device, operators: Path, bold: NDArray[np.float32], want_dual: bool
+        self,
+        device: at_hand.Device,
+        folder: Path,
+        alpha: int | None,
+        bold: NDArray[np.float32],
+        want_dual: bool,
+        nested: bool,
     ) -> BlockFit:
         """Fit the block on one fold; where memory is refused, half as many voxels at a time."""
         from hpcenc.tasks.ridge import fit_block, join_fits
@@ -216,13 +260,16 @@ class FitBlock:
                     [
                         fit_block(
                             device.backend.to_device(bold[:, start : start + size]),
-                            device.operators(operators),
-                            self.onsets,
+                            device.operators(folder, alpha),
+                            self.bold.onsets,
                             want_dual,
                             device.sub_block,
                             N_CHECK,
                             seed=self.block,
                             coarsely=device.backend.tf32 if self.tf32 else nullcontext,
+                            nested=nested,
+                            repeat_rows=self.repeat_rows,
+                            zscore=self.zscore,
                         )
                         for start in range(0, n_voxels, size)
                     ]
@@ -242,13 +289,16 @@ class FitBlock:
         place: int,
         dual: Any,
         solving: _Stopwatch,
-    ) -> None:
+    ) -> dict[str, NDArray[np.float32]]:
         """Make and write weights shard by shard: a whole block of them would need gigabytes.
 
-        One shard is written while the next is made, so that the last block of a run, which no other task
-        computes beside, does not wait for the disk either.
+        Gives their norms at each delay, where those are wanted. One shard is written while the next is
+        made, so that the last block of a run, which no other task computes beside, does not wait for the
+        disk either.
         """
         first, last = self.voxels
+        names = [name for name in fit.scores if name.startswith(WEIGHT_NORM)]
+        norms = np.empty((len(names), last - first), np.float32)
         with ThreadPoolExecutor(1, "hpcenc-writer") as writer:
             writing: Future[None] | None = None
             for start in range(first, last, SHARD_VOXELS):
@@ -256,11 +306,16 @@ class FitBlock:
                 of_shard = dual[:, shard.start - first : shard.stop - first]
                 with device.turn(), solving:
                     weights = self._weights(device, store, fit.weights, fit.variants[place], fold, of_shard)
+                if names:
+                    norms[:, shard.start - first : shard.stop - first] = delay_norms(
+                        weights, [space.n_features for space in fit.variants[place].spaces], len(names)
+                    )
                 if writing is not None:
                     writing.result()
                 writing = writer.submit(self._write_weights, store, fit, fold, place, shard, weights)
             if writing is not None:
                 writing.result()
+        return dict(zip(names, norms, strict=True))
 
     def _weights(
         self,
@@ -277,11 +332,13 @@ class FitBlock:
         group, folder = variant.operators[fold]
         if kind == "dual":
             # Rows that do not train weigh nothing: the dual is kept on the rows of all runs.
-            weights = np.zeros((self.n_trs, dual.shape[1]), np.float32)
+            weights = np.zeros((self.bold.n_trs, dual.shape[1]), np.float32)
             weights[device.operators(folder).train_rows] = device.backend.to_host(dual)
             weights[:, np.isnan(weights).any(axis=0)] = np.nan
             return weights
-        source = at_hand.FeatureSource(store.path, variant.spaces, group, folder, self.delays, self.onsets)
+        source = at_hand.FeatureSource(
+            store.path, variant.spaces, group, folder, variant.delays, self.bold.onsets
+        )
         spaces = [lagged_products(features, dual) for features in device.features(source)]
         on_host = [device.backend.to_host(weights) for weights in spaces]
         return on_host[0] if len(on_host) == 1 else np.concatenate(on_host)
@@ -301,6 +358,39 @@ class FitBlock:
         )
 
 
+def delay_norms(weights: NDArray[np.float32], widths: Sequence[int], n_delays: int) -> NDArray[np.float32]:
+    """Norm of the weights at each delay, over the features of all spaces.
+
+    Parameters
+    ----------
+    weights : array of shape (n_columns, n_voxels)
+        Space by space, delay by delay, feature by feature.
+    widths : sequence of int
+        Features of each space.
+    n_delays : int
+
+    Returns
+    -------
+    array of shape (n_delays, n_voxels)
+        In units of z-scored BOLD for z-scored features; NaN where the weights are.
+    """
+    squares = np.zeros((n_delays, weights.shape[1]))
+    first = 0
+    for width in widths:
+        part = weights[first : first + n_delays * width].reshape(n_delays, width, -1)
+        squares += np.einsum("dfv,dfv->dv", part, part)
+        first += n_delays * width
+    return np.sqrt(squares).astype(np.float32)
+
+
+def _scores_of(found: BlockFit, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Scores of one fit by their names, without norms of weights; those of the bands follow each other."""
+    bands = iter(() if found.r_bands is None else found.r_bands)
+    for name in names:
+        if not name.startswith(WEIGHT_NORM):
+            yield name, next(bands) if name.startswith(BAND_R) else getattr(found, name)
+
+
 class _Stopwatch:
     """Wall seconds within it, whenever it was entered.
 
@@ -316,11 +406,3 @@ class _Stopwatch:
 
     def __exit__(self, *error: object) -> None:
         self.seconds += time.perf_counter() - self._start
-
-
-@at_hand.made_once(maxsize=64)
-def _positions(path: Path, grayordinates: Literal["cortex", "all"]) -> NDArray[np.int64]:
-    """Where the study's voxels lie in a file; the XML costs half a second, blocks and slots share it."""
-    from hpcenc.storage.bold import read_axes
-
-    return read_axes(path)[0].positions(grayordinates)

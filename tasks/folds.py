@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal
 
@@ -44,7 +44,7 @@ class OuterFold:
     """One split of the rows of all runs into training and test rows."""
 
     name: str
-    """Names of the test runs, joined by ``+``."""
+    """Names of the test runs, joined by ``+``, or which rows test."""
     test_runs: tuple[str, ...]
     train: Mask
     """Training rows, shape (n_trs,); all runs one after the other."""
@@ -113,6 +113,8 @@ def outer_folds(
     test_runs: Sequence[str] = (),
     *,
     repeat_tail: int | None = None,
+    split_row: int | None = None,
+    min_fold_rows: int = 0,
 ) -> tuple[OuterFold, ...]:
     """Outer folds over whole runs, each with its leave-one-run-out inner folds.
 
@@ -140,6 +142,11 @@ def outer_folds(
     repeat_tail : int, optional
         TRs after a repeated clip that count as its showing; the longest delay if left out. A control:
         anything shorter leaks.
+    split_row : int, optional
+        In place of whole runs the rows from here on are held out, counted over all runs.
+    min_fold_rows : int
+        The training rows of a run with fewer of them join the inner fold of the run before, or of the next
+        one if it is the first.
 
     Returns
     -------
@@ -159,16 +166,23 @@ def outer_folds(
     longest = max(delays)
     rest = rest_rows(runs, longest)
     showing = showing_rows(runs, longest if repeat_tail is None else repeat_tail)
-    held_out = [{name} for name in names] if outer == "rotate" else [set(test_runs or names[-1:])]
-    return tuple(_outer_fold(runs, testing, rest, showing, policy) for testing in held_out)
+    run_of_row = np.repeat(np.arange(len(runs)), [run.n_trs for run in runs])
+    if split_row is not None:
+        held_out = [np.arange(len(run_of_row)) >= split_row]
+    else:
+        testing = [{name} for name in names] if outer == "rotate" else [set(test_runs or names[-1:])]
+        held_out = [np.isin(names, list(tested))[run_of_row] for tested in testing]
+    folds = [_outer_fold(runs, is_test, rest, showing, policy, min_fold_rows) for is_test in held_out]
+    if split_row is not None:
+        folds = [replace(fold, name=f"last {len(run_of_row) - split_row} TRs") for fold in folds]
+    return tuple(folds)
 
 
 def _outer_fold(
-    runs: Sequence[RunRows], testing: set[str], rest: Mask, showing: Mask, policy: RowPolicy
+    runs: Sequence[RunRows], is_test: Mask, rest: Mask, showing: Mask, policy: RowPolicy, min_fold_rows: int
 ) -> OuterFold:
-    test_runs = tuple(run.name for run in runs if run.name in testing)
     run_of_row = np.repeat(np.arange(len(runs)), [run.n_trs for run in runs])
-    is_test = np.array([run.name in testing for run in runs])[run_of_row]
+    test_runs = tuple(runs[run].name for run in np.unique(run_of_row[is_test]))
     cuts = {
         "train rest": ~is_test & rest & (policy.rest == "drop"),
         "test rest": is_test & rest & (policy.rest == "drop"),
@@ -181,7 +195,9 @@ def _outer_fold(
     for reason, rows in cuts.items():
         dropped[reason] = int(np.count_nonzero(left & rows))
         left &= ~rows
-    short = left & (np.bincount(run_of_row[left], minlength=len(runs)) < MIN_RUN_ROWS)[run_of_row]
+    # The two parts of a run that is cut count by themselves.
+    part_of_row = 2 * run_of_row + is_test
+    short = left & (np.bincount(part_of_row[left], minlength=2 * len(runs)) < MIN_RUN_ROWS)[part_of_row]
     dropped |= {
         "train short run": int(np.sum(short & ~is_test)),
         "test short run": int(np.sum(short & is_test)),
@@ -191,7 +207,7 @@ def _outer_fold(
     train, test = left & ~is_test, left & is_test
     name = "+".join(test_runs)
     dropped = {reason: count for reason, count in dropped.items() if count}
-    inner = tuple(train & (run_of_row == run) for run in np.unique(run_of_row[train]))
+    inner = _inner_folds([train & (run_of_row == run) for run in np.unique(run_of_row[train])], min_fold_rows)
     if not test.any():
         raise ValueError(
             f"fold '{name}': no test run has {MIN_RUN_ROWS} rows left (dropped: {_listed(dropped)}). "
@@ -204,6 +220,17 @@ def _outer_fold(
             "fit.repeat_train."
         )
     return OuterFold(name, test_runs, train, test, inner, dropped)
+
+
+def _inner_folds(of_runs: Sequence[Mask], min_rows: int) -> tuple[Mask, ...]:
+    """Training rows of each run, short ones joined to the run before them, or to the next one."""
+    folds: list[Mask] = []
+    for rows in of_runs:
+        if folds and min(np.count_nonzero(rows), np.count_nonzero(folds[-1])) < min_rows:
+            folds[-1] = folds[-1] | rows
+        else:
+            folds.append(rows)
+    return tuple(folds)
 
 
 def _span_rows(runs: Sequence[RunRows], spans: Sequence[Sequence[tuple[int, int]]], tail: int) -> Mask:

@@ -11,12 +11,14 @@ from pathlib import Path
 
 from hpcenc.storage.layout import SHARD_VOXELS
 from hpcenc.tasks.at_hand import BUDGET_BYTES, SUB_BLOCK
+from hpcenc.tasks.averaging import AverageBlock
 from hpcenc.tasks.cv_forms import MAX_COARSE, N_HEAD
 from hpcenc.tasks.extraction import ExtractChunk, ImportFeatures
 from hpcenc.tasks.fitting import FitBlock
 from hpcenc.tasks.forms import packed_size
 from hpcenc.tasks.operator_task import MakeOperators
 from hpcenc.tasks.plan import Plan
+from hpcenc.tasks.shared_alpha import ShareAlphas
 from hpcenc.tasks.sizes import FitSizes, FoldSizes, operator_sizes
 
 INTERPRETER_BYTES = 400_000_000
@@ -80,6 +82,10 @@ def worker_peak(plan: Plan, store: Path, overlaps: bool, worker: str | None = No
                 peak = known[sizes] + (LIBRARY_BYTES if sizes.copies else 0)
             elif isinstance(task, MakeOperators):
                 peak = operators_peak(operators[task.unit.group])
+            elif isinstance(task, AverageBlock):
+                peak = average_peak(task)
+            elif isinstance(task, ShareAlphas):
+                peak = shared_alphas_peak(task, operators) + (LIBRARY_BYTES if task.backend != "numpy" else 0)
             elif isinstance(task, ImportFeatures):
                 peak = FILE_COPIES * sum(array.n_bytes for array in arrays[task.unit.group])
             else:
@@ -87,6 +93,28 @@ def worker_peak(plan: Plan, store: Path, overlaps: bool, worker: str | None = No
             if INTERPRETER_BYTES + peak > largest.n_bytes:
                 largest = WorkerPeak(INTERPRETER_BYTES + peak, stage.name, task.key)
     return largest
+
+
+def average_peak(task: AverageBlock) -> int:
+    """Peak of averaging one voxel block over subjects: sums of a run, and one subject's as it is prepared."""
+    n_voxels = task.voxels[1] - task.voxels[0]
+    longest_run = max(run.rows.n_trs for run in task.runs)
+    return SLOT_BYTES + longest_run * n_voxels * (8 * 4 + 4 * 2)
+
+
+def shared_alphas_peak(task: ShareAlphas, operators: dict[str, FoldSizes]) -> int:
+    """Peak of choosing the alphas that all voxels of a subject share."""
+    n_voxels = max(stop - first for first, stop in task.blocks)
+    sizes = [operators[unit.group] for each in task.sets for unit in each.needs if unit.group in operators]
+    n_train = max(each.n_train for each in sizes)
+    block = 4 * n_voxels * (task.bold.n_trs + 2 * n_train)
+    # Second moments and their eigenvectors in float64; courses of each outer fold.
+    n_folds = len(task.sets[0].variants[0].operators)
+    moments = 8 * 4 * n_train**2 + 4 * n_folds * n_train**2
+    choosing = 4 * SUB_BLOCK * 4 * n_train + 4 * n_train * max(
+        each.n_basis * max(each.n_val) for each in sizes
+    )
+    return SLOT_BYTES + max(each.operator_bytes for each in sizes) + block + moments + choosing
 
 
 def operators_peak(sizes: FoldSizes) -> int:
@@ -97,6 +125,7 @@ def operators_peak(sizes: FoldSizes) -> int:
     if sizes.solver == "fast":
         # Of all alphas rests, duals, products with the head; and what one of them passes by.
         forms = sizes.n_alphas * (packed_size(n) + n**2 + n * n_head)
+        forms += sizes.n_alphas * sum(n_val**2 for n_val in sizes.n_val) if sizes.nested else 0
         return n_bytes + 8 * n**2 + 4 * (forms + 10 * n**2 + MAX_COARSE * packed_size(n))
     # An eigendecomposition takes four of its matrix; an inner fold's operator is made in float64, then cast.
     largest = 8 * 4 * n**2

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hpcenc.storage.array_folder import save_arrays
 from hpcenc.storage.groups import ArraySpec
@@ -17,24 +18,49 @@ from hpcenc.tasks.records import Fact, UnitTask
 if TYPE_CHECKING:
     from hpcenc.storage.spaces import SpaceSource
     from hpcenc.storage.store import Store
+    from hpcenc.tasks.kernels import Kernel
 
-OPERATORS_VERSION = 2
+Floats = NDArray[np.floating[Any]]
+
+OPERATORS_VERSION = 3
 """Part of the digest of operators: raised by hand whenever they change."""
+
+THIN_SHARE = 0.5
+"""Columns of a design, over training rows, below which its singular value decompositions cost less than
+eigendecompositions of its kernel."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Runs present and how their rows are used: what decides the outer folds."""
+    """Runs present and how their rows are used: what decides the outer folds.
+
+    Attributes
+    ----------
+    longest_delay : int
+        TRs that rest and repeated clips reach beyond their ends: the longest delay of all that are compared.
+    split_row, min_fold_rows : int
+        As `outer_folds` takes them.
+    """
 
     runs: tuple[RunRows, ...]
-    delays: tuple[int, ...]
+    longest_delay: int
     policy: RowPolicy
     outer: Literal["single", "rotate"]
     test_runs: tuple[str, ...]
+    split_row: int | None = None
+    min_fold_rows: int = 0
 
     def folds(self) -> tuple[OuterFold, ...]:
         """Outer folds of these runs."""
-        return outer_folds(self.runs, self.delays, self.policy, self.outer, self.test_runs)
+        return outer_folds(
+            self.runs,
+            (self.longest_delay,),
+            self.policy,
+            self.outer,
+            self.test_runs,
+            split_row=self.split_row,
+            min_fold_rows=self.min_fold_rows,
+        )
 
     @property
     def onsets(self) -> tuple[int, ...]:
@@ -71,6 +97,16 @@ class MakeOperators(UnitTask):
     ----------
     spaces : tuple of SpaceSource
         Their kernels are added: the same as concatenated features under one penalty.
+    delays : tuple of int
+        Of the FIR window, in TRs.
+    nested : bool
+        Whether variants will be compared by their inner folds.
+    scales : tuple of float
+        What the kernel of each space is multiplied with, for fits in bands; none if empty.
+    alpha : float or None
+        The one alpha, in place of the grid.
+    zscore : {"train", "movie"}
+        Rows that features are z-scored by.
     folder : Path
         Where the matrices are cached.
     """
@@ -79,29 +115,47 @@ class MakeOperators(UnitTask):
     rows: Rows
     fold: int
     spaces: tuple[SpaceSource, ...]
+    delays: tuple[int, ...]
     alpha_exponents: tuple[float, ...]
     basis_tolerance: float
     solver: Literal["exact", "fast"]
+    nested: bool
     folder: Path
+    scales: tuple[float, ...] = ()
+    alpha: float | None = None
+    zscore: Literal["train", "movie"] = "train"
 
     def work(self, store: Store) -> Mapping[str, Fact]:
         """Make the operators, cache them, and write what readers need of them."""
         from hpcenc.storage.design import standardise
         from hpcenc.storage.features import read_space
-        from hpcenc.tasks.gram import base_gram, window_gram
         from hpcenc.tasks.operators import make_operators, to_arrays
 
         fold = self.rows.folds()[self.fold]
-        kernel = np.zeros((self.rows.n_trs, self.rows.n_trs))
-        means, scales = [], []
+        features, means, scales = [], [], []
         for space in self.spaces:
-            features, mean, scale = standardise(read_space(store, space), fold.train)
-            kernel += window_gram(base_gram(features), self.rows.delays, self.rows.onsets)
+            values = read_space(store, space)
+            scored, mean, scale = standardise(
+                values, fold.train if self.zscore == "train" else np.ones(len(values), dtype=bool)
+            )
+            features.append(scored)
             means.append(mean)
             scales.append(scale)
+        if self.scales:
+            pairs = zip(features, self.scales, strict=True)
+            features = [np.sqrt(scale) * scored.astype(np.float64) for scored, scale in pairs]
         operators = make_operators(
-            kernel, fold, self.alpha_exponents, self.basis_tolerance, solver=self.solver
+            self._kernel(features, int(fold.train.sum())),
+            fold,
+            self.alpha_exponents,
+            self.basis_tolerance,
+            solver=self.solver,
+            nested=self.nested,
+            alpha=self.alpha,
         )
+        if self.scales:
+            bands = [self._kernel([scored], 0).centred(fold.train)[fold.test] for scored in features]
+            operators = replace(operators, band_kernels=np.stack(bands).astype(np.float32))
         n_bytes = save_arrays(self.folder, to_arrays(operators))
 
         role = np.zeros(self.rows.n_trs, dtype=np.int8)
@@ -120,3 +174,18 @@ class MakeOperators(UnitTask):
             "bytes_cached": n_bytes,
             **{f"dropped {reason}": count for reason, count in fold.dropped.items()},
         }
+
+    def _kernel(self, features: Sequence[Floats], n_train: int) -> Kernel:
+        """Kernel of all spaces and delays together."""
+        from hpcenc.storage.design import delayed_design
+        from hpcenc.tasks.gram import base_gram, window_gram
+        from hpcenc.tasks.kernels import Design, Gram
+
+        n_columns = len(self.delays) * sum(values.shape[1] for values in features)
+        if self.solver == "exact" and n_columns <= THIN_SHARE * n_train:
+            parts = [delayed_design(values, self.delays, self.rows.onsets) for values in features]
+            return Design(np.concatenate(parts, axis=1).astype(np.float64))
+        kernel = np.zeros((self.rows.n_trs, self.rows.n_trs))
+        for values in features:
+            kernel += window_gram(base_gram(values), self.delays, self.rows.onsets)
+        return Gram(kernel)

@@ -9,18 +9,18 @@ fast solver's own are in `fast_operators`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import numpy as np
-import scipy.linalg
+from array_api_compat import array_namespace
 from numpy.typing import DTypeLike, NDArray
 
 from hpcenc.tasks.cv_forms import HEAD_PANEL, MAX_COARSE, N_HEAD, CvForms
 from hpcenc.tasks.fast_operators import FastOperators, make_fast_operators
 from hpcenc.tasks.folds import OuterFold
 from hpcenc.tasks.forms import packed_size
-from hpcenc.tasks.gram import centre
+from hpcenc.tasks.kernels import Gram, Kernel
 
 Array = Any
 """An array of NumPy, torch or another library of the array API."""
@@ -60,6 +60,9 @@ class FoldOperators:
     train_rows: NDArray[np.intp]
     """Rows of all runs, (n_train,)."""
     test_rows: NDArray[np.intp]
+    inner_rows: NDArray[np.intp]
+    """(n_inner, 2): first training row that each inner fold holds out, and the one after the last, counted
+    among the training rows."""
     eigenvectors: Array
     """Of the centred training kernel, (n_train, rank); orthogonal to the constant."""
     eigenvalues: Array
@@ -71,15 +74,20 @@ class FoldOperators:
     inner: tuple[InnerOperators, ...]
     """Of the exact solver; empty for the fast one."""
     fast: FastOperators | None = None
+    band_kernels: Array | None = None
+    """Centred kernels of test against training rows of each band, (n_bands, n_test, n_train); None where
+    there are no bands."""
 
 
 def make_operators(
-    windowed_gram: NDArray[np.float64],
+    kernel: NDArray[np.float64] | Kernel,
     fold: OuterFold,
     alpha_exponents: Sequence[float] | NDArray[np.float64],
     basis_tolerance: float = 1e-5,
     dtype: DTypeLike = np.float32,
     solver: Solver = "exact",
+    nested: bool = False,
+    alpha: float | None = None,
 ) -> FoldOperators:
     """Operators of one outer fold, from the kernel of all rows.
 
@@ -88,8 +96,8 @@ def make_operators(
 
     Parameters
     ----------
-    windowed_gram : array of shape (n_trs, n_trs), float64
-        Kernel of the windowed features, all rows of the runs present, not centred.
+    kernel : array of shape (n_trs, n_trs), float64, or Kernel
+        Of the windowed features, all rows of the runs present, not centred.
     fold : OuterFold
     alpha_exponents : sequence of float
         Rising exponents u. An alpha is ``10**u * trace(Kc) / (n_train - 1)``, Kc the centred training kernel
@@ -103,6 +111,10 @@ def make_operators(
         Of the operators that BOLD is multiplied with; the fast solver is float32.
     solver : {"exact", "fast"}
         Which of the two ways to each voxel's alpha the operators are for.
+    nested : bool
+        Whether fits shall have a score of the inner folds, by which variants can be compared.
+    alpha : float, optional
+        The one alpha, absolute, in place of a grid.
 
     Returns
     -------
@@ -118,34 +130,38 @@ def make_operators(
         raise ValueError(
             f"alpha exponents {exponents.tolist()}: expected at least one, each above the one before."
         )
+    kernel = Gram(kernel) if isinstance(kernel, np.ndarray) else kernel
     train_rows, test_rows = np.flatnonzero(fold.train), np.flatnonzero(fold.test)
-    centred = centre(windowed_gram, fold.train)
-    variance = np.trace(centred[train_rows]) / (len(train_rows) - 1)
+    basis = kernel.eigenbasis(fold.train)
+    variance = basis.trace / (len(train_rows) - 1)
     if not variance > 0:
         raise ValueError(
             f"fold '{fold.name}': the kernel of its {len(train_rows)} training rows is zero. "
             "Expected features that vary over the training runs. Leave out this feature space, or extract it "
             "again."
         )
-    alphas = 10.0**exponents * variance
-    eigenvectors, eigenvalues = _eigenbasis(centred[train_rows])
+    alphas = 10.0**exponents * variance if alpha is None else np.array([float(alpha)])
+    vectors, values, test_operator = basis.vectors, basis.values, basis.towards(fold.test)
+    del basis  # it holds a matrix as large as the kernel
+    spans = [_span(validation[train_rows]) for validation in fold.inner]
     inner: tuple[InnerOperators, ...] = ()
     fast = None
     if solver == "exact":
         inner = tuple(
-            _inner_operators(windowed_gram, train_rows, validation, alphas, basis_tolerance, dtype)
+            _inner_operators(kernel, train_rows, validation, alphas, basis_tolerance, dtype)
             for validation in fold.inner
         )
     else:
-        spans = [_span(validation[train_rows]) for validation in fold.inner]
+        centred = kernel.centred(fold.train)
         kernels = centred[train_rows], centred[test_rows]
-        fast = make_fast_operators(eigenvectors, eigenvalues, alphas, spans, *kernels)
+        fast = make_fast_operators(vectors, values, alphas, spans, *kernels, nested=nested)
     return FoldOperators(
         train_rows=train_rows,
         test_rows=test_rows,
-        eigenvectors=eigenvectors.astype(dtype),
-        eigenvalues=eigenvalues,
-        test_operator=(centred[test_rows] @ eigenvectors).astype(dtype),
+        inner_rows=np.array(spans, dtype=np.intp),
+        eigenvectors=vectors.astype(dtype),
+        eigenvalues=values,
+        test_operator=test_operator.astype(dtype),
         alphas=alphas,
         inner=inner,
         fast=fast,
@@ -196,10 +212,53 @@ def from_arrays(arrays: Mapping[str, Any]) -> FoldOperators:
     fast = None
     if "fast-duals" in arrays:
         forms = CvForms(**_named(CvForms, "forms-", arrays))
-        fast = FastOperators(**_named(FastOperators, "fast-", arrays, without=("forms",)), forms=forms)
+        fast = FastOperators(
+            **_named(FastOperators, "fast-", arrays, without=("forms", "held_out")),
+            forms=forms,
+            held_out=arrays.get("fast-held_out"),
+        )
     return FoldOperators(
-        **_named(FoldOperators, "", arrays, without=("inner", "fast")), inner=inner, fast=fast
+        **_named(FoldOperators, "", arrays, without=("inner", "fast", "band_kernels")),
+        inner=inner,
+        fast=fast,
+        band_kernels=arrays.get("band_kernels"),
     )
+
+
+def restrict_to_alpha(ops: FoldOperators, place: int) -> FoldOperators:
+    """Operators of one of the alphas, which leave no choice.
+
+    Parameters
+    ----------
+    ops : FoldOperators
+        Of any array library.
+    place : int
+        Of the alpha in the grid.
+
+    Returns
+    -------
+    FoldOperators
+        With one filter in place of the basis of all alphas, so that a fit takes a fraction of the products.
+    """
+    one = slice(place, place + 1)
+    inner = tuple(_restrict_inner(each, one) for each in ops.inner)
+    fast = None
+    if ops.fast is not None:
+        n_indirect = ops.alphas.shape[0] - ops.fast.duals.shape[0]
+        forms = replace(ops.fast.forms, steps=ops.fast.forms.steps[:0, :])
+        direct = slice(place - n_indirect, place - n_indirect + 1) if place >= n_indirect else slice(0, 0)
+        held_out = None if ops.fast.held_out is None else ops.fast.held_out[one, :]
+        fast = replace(ops.fast, forms=forms, duals=ops.fast.duals[direct, :, :], held_out=held_out)
+    return replace(ops, alphas=ops.alphas[one], inner=inner, fast=fast)
+
+
+def _restrict_inner(inner: InnerOperators, one: slice) -> InnerOperators:
+    xp = array_namespace(inner.operator)
+    n_inputs, n_val = inner.operator.shape[0], len(inner.val_rows)
+    by_filter = xp.reshape(inner.operator, (n_inputs, -1, n_val))
+    weights = xp.astype(inner.coefficients[one, :], inner.operator.dtype)
+    operator = xp.sum(by_filter * xp.reshape(weights, (1, -1, 1)), axis=1)
+    return replace(inner, operator=operator, coefficients=xp.ones_like(inner.coefficients[:1, :1]))
 
 
 def choose_solver(fold: OuterFold, n_columns: int, n_voxels: int, alpha_exponents: Sequence[float]) -> Solver:
@@ -222,6 +281,7 @@ def operator_bytes(
     basis_tolerance: float = 1e-5,
     solver: Solver = "exact",
     n_basis: int | None = None,
+    nested: bool = False,
 ) -> int:
     """Bytes of the arrays that `make_operators` will make in float32, at most: for plans, without a kernel.
 
@@ -230,7 +290,7 @@ def operator_bytes(
     fold : OuterFold
     n_columns : int
         Columns of the delayed design, constant ones included.
-    alpha_exponents, basis_tolerance, solver
+    alpha_exponents, basis_tolerance, solver, nested
         As `make_operators` takes them.
     n_basis : int, optional
         Filters of the exact solver, if a guess is wanted: as many as there can be if absent.
@@ -245,13 +305,15 @@ def operator_bytes(
     n_train, n_test = int(fold.train.sum()), int(fold.test.sum())
     rank = min(n_columns, n_train - 1)
     n_matrix = rank * (n_train + n_test)
-    n_vector = n_train + n_test + rank + n_alphas
+    n_vector = n_train + n_test + 2 * len(fold.inner) + rank + n_alphas
     if solver == "fast":
         n_head = min(N_HEAD, max(1, rank // 3))
         n_coarse = min(MAX_COARSE, n_alphas - 1)
         n_matrix += n_train * (n_alphas * n_train + n_test + n_head)
         n_matrix += (n_alphas - 1 + n_coarse) * packed_size(n_train)
         n_matrix += (n_alphas - 1) * packed_size(n_head, HEAD_PANEL)
+        if nested:
+            n_matrix += n_alphas * sum(int(validation.sum()) ** 2 for validation in fold.inner)
         n_vector += n_alphas * (1 + n_coarse + (n_head + 1) * n_alphas)
         return 4 * n_matrix + 8 * n_vector
     for validation in fold.inner:
@@ -282,20 +344,8 @@ def _span(rows: NDArray[np.bool_]) -> tuple[int, int]:
     return int(places[0]), int(places[-1]) + 1
 
 
-def _eigenbasis(centred: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Eigenvectors with variance, orthogonal to the constant, and their eigenvalues; at least one."""
-    values, vectors = scipy.linalg.eigh(centred, driver="evd")
-    values = np.maximum(values, 0)
-    # The numerical rank of a kernel accumulated in float64. A threshold at float32's 1e-7 would cut
-    # components that the smallest alphas still use where the spectrum is steep.
-    kept = values > len(values) * np.finfo(np.float64).eps * values[-1]
-    kept[-1] = True
-    vectors = vectors[:, kept]
-    return vectors - vectors.mean(axis=0), values[kept]
-
-
 def _inner_operators(
-    windowed_gram: NDArray[np.float64],
+    kernel: Kernel,
     outer_train_rows: NDArray[np.intp],
     validation: NDArray[np.bool_],
     alphas: NDArray[np.float64],
@@ -303,19 +353,18 @@ def _inner_operators(
     dtype: DTypeLike,
 ) -> InnerOperators:
     is_val = validation[outer_train_rows]
-    training = np.zeros(len(windowed_gram), dtype=bool)
+    training = np.zeros(len(validation), dtype=bool)
     training[outer_train_rows[~is_val]] = True
 
-    centred = centre(windowed_gram, training)
-    eigenvectors, eigenvalues = _eigenbasis(centred[training])
-    cross = (centred[validation] @ eigenvectors).T  # (rank, n_val)
+    basis = kernel.eigenbasis(training)
+    cross = basis.towards(validation).T  # (rank, n_val)
     norms = np.linalg.norm(cross, axis=1)
-    filters, coefficients = _filter_basis(norms, eigenvalues, alphas, tolerance)
+    filters, coefficients = _filter_basis(norms, basis.values, alphas, tolerance)
 
     directions = cross / np.where(norms > 0, norms, 1)[:, None]
     stacked = (filters.T[:, :, None] * directions[:, None, :]).astype(dtype)  # (rank, n_basis, n_val)
-    operator = stacked.reshape(len(eigenvalues), -1)
-    projection = eigenvectors.astype(dtype)
+    operator = stacked.reshape(len(basis.values), -1)
+    projection = basis.vectors.astype(dtype)
     n_training, rank = projection.shape
     n_outputs = operator.shape[1]
     through_projection = rank * (n_training + n_outputs) < n_training * n_outputs

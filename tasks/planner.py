@@ -6,30 +6,38 @@ need be. Beside each product stands what its digest covers: exactly its inputs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from hpcenc.storage.digests import digest
 from hpcenc.storage.groups import GroupSpec
 from hpcenc.storage.layout import (
-    features_group,
+    AVERAGE,
+    average_group,
     fit_group,
     operators_folder,
     operators_group,
-    stimulus_group,
+    run_array,
+    shared_alphas_group,
 )
-from hpcenc.storage.spaces import SpaceSource
-from hpcenc.storage.study import Run, Study
-from hpcenc.tasks import decoding, extraction, fitting, operator_task
+from hpcenc.storage.study import Average, Run, Study
+from hpcenc.tasks import averaging, fitting, operator_task, shared_alpha
+from hpcenc.tasks.block_bold import BlockBold, StoredBold
 from hpcenc.tasks.facts import StudyFacts
+from hpcenc.tasks.feature_planner import FeaturePlanner
 from hpcenc.tasks.folds import RowPolicy, RunRows
-from hpcenc.tasks.models import catalogue
 from hpcenc.tasks.operator_task import Rows
 from hpcenc.tasks.operators import Solver, choose_solver, operator_bytes
 from hpcenc.tasks.plan import Plan, Stage
 from hpcenc.tasks.records import Task, Unit
-from hpcenc.tasks.selection import FILE_LAYER, FeatureSet, FeatureSpace, Variant
+from hpcenc.tasks.selection import FeatureSet, Variant
+
+if TYPE_CHECKING:
+    from hpcenc.storage.bold import BoldHeader
 
 
 def make_plan(study: Study, feature_sets: Sequence[FeatureSet], facts: StudyFacts, backend: str) -> Plan:
@@ -51,6 +59,18 @@ def make_plan(study: Study, feature_sets: Sequence[FeatureSet], facts: StudyFact
     return _Planner(study, tuple(feature_sets), facts, backend).plan()
 
 
+@dataclass(frozen=True)
+class _PlannedFit:
+    """One feature set in one subject: its group, and what each of its units is made from."""
+
+    spec: GroupSpec
+    variants: tuple[fitting.VariantSource, ...]
+    weights: fitting.WeightsKind
+    weight_folds: tuple[int, ...]
+    needs: tuple[Unit, ...]
+    scores: tuple[str, ...]
+
+
 class _Planner:
     def __init__(
         self, study: Study, feature_sets: tuple[FeatureSet, ...], facts: StudyFacts, backend: str
@@ -61,170 +81,66 @@ class _Planner:
         self.backend = backend
         self.groups: dict[str, GroupSpec] = {}
         self.tasks: dict[str, dict[str, Task]] = {
-            stage: {} for stage in ("decode", "extract", "operators", "fit")
+            stage: {} for stage in ("decode", "average", "extract", "operators", "alphas", "fit")
         }
         # Most subjects have the same runs: what follows from those is made once for all of them.
-        self.rows: dict[tuple[str, ...], Rows] = {}
-        self.variants: dict[tuple[Variant, str, Rows], tuple[fitting.VariantSource, tuple[Unit, ...]]] = {}
+        self.rows: dict[tuple[int, tuple[str, ...]], Rows] = {}
+        self.variants: dict[
+            tuple[Variant, bool, str, Rows], tuple[fitting.VariantSource, tuple[Unit, ...]]
+        ] = {}
+        self.features = FeaturePlanner(study, facts, self.groups, self._add)
         self.set_aside = list(facts.set_aside)
         self.voxels_digest = "" if facts.voxels is None else facts.voxels.digest()
 
     def plan(self) -> Plan:
-        for subject in self.study.subjects.ids:
-            self._fit_subject(subject)
-        stages = (
-            Stage("decode", "cpu", tuple(self.tasks["decode"].values()), lasting=False),
-            Stage("extract", "gpu", tuple(self.tasks["extract"].values()), lasting=True),
-            Stage("operators", "cpu", tuple(self.tasks["operators"].values()), lasting=False),
-            Stage("fit", "gpu", tuple(self.tasks["fit"].values()), lasting=True, slots=2),
-        )
-        return Plan(stages, tuple(self.groups.values()), tuple(self.set_aside))
-
-    # Stimuli and features: what a digest covers is written beside what is made.
-
-    def _decode(self, version: str, run: Run) -> tuple[str, list[Unit], Unit]:
-        """Group of a decoded movie, units of its frames by chunk, unit of its audio."""
-        movie = self.facts.movies[version, run.name]
-        group = stimulus_group(version, run.name)
-        inputs = {
-            "version": decoding.STIMULUS_VERSION,
-            "movie": movie.digest,
-            "n_trs": run.n_trs,
-            "tr_s": self.study.tr_s,
-            "short_side": catalogue.SHORT_SIDE,
-            "sample_rate": catalogue.SAMPLE_RATE,
-            "chunk": decoding.CHUNK_TRS,
-        }
-        key = digest(inputs)
-        chunks = decoding.n_chunks(run.n_trs)
-        if group not in self.groups:
-            arrays = decoding.stimulus_arrays(run.n_trs, self.study.tr_s, movie.height, movie.width)
-            attributes = {
-                **inputs,
-                "stimulus": version,
-                "run": run.name,
-                "file": movie.path.name,
-                "rows_padded": movie.rows_padded,
-            }
-            self.groups[group] = GroupSpec(group, key, arrays, chunks + 1, attributes)
-        frames = [Unit(group, chunk, key) for chunk in range(chunks)]
-        return group, frames, decoding.audio_unit(group, run.n_trs, key)
-
-    def _extract(self, model: str, version: str, run: Run) -> tuple[str, list[Unit]]:
-        """Group of a model's features of one run, and the units that fill it."""
-        found = self.facts.models[model]
-        group = features_group(found.label, version, run.name)
-        stimulus, frames, audio = self._decode(version, run)
-        movie = self.facts.movies[version, run.name]
-        inputs = {
-            "version": catalogue.EXTRACTOR_VERSIONS[model],
-            "stimulus": self.groups[stimulus].digest,
-            "weights": found.weights,
-            "spec": extraction.deciding_values(found.spec),
-        }
-        key = digest(inputs)
-        units = [Unit(group, chunk, key) for chunk in range(len(frames))]
-        if group in self.groups:
-            return group, units
-        arrays = extraction.feature_arrays(found.spec, run.n_trs)
-        attributes = {
-            **inputs,
-            "label": found.label,
-            "run": run.name,
-            "stimulus_version": version,
-            "checkpoint": dict(found.checkpoint),
-            "preprocessing": catalogue.preprocessing(found.spec),
-        }
-        self.groups[group] = GroupSpec(group, key, arrays, len(units), attributes)
-        for unit, frame in zip(units, frames, strict=True):
-            needs = [frame] if extraction.needs_frames(found.spec) else []
-            needs += [audio] if extraction.needs_audio(found.spec) else []
-            self._add(
-                "extract",
-                extraction.ExtractChunk(
-                    unit=unit, needs=tuple(needs), spec=found.spec, n_trs=run.n_trs, stimulus=stimulus
-                ),
-            )
-            for need in needs:
-                kind = decoding.DecodeAudio if need == audio else decoding.DecodeFrames
-                self._add("decode", kind(unit=need, movie=movie.path, n_trs=run.n_trs, tr_s=self.study.tr_s))
-        return group, units
-
-    def _import(self, name: str, run: Run) -> tuple[str, list[Unit]]:
-        """Group of a user's features of one run, and the unit that fills it."""
-        found = self.facts.feature_files[name, run.name]
-        group = features_group(name, "files", run.name)
-        inputs = {
-            "version": extraction.IMPORT_VERSION,
-            "file": found.digest,
-            "key": self.study.feature_files[name].key,
-            "n_trs": run.n_trs,
-        }
-        key = digest(inputs)
-        unit = Unit(group, 0, key)
-        if group not in self.groups:
-            arrays = extraction.file_arrays(run.n_trs, found.n_features)
-            self.groups[group] = GroupSpec(group, key, arrays, 1, {**inputs, "label": name, "run": run.name})
-            self._add(
-                "extract",
-                extraction.ImportFeatures(
-                    unit=unit, path=found.path, array=self.study.feature_files[name].key, n_trs=run.n_trs
-                ),
-            )
-        return group, [unit]
-
-    def _space(
-        self, space: FeatureSpace, version: str, runs: Sequence[Run]
-    ) -> tuple[SpaceSource, list[Unit], list[str]]:
-        """Where a feature space lies, the units that fill it, and the digests of its groups."""
-        if space.source in catalogue.MODELS:
-            source = catalogue.compose(space.source, space.layer)
-            filled = [self._extract(space.source, version, run) for run in runs]
-            widths = {
-                layer.name: layer.n_features
-                for layer in catalogue.stored_layers(self.facts.models[space.source].spec)
-            }
-            each = [widths[name] for name in source.arrays]
-            names, how, n_features = (
-                source.arrays,
-                source.how,
-                sum(each) if source.how == "concat" else each[0],
-            )
-        else:
-            filled = [self._import(space.source, run) for run in runs]
-            names, how = (FILE_LAYER,), "single"
-            n_features = self.facts.feature_files[space.source, runs[0].name].n_features
-        arrays = tuple(tuple(f"{group}/{name}" for name in names) for group, _ in filled)
-        units = [unit for _, units in filled for unit in units]
-        digests = [self.groups[group].digest for group, _ in filled]
-        return SpaceSource(str(space), arrays, how, n_features), units, digests
+        for subject in self.study.fitted:
+            if subject == AVERAGE:
+                assert self.study.average is not None
+                self._fit_average(self.study.average)
+            else:
+                self._fit_subject(subject)
+        tasks = {stage: tuple(found.values()) for stage, found in self.tasks.items()}
+        stages = [
+            Stage("decode", "cpu", tasks["decode"], lasting=False),
+            Stage("average", "cpu", tasks["average"], lasting=False),
+            Stage("extract", "gpu", tasks["extract"], lasting=True),
+            Stage("operators", "cpu", tasks["operators"], lasting=False),
+            Stage("alphas", "gpu", tasks["alphas"], lasting=False),
+            Stage("fit", "gpu", tasks["fit"], lasting=True, slots=2),
+        ]
+        wanted = tuple(stage for stage in stages if stage.tasks or stage.name not in ("average", "alphas"))
+        return Plan(wanted, tuple(self.groups.values()), tuple(self.set_aside))
 
     # Operators.
 
-    def _rows(self, runs: Sequence[Run]) -> Rows:
-        names = tuple(run.name for run in runs)
-        if names not in self.rows:
-            self.rows[names] = self._make_rows(runs)
-        return self.rows[names]
+    def _rows(self, runs: Sequence[Run], kind: str = "fits") -> Rows:
+        """Rows of these runs; a sweep over delays leaves out what its longest one reaches, for all of
+        them."""
+        fit, sweeps = self.study.fit, self.study.sweeps
+        longest = max((*fit.delays, *sweeps.delays)) if kind == "delays" else max(fit.delays)
+        key = longest, tuple(run.name for run in runs)
+        if key not in self.rows:
+            self.rows[key] = self._make_rows(runs, longest)
+        return self.rows[key]
 
-    def _make_rows(self, runs: Sequence[Run]) -> Rows:
-        fit, tr_s = self.study.fit, self.study.tr_s
+    def _make_rows(self, runs: Sequence[Run], longest_delay: int) -> Rows:
+        fit = self.study.fit
         return Rows(
-            runs=tuple(
-                RunRows(
-                    run.name,
-                    run.n_trs,
-                    tuple((start, stop) for _, start, stop in run.rows("rest", tr_s)),
-                    run.rows("repeat", tr_s),
-                )
-                for run in runs
-            ),
-            delays=fit.delays,
+            runs=tuple(self._run_rows(run) for run in runs),
+            longest_delay=longest_delay,
             policy=RowPolicy(fit.rest, fit.repeat_train, fit.repeat_test),
             outer=fit.outer,
             # By name, for a subject who lacks the last run must not be tested on another.
-            test_runs=fit.test_runs or (() if fit.outer == "rotate" else (self.study.runs[-1].name,)),
+            test_runs=fit.test_runs
+            or (() if fit.outer == "rotate" or fit.split_s else (self.study.runs[-1].name,)),
+            split_row=None if fit.split_s is None else math.ceil(fit.split_s / self.study.tr_s - 1e-9),
+            min_fold_rows=fit.min_fold_trs,
         )
+
+    def _run_rows(self, run: Run) -> RunRows:
+        tr_s = self.study.tr_s
+        rest = tuple((start, stop) for _, start, stop in run.rows("rest", tr_s))
+        return RunRows(run.name, run.n_trs, rest, run.rows("repeat", tr_s))
 
     def _solver(self, rows: Rows, n_columns: int) -> Solver:
         """One solver for all outer folds."""
@@ -233,20 +149,33 @@ class _Planner:
             return fit.solver
         assert self.facts.voxels is not None
         largest = max(rows.folds(), key=lambda fold: int(fold.train.sum()))
-        return choose_solver(largest, n_columns, self.facts.voxels.n_voxels, fit.exponents())
+        return choose_solver(largest, n_columns, self.facts.voxels.n_voxels, self.exponents)
 
-    def _operators(self, variant: Variant, version: str, runs: Sequence[Run], rows: Rows) -> list[Unit]:
+    @property
+    def exponents(self) -> tuple[float, ...]:
+        """Exponents of the alpha grid; of a given alpha one that means nothing."""
+        return self.study.fit.exponents() if self.alpha is None else (0.0,)
+
+    @property
+    def alpha(self) -> float | None:
+        """The alpha that the study gives, if it does."""
+        alpha = self.study.fit.alpha
+        return None if isinstance(alpha, str) else alpha
+
+    def _operators(
+        self, variant: Variant, nested: bool, version: str, runs: Sequence[Run], rows: Rows
+    ) -> list[Unit]:
         """Units of the operators of every outer fold."""
         fit = self.study.fit
         spaces, needs, digests = [], [], []
         for space in variant.spaces:
-            source, units, keys = self._space(space, version, runs)
+            source, units, keys = self.features.space(space, version, runs)
             spaces.append(source)
             needs += units
             digests.append([keys, [path.rpartition("/")[2] for path in source.arrays[0]], source.how])
         units = []
         n_features = sum(space.n_features for space in spaces)
-        n_columns = n_features * len(rows.delays)
+        n_columns = n_features * len(variant.delays)
         solver = self._solver(rows, n_columns)
         for fold, outer in enumerate(rows.folds()):
             inputs = {
@@ -256,19 +185,28 @@ class _Planner:
                 "runs": [[run.n_trs, run.rest, run.repeats] for run in rows.runs],
                 "test": [run.name in outer.test_runs for run in rows.runs],
                 "policy": asdict(rows.policy),
-                "delays": rows.delays,
-                "alpha_exponents": fit.exponents(),
+                "longest_delay": rows.longest_delay,
+                "delays": variant.delays,
+                "scales": variant.scales,
+                "alpha_exponents": self.exponents,
+                "alpha": self.alpha,
+                "zscore": fit.zscore_features,
+                "inner": [np.flatnonzero(validation)[[0, -1]].tolist() for validation in outer.inner],
                 "solver": solver,
                 "basis_tolerance": fit.basis_tolerance if solver == "exact" else None,
+                "nested": nested,
             }
             key = digest(inputs)
             group = operators_group(key)
             folder = operators_folder(self.study.store_path, key)
-            n_bytes = operator_bytes(outer, n_columns, fit.exponents(), fit.basis_tolerance, solver)
+            n_bytes = operator_bytes(
+                outer, n_columns, self.exponents, fit.basis_tolerance, solver, nested=nested
+            )
+            n_bytes += 4 * len(variant.scales) * int(outer.test.sum()) * int(outer.train.sum())
             unit = Unit(group, 0, key, cached=folder, cached_bytes=n_bytes)
             units.append(unit)
             if group not in self.groups:
-                arrays = operator_task.operator_arrays(rows.n_trs, fit.n_alphas, n_features)
+                arrays = operator_task.operator_arrays(rows.n_trs, len(self.exponents), n_features)
                 attributes = {
                     **inputs,
                     "spaces": [space.as_dict() for space in spaces],
@@ -287,10 +225,15 @@ class _Planner:
                     rows=rows,
                     fold=fold,
                     spaces=tuple(spaces),
-                    alpha_exponents=fit.exponents(),
+                    delays=variant.delays,
+                    alpha_exponents=self.exponents,
                     basis_tolerance=fit.basis_tolerance,
                     solver=solver,
+                    nested=nested,
                     folder=folder,
+                    scales=variant.scales,
+                    alpha=self.alpha,
+                    zscore=fit.zscore_features,
                 ),
             )
         return units
@@ -299,6 +242,79 @@ class _Planner:
 
     def _fit_subject(self, subject: str) -> None:
         runs = [run for run in self.study.runs_of(subject) if (subject, run.name) in self.facts.bold]
+        bold = tuple(self.facts.bold[subject, run.name] for run in runs)
+        identity = [header.identity for header in bold]
+        self._fit_bold(subject, self.study.stimulus_of(subject), runs, bold, identity)
+
+    def _fit_average(self, average: Average) -> None:
+        """Plan the mean over subjects, block by block, and its fits."""
+        study = self.study
+        version = average.stimulus or study.subjects.stimulus
+        members = [
+            subject
+            for subject in study.subjects.ids
+            if average.mixed_versions or study.stimulus_of(subject) == version
+        ]
+        runs, averaged = [], []
+        for run in study.runs:
+            bold = tuple(
+                self.facts.bold[subject, run.name]
+                for subject in members
+                if (subject, run.name) in self.facts.bold
+            )
+            if len(bold) > 1:
+                tail = max(study.fit.delays) if study.fit.rest == "drop" else -1
+                averaged.append(averaging.AveragedRun(self._run_rows(run), tail, bold))
+                runs.append(run)
+        if not runs:
+            self.set_aside.append(f"subject {AVERAGE}: no run of two subjects who saw version {version!r}")
+            return
+        inputs = {
+            "version": averaging.AVERAGE_VERSION,
+            "how": average.bold,
+            "bold": [[header.identity for header in run.bold] for run in averaged],
+            "used": [[run.rows.n_trs, run.rows.rest, run.tail] for run in averaged],
+            "voxels": self.voxels_digest,
+            "block": study.fit.block,
+        }
+        key, group = digest(inputs), average_group()
+        arrays = averaging.average_arrays(tuple(averaged), self._n_voxels, study.fit.block)
+        attributes = {**inputs, "runs": [run.name for run in runs], "subjects": members, "stimulus": version}
+        blocks = self._blocks()
+        self.groups[group] = GroupSpec(group, key, arrays, len(blocks), attributes)
+        for index, voxels in enumerate(blocks):
+            self._add(
+                "average",
+                averaging.AverageBlock(
+                    unit=Unit(group, index, key),
+                    voxels=voxels,
+                    runs=tuple(averaged),
+                    grayordinates=study.bold.grayordinates,
+                    how=average.bold,
+                ),
+            )
+        stored = tuple(StoredBold(f"{group}/{run_array(run.name)}", run.n_trs) for run in runs)
+        self._fit_bold(AVERAGE, version, runs, stored, key)
+
+    @property
+    def _n_voxels(self) -> int:
+        assert self.facts.voxels is not None
+        return self.facts.voxels.n_voxels
+
+    def _blocks(self) -> list[tuple[int, int]]:
+        """First voxel of each block, and the one after its last."""
+        block = self.study.fit.block
+        return [(first, min(first + block, self._n_voxels)) for first in range(0, self._n_voxels, block)]
+
+    def _fit_bold(
+        self,
+        subject: str,
+        version: str,
+        runs: Sequence[Run],
+        bold: tuple[BoldHeader | StoredBold, ...],
+        identity: Any,
+    ) -> None:
+        """Fits of one subject, or of the mean over subjects; `identity` stands for the BOLD in digests."""
         rows = self._rows(runs)
         try:
             folds = rows.folds()
@@ -307,74 +323,155 @@ class _Planner:
                 raise  # the study itself cannot be split, whoever was scanned
             self.set_aside.append(f"subject {subject}: {error}")
             return
-        assert self.facts.voxels is not None
-        n_voxels, block = self.facts.voxels.n_voxels, self.study.fit.block
-        n_blocks = -(-n_voxels // block)
+        if rows.split_row is not None and len(runs) < len(self.study.runs):
+            self.set_aside.append(f"subject {subject}: fit.split_s counts all runs, and some are missing")
+            return
         names = [fold.name for fold in folds]
-        fits = [self._fit(subject, feature_set, runs, rows, names) for feature_set in self.feature_sets]
-        bold, onsets = tuple(self.facts.bold[subject, run.name] for run in runs), rows.onsets
-        for index in range(n_blocks):
+        swept = self.study.sweeps.subjects or (subject,)
+        fits = [
+            self._fit(subject, version, feature_set, runs, names, identity)
+            for feature_set in self.feature_sets
+            if feature_set.kind == "fits" or subject in swept
+        ]
+        made = self.groups.get(average_group()) if subject == AVERAGE else None
+        averaged = [
+            () if made is None else (Unit(made.group, index, made.digest),)
+            for index in range(len(self._blocks()))
+        ]
+        source = BlockBold(bold, rows.onsets, self.study.bold.grayordinates)
+        alphas = self._share_alphas(subject, source, fits, identity, averaged)
+        for index, voxels in enumerate(self._blocks()):
             self._add(
                 "fit",
                 fitting.FitBlock(
                     subject=subject,
                     block=index,
-                    voxels=(index * block, min((index + 1) * block, n_voxels)),
-                    bold=bold,
-                    grayordinates=self.study.bold.grayordinates,
-                    onsets=onsets,
-                    n_trs=rows.n_trs,
-                    delays=rows.delays,
+                    voxels=voxels,
+                    bold=source,
+                    zscore=self.study.fit.zscore_bold,
+                    repeat_rows=repeat_rows(rows),
                     backend=self.backend,
                     tf32=self.study.fit.tf32,
                     fits=tuple(
                         fitting.FitUnit(
-                            Unit(spec.group, index, spec.digest), variants, weights, weight_folds, operators
+                            unit=Unit(fit.spec.group, index, fit.spec.digest),
+                            variants=fit.variants,
+                            weights=fit.weights,
+                            weight_folds=fit.weight_folds,
+                            needs=(*fit.needs, *averaged[index], *([shared] if shared else [])),
+                            scores=fit.scores,
+                            alphas=shared.group if shared else "",
                         )
-                        for spec, variants, weights, weight_folds, operators in fits
+                        for fit, shared in zip(fits, alphas, strict=True)
                     ),
                 ),
             )
 
+    def _share_alphas(
+        self,
+        subject: str,
+        bold: BlockBold,
+        fits: Sequence[_PlannedFit],
+        identity: Any,
+        averaged: Sequence[tuple[Unit, ...]],
+    ) -> list[Unit | None]:
+        """For each fit what chooses the alpha that all voxels share; None where each has its own."""
+        fit = self.study.fit
+        if fit.alpha != "shared":
+            return [None] * len(fits)
+        units = []
+        for planned in fits:
+            inputs = {
+                "version": shared_alpha.SHARED_ALPHA_VERSION,
+                "operators": [unit.digest for unit in planned.needs],
+                "bold": identity,
+                "voxels": self.voxels_digest,
+                "zscore": fit.zscore_bold,
+                "backend": self.backend,
+            }
+            key = digest(inputs)
+            group = shared_alphas_group(planned.spec.group)
+            n_folds = len(planned.spec.attributes["folds"])
+            arrays = shared_alpha.alpha_arrays(n_folds, len(planned.variants), len(self.exponents))
+            self.groups[group] = GroupSpec(group, key, arrays, 1, inputs)
+            units.append(Unit(group, 0, key))
+        self._add(
+            "alphas",
+            shared_alpha.ShareAlphas(
+                subject=subject,
+                blocks=tuple(self._blocks()),
+                bold=bold,
+                zscore=fit.zscore_bold,
+                backend=self.backend,
+                sets=tuple(
+                    shared_alpha.SharedUnit(
+                        unit,
+                        planned.variants,
+                        (*planned.needs, *(unit for units in averaged for unit in units)),
+                    )
+                    for unit, planned in zip(units, fits, strict=True)
+                ),
+            ),
+        )
+        return list(units)
+
     def _fit(
-        self, subject: str, feature_set: FeatureSet, runs: Sequence[Run], rows: Rows, folds: list[str]
-    ) -> tuple[
-        GroupSpec, tuple[fitting.VariantSource, ...], fitting.WeightsKind, tuple[int, ...], tuple[Unit, ...]
-    ]:
-        """One feature set in one subject: its group, sources, weights and their folds, and the operators."""
-        study, fit = self.study, self.study.fit
-        version = study.stimulus_of(subject)
-        weights = fit.weights_of((feature_set.name, feature_set.label), subject)
+        self,
+        subject: str,
+        version: str,
+        feature_set: FeatureSet,
+        runs: Sequence[Run],
+        folds: list[str],
+        identity: Any,
+    ) -> _PlannedFit:
+        """One feature set in one subject."""
+        study, fit, kind = self.study, self.study.fit, feature_set.kind
+        rows, nested = self._rows(runs, kind), kind != "fits"
+        weights: fitting.WeightsKind = "none"
+        if kind == "fits":
+            weights = fit.weights_of((feature_set.name, feature_set.label), subject)
         weight_folds = list(range(len(folds))) if fit.weights_folds == "all" else [len(folds) - 1]
-        made = [self._variant(variant, version, runs, rows) for variant in feature_set.variants]
+        made = [self._variant(variant, nested, version, runs, rows) for variant in feature_set.variants]
         variants = tuple(source for source, _ in made)
         units = tuple(unit for _, operators in made for unit in operators)
-        assert self.facts.voxels is not None
+        bands = [space.name for space in variants[0].spaces] if kind == "bands" else []
+        scores = fitting.score_names(
+            kind,
+            repeats=bool(repeat_rows(rows)),
+            norm_delays=fit.delays if weights == "primal" and len(fit.delays) > 1 else (),
+            bands=bands,
+        )
         inputs = {
             "version": fitting.FIT_VERSION,
             "operators": [unit.digest for unit in units],
-            "bold": [self.facts.bold[subject, run.name].identity for run in runs],
+            "bold": identity,
             "voxels": self.voxels_digest,
             "block": fit.block,
             "weights": weights,
             "weight_folds": weight_folds if weights != "none" else [],
+            "scores": scores,
             "backend": self.backend,
             "dtype": "float32",
+            "zscore": fit.zscore_bold,
+            "alpha": fit.alpha if isinstance(fit.alpha, str) else None,
+            "repeat_rows": repeat_rows(rows),
             **({"tf32": True} if fit.tf32 else {}),
         }
-        n_columns = max(variant.n_features for variant in variants) * len(rows.delays)
-        n_voxels = self.facts.voxels.n_voxels
         arrays = fitting.fit_arrays(
             n_folds=len(folds),
             n_variants=len(variants),
-            n_voxels=n_voxels,
+            n_voxels=self._n_voxels,
             block=fit.block,
             weights=weights,
             n_weight_folds=len(weight_folds),
-            n_weight_rows=n_columns if weights == "primal" else rows.n_trs,
+            n_weight_rows=max(variant.n_columns for variant in variants)
+            if weights == "primal"
+            else rows.n_trs,
+            scores=scores,
         )
         attributes: dict[str, Any] = {
             "feature_set": feature_set.label,
+            "kind": kind,
             "modality": feature_set.modality,
             "subject": subject,
             "stimulus": version,
@@ -383,40 +480,46 @@ class _Planner:
             "onsets": list(rows.onsets),
             "n_trs": rows.n_trs,
             "tr_s": study.tr_s,
-            "delays": list(rows.delays),
             "weights": weights,
             "weight_folds": weight_folds,
             "block": fit.block,
             "backend": self.backend,
             "tf32": fit.tf32,
-            "bold": inputs["bold"],
+            "bold": identity,
             "variants": [
                 {
-                    "label": str(label),
+                    "label": label.label(kind),
+                    "delays": list(variant.delays),
+                    "scales": list(label.scales),
                     "spaces": [space.as_dict() for space in variant.spaces],
                     "operators": [group for group, _ in variant.operators],
                 }
                 for label, variant in zip(feature_set.variants, variants, strict=True)
             ],
         }
-        group = fit_group(feature_set.label, subject)
-        spec = GroupSpec(group, digest(inputs), arrays, -(-n_voxels // fit.block), attributes)
+        group = fit_group(feature_set.label, subject, kind)
+        spec = GroupSpec(group, digest(inputs), arrays, len(self._blocks()), attributes)
         self.groups[group] = spec
-        return spec, variants, weights, tuple(weight_folds), units
+        return _PlannedFit(spec, variants, weights, tuple(weight_folds), units, scores)
 
     def _variant(
-        self, variant: Variant, version: str, runs: Sequence[Run], rows: Rows
+        self, variant: Variant, nested: bool, version: str, runs: Sequence[Run], rows: Rows
     ) -> tuple[fitting.VariantSource, tuple[Unit, ...]]:
         """What a variant is fitted from, and the operators it needs."""
-        key = (variant, version, rows)
+        key = (variant, nested, version, rows)
         if key not in self.variants:
-            units = self._operators(variant, version, runs, rows)
-            spaces = tuple(self._space(space, version, runs)[0] for space in variant.spaces)
+            units = self._operators(variant, nested, version, runs, rows)
+            spaces = tuple(self.features.space(space, version, runs)[0] for space in variant.spaces)
             places = tuple(
                 (unit.group, operators_folder(self.study.store_path, unit.digest)) for unit in units
             )
-            self.variants[key] = fitting.VariantSource(spaces, places), tuple(units)
+            self.variants[key] = fitting.VariantSource(spaces, places, variant.delays), tuple(units)
         return self.variants[key]
 
     def _add(self, stage: str, task: Task) -> None:
         self.tasks[stage].setdefault(task.key, task)
+
+
+def repeat_rows(rows: Rows) -> tuple[int, ...]:
+    """Rows in which a repeated clip is shown, from its onset and the longest delay on."""
+    return ()

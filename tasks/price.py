@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpcenc.storage.groups import ArraySpec
+from hpcenc.tasks.averaging import AverageBlock
 from hpcenc.tasks.cv_forms import HEAD_PANEL, N_HEAD, N_PILOT
 from hpcenc.tasks.decoding import chunk_rows
 from hpcenc.tasks.extraction import ExtractChunk, needs_audio, needs_frames
@@ -20,10 +21,14 @@ from hpcenc.tasks.forms import packed_size
 from hpcenc.tasks.models.catalogue import OFFICIAL_N_LAYERS, SAMPLE_RATE, ModelSpec
 from hpcenc.tasks.operator_task import MakeOperators
 from hpcenc.tasks.plan import Plan
+from hpcenc.tasks.shared_alpha import ShareAlphas
 from hpcenc.tasks.sizes import FitSizes, FoldSizes, operator_sizes
 
 EIGH_FLOP = 9
 """An eigendecomposition of n rows takes about this times n**3 operations in float64."""
+
+SVD_FLOP = 14
+"""A singular value decomposition of n rows and p columns takes about this times n * p**2, likewise."""
 
 N_COARSE, N_EXACT = 5.5, 0.6
 """Coarse forms, and exact forms a voxel, of the fast solver on the benchmark problem; known as late."""
@@ -64,14 +69,14 @@ class Flop:
 
 def operators_flop(sizes: FoldSizes) -> Flop:
     """Operations of making the operators of one outer fold."""
-    n, n_trs, rank = sizes.n_train, sizes.n_trs, sizes.rank(sizes.n_train)
-    double = 2.0 * n_trs**2 * sizes.n_features + EIGH_FLOP * n**3 + 2 * sizes.n_test * n * rank
+    n, rank = sizes.n_train, sizes.rank(sizes.n_train)
+    double = float(_kernel_flop(sizes) + _basis_flop(sizes, n) + 2 * sizes.n_test * n * rank)
     if sizes.solver == "exact":
         single = 0.0
         for n_val in sizes.n_val:
             n_inner = n - n_val
             inner_rank, n_outputs = sizes.rank(n_inner), sizes.n_basis * n_val
-            double += EIGH_FLOP * n_inner**3 + 2 * n_val * n_inner * inner_rank
+            double += _basis_flop(sizes, n_inner) + 2 * n_val * n_inner * inner_rank
             if not _is_thin(n_inner, inner_rank, n_outputs):
                 single += 2 * n_inner * inner_rank * n_outputs
         return Flop(single, double)
@@ -79,7 +84,7 @@ def operators_flop(sizes: FoldSizes) -> Flop:
     # A smoother; the residuals of each fold and their squares; what the head takes out.
     an_alpha = float(n**2 * rank + 6 * n**2 * n_head)
     for n_val in sizes.n_val:
-        double += sizes.n_alphas * n_val**3
+        double += sizes.n_alphas * n_val**3 * (2 if sizes.nested else 1)
         an_alpha += 2 * n_val**2 * (n - n_val) + n_val * (n - n_val) ** 2
     an_alpha += 2 * packed_size(n) * (N_PILOT + sizes.n_alphas + N_COARSE)
     return Flop(sizes.n_alphas * an_alpha, double)
@@ -123,6 +128,23 @@ def refit_flop(sizes: FoldSizes, n_voxels: int, wants_dual: bool) -> Flop:
     if sizes.solver == "fast":
         return Flop(2.0 * n * (n + sizes.n_test)) * n_voxels
     return Flop(2.0 * sizes.rank(n) * (n * (2 if wants_dual else 1) + sizes.n_test)) * n_voxels
+
+
+def nested_flop(sizes: FoldSizes, n_voxels: int) -> Flop:
+    """Operations of what only sweeps score: inner folds by the fast solver, and bands."""
+    single = 2.0 * sizes.n_bands * sizes.n_test * sizes.n_train
+    if sizes.nested and sizes.solver == "fast":
+        single += 2 * sum(n_val**2 for n_val in sizes.n_val)
+    return Flop(single) * n_voxels
+
+
+def shared_alphas_flop(task: ShareAlphas, operators: dict[str, FoldSizes]) -> Flop:
+    """Operations of choosing the alphas that all voxels of a subject share."""
+    sizes = [operators[unit.group] for each in task.sets for unit in each.needs if unit.group in operators]
+    n_train = max(each.n_train for each in sizes)
+    n_folds = len(task.sets[0].variants[0].operators)
+    moments = Flop(2.0 * n_train**2 * task.blocks[-1][1], EIGH_FLOP * n_train**3) * n_folds
+    return sum((alphas_flop(each, n_train, n_exact=each.n_alphas) for each in sizes), moments)
 
 
 def weights_flop(sizes: FoldSizes, n_voxels: int) -> Flop:
@@ -201,11 +223,19 @@ def price_plan(plan: Plan, store: Path) -> Price:
         assert isinstance(task, MakeOperators)
         flop["operators"] += operators_flop(sizes[task.unit.group])
         n_bytes += sum(arrays[path].n_bytes for space in task.spaces for run in space.arrays for path in run)
+    for task in stages.get("alphas", ()):
+        assert isinstance(task, ShareAlphas)
+        flop["fit"] += shared_alphas_flop(task, sizes)
+        n_bytes += task.blocks[-1][1] * sum(run.n_trs * run.dtype.itemsize for run in task.bold.runs)
+    for task in stages.get("average", ()):
+        assert isinstance(task, AverageBlock)
+        n_values = sum(header.n_trs for run in task.runs for header in run.bold)
+        n_bytes += 4 * n_values * (task.voxels[1] - task.voxels[0])
     for task in stages["fit"]:
         assert isinstance(task, FitBlock)
         left = [not unit.done(store) for unit in task.units]
         block = FitSizes.of(task, sizes)
-        n_bytes += sum(header.n_trs * header.dtype.itemsize for header in task.bold) * block.n_voxels
+        n_bytes += sum(run.n_trs * run.dtype.itemsize for run in task.bold.runs) * block.n_voxels
         for (weights, folds, kept), is_left in zip(block.units, left, strict=True):
             if not is_left:
                 continue
@@ -257,7 +287,9 @@ def _unit_flop(
     """Operations of one unit of a fit, and of its primal weights."""
     fit, of_weights = Flop(), Flop()
     for fold in folds:
-        fit += alphas_flop(fold, n_voxels) + refit_flop(fold, n_voxels, fold in kept)
+        wants_dual = fold in kept or fold.n_bands > 0
+        fit += alphas_flop(fold, n_voxels) + refit_flop(fold, n_voxels, wants_dual)
+        fit += nested_flop(fold, n_voxels)
     if weights == "primal":
         for fold in kept:
             of_weights += weights_flop(fold, n_voxels)
@@ -282,6 +314,16 @@ def _dual_saves(plan: Plan, store: Path) -> int:
         if weights is not None and spec.attributes.get("weights") == "primal":
             saved += weights.n_bytes - weights.n_bytes * spec.attributes["n_trs"] // weights.shape[2]
     return saved
+
+
+def _kernel_flop(sizes: FoldSizes) -> int:
+    """Of the Gram matrices of the spaces, which a thin design does without."""
+    return 0 if sizes.is_thin else 2 * sizes.n_trs**2 * sizes.n_features
+
+
+def _basis_flop(sizes: FoldSizes, n_rows: int) -> int:
+    """Of the eigenbasis of some rows."""
+    return SVD_FLOP * n_rows * sizes.n_columns**2 if sizes.is_thin else EIGH_FLOP * n_rows**3
 
 
 def _n_head(rank: int) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from array_api_compat import array_namespace, device
@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from hpcenc.tasks.cv_choice import Precision, choose_by_forms, exact_choice, last_argmin
 from hpcenc.tasks.cv_forms import CvForms
+from hpcenc.tasks.held_out import held_out_errors, null_errors
 from hpcenc.tasks.operators import FoldOperators, InnerOperators
-from hpcenc.tasks.scores import circular_shift_chance, pearson_r, r2
+from hpcenc.tasks.scores import circular_shift_chance, pearson_r, r2, split_r
 
 Array = Any
 """An array of NumPy, torch or another library of the array API."""
@@ -50,6 +51,13 @@ class BlockFit:
     agrees: Array
     """Whether the fast solver's alpha is the one by exact scores: 1 or 0, NaN where they were not compared;
     (n_voxels,), float64."""
+    r_repeat: Array
+    """`r` over the test rows of a repeated clip alone, (n_voxels,), float64; NaN if there are none."""
+    cv: Array
+    """1 - error / null error in the inner folds, with the chosen alpha, (n_voxels,), float64: by it
+    variants of one model are compared. NaN where it was not asked for."""
+    r_bands: Array | None
+    """What each band adds to `r`, (n_bands, n_voxels), float64; None where there are no bands."""
     dual: Array | None
     """Dual coefficients, (n_train, n_voxels), in units of z-scored BOLD; they sum to zero."""
 
@@ -118,16 +126,21 @@ def cross_validate(Y_train: Array, ops: FoldOperators) -> Array:
     return total / len(ops.inner)
 
 
-def choose_alphas(Y_train: Array, ops: FoldOperators) -> Array:
+def choose_alphas(Y_train: Array, ops: FoldOperators) -> tuple[Array, Array]:
     """Place of every voxel's best alpha in the grid; ties go to the larger alpha.
 
     Parameters and the score are those of `cross_validate`.
 
     Returns
     -------
-    array of shape (n_voxels,), int64
+    alpha_index : array of shape (n_voxels,), int64
+    errors : array of shape (n_voxels,), float64
+        Squared error with that alpha, mean over rows, then over inner folds.
     """
-    return last_argmin(-cross_validate(Y_train, ops))
+    errors = -cross_validate(Y_train, ops)
+    chosen = last_argmin(errors)
+    xp = array_namespace(errors)
+    return chosen, xp.take_along_axis(errors, chosen[:, None], axis=1)[:, 0]
 
 
 def refit(
@@ -214,6 +227,9 @@ def fit_block(
     n_check: int = 0,
     seed: int = 0,
     coarsely: Precision = nullcontext,
+    nested: bool = False,
+    repeat_rows: NDArray[np.intp] | Sequence[int] = (),
+    zscore: Literal["run", "movie"] = "run",
 ) -> BlockFit:
     """Fit and score one voxel block on one outer fold.
 
@@ -238,27 +254,50 @@ def fit_block(
     coarsely : callable
         Gives the context, such as TF32, for products that need few digits: the exact solver's scores of
         alphas, the fast one's coarse scores.
+    nested : bool
+        Score the inner folds too; the operators are made for it.
+    repeat_rows : array of int
+        Rows of `Y` in which a repeated clip is shown; those that do not test have no part.
+    zscore : {"run", "movie"}
+        Z-score within runs as above, or by one mean and scale of all used rows, test rows among them.
 
     Returns
     -------
     BlockFit
     """
-    bold = _standardise(Y, ops, run_onsets, sub_block)
-    agrees = None
+    bold = _standardise(Y, ops, run_onsets, sub_block, zscore)
+    agrees, errors = None, None
     if ops.fast is None:
-        chosen, predicted, dual = _fit_exact(bold.train, ops, want_dual, sub_block, coarsely)
+        chosen, errors, predicted, dual = _fit_exact(
+            bold.train, ops, want_dual or ops.band_kernels is not None, sub_block, coarsely
+        )
     else:
         chosen, agrees = _choose_fast(bold.train, ops.fast.forms, n_check, seed, coarsely)
         predicted, dual = refit_by_alpha(bold.train, ops, chosen)
+        errors = held_out_errors(dual, ops, chosen) if nested else None
 
     xp = array_namespace(Y)
     lengths = run_lengths(ops.test_rows, run_onsets)
+    apart = np.flatnonzero(np.isin(ops.test_rows, repeat_rows))
     scores, n_shifts = [], 0
     for part in _slices(predicted.shape[1], sub_block):
         pair = predicted[:, part], bold.test[:, part]
         chance, n_shifts = circular_shift_chance(*pair, lengths)
-        scores.append((pearson_r(*pair), r2(*pair), chance))
-    r, explained, chance = (xp.concat(list(parts)) for parts in zip(*scores, strict=True))
+        again = [_take_rows(values, apart) for values in pair] if len(apart) else None
+        r_repeat = xp.full_like(chance, math.nan) if again is None else pearson_r(*again)
+        scores.append((pearson_r(*pair), r2(*pair), chance, r_repeat))
+    r, explained, chance, r_repeat = (xp.concat(list(parts)) for parts in zip(*scores, strict=True))
+    r_bands = None
+    if ops.band_kernels is not None:
+        assert dual is not None
+        parts = [
+            split_r(xp.matmul(ops.band_kernels, dual[:, part]), bold.test[:, part])
+            for part in _slices(predicted.shape[1], sub_block)
+        ]
+        r_bands = bold.spread(xp.concat(parts, axis=1), math.nan)
+    cv = xp.full_like(r, math.nan)
+    if nested and errors is not None:
+        cv = 1 - errors / null_errors(bold.train, ops)
     return BlockFit(
         r=bold.spread(r, math.nan),
         r2=bold.spread(explained, math.nan),
@@ -267,8 +306,30 @@ def fit_block(
         chance=bold.spread(chance, math.nan),
         n_shifts=n_shifts,
         agrees=bold.spread(xp.full_like(r, math.nan) if agrees is None else agrees, math.nan),
+        r_repeat=bold.spread(r_repeat, math.nan),
+        cv=bold.spread(cv, math.nan),
+        r_bands=r_bands,
         dual=bold.spread(dual, math.nan) if want_dual else None,
     )
+
+
+def standardise_bold(
+    Y: Array,
+    ops: FoldOperators,
+    run_onsets: Sequence[int],
+    sub_block: int = 500,
+    zscore: Literal["run", "movie"] = "run",
+) -> tuple[Array, Array]:
+    """Training rows as `fit_block` z-scores them.
+
+    Returns
+    -------
+    train : array of shape (n_train, n_voxels)
+        Zero where a voxel is not valid.
+    valid : array of bool, shape (n_voxels,)
+    """
+    bold = _standardise(Y, ops, run_onsets, sub_block, zscore)
+    return bold.spread(bold.train, 0.0), bold.valid
 
 
 def join_fits(fits: Sequence[BlockFit]) -> BlockFit:
@@ -278,11 +339,13 @@ def join_fits(fits: Sequence[BlockFit]) -> BlockFit:
     xp = array_namespace(fits[0].r)
     scores = {
         name: xp.concat([getattr(fit, name) for fit in fits])
-        for name in ("r", "r2", "alpha", "alpha_index", "chance", "agrees")
+        for name in ("r", "r2", "alpha", "alpha_index", "chance", "agrees", "r_repeat", "cv")
     }
     duals = [fit.dual for fit in fits]
     dual = None if duals[0] is None else _joined(duals)
-    return BlockFit(**scores, n_shifts=fits[0].n_shifts, dual=dual)
+    bands = [fit.r_bands for fit in fits]
+    r_bands = None if bands[0] is None else xp.concat(bands, axis=1)
+    return BlockFit(**scores, n_shifts=fits[0].n_shifts, r_bands=r_bands, dual=dual)
 
 
 @dataclass(frozen=True, eq=False)
@@ -315,8 +378,15 @@ class _Standardised:
         return xp.where(self.valid, values, xp.full((), fill, dtype=values.dtype, device=device(values)))
 
 
-def _standardise(Y: Array, ops: FoldOperators, run_onsets: Sequence[int], sub_block: int) -> _Standardised:
+def _standardise(
+    Y: Array,
+    ops: FoldOperators,
+    run_onsets: Sequence[int],
+    sub_block: int,
+    zscore: Literal["run", "movie"],
+) -> _Standardised:
     xp = array_namespace(Y)
+    used = np.concatenate([ops.train_rows, ops.test_rows])
     train, test = _room(len(ops.train_rows), Y), _room(len(ops.test_rows), Y)
     valid = []
     for part in _slices(Y.shape[1], sub_block):
@@ -326,6 +396,10 @@ def _standardise(Y: Array, ops: FoldOperators, run_onsets: Sequence[int], sub_bl
             scored[:, part], is_valid = zscore_runs(_take_rows(Y[:, part], rows), lengths)
             both.append(is_valid)
         valid.append(xp.logical_and(*both))
+        if zscore == "movie":
+            together, _ = zscore_runs(_take_rows(Y[:, part], used), [len(used)])
+            together = xp.where(valid[-1], together, xp.zeros_like(together))
+            train[:, part], test[:, part] = together[: len(train), :], together[len(train) :, :]
     valid = xp.concat(valid)
 
     n_fitted = max(1, int(xp.sum(xp.astype(valid, xp.int64))))
@@ -338,17 +412,21 @@ def _standardise(Y: Array, ops: FoldOperators, run_onsets: Sequence[int], sub_bl
 
 def _fit_exact(
     Y_train: Array, ops: FoldOperators, want_dual: bool, sub_block: int, coarsely: Precision
-) -> tuple[Array, Array, Array | None]:
-    chosen = []
+) -> tuple[Array, Array, Array, Array | None]:
+    """Chosen alphas, their errors in the inner folds, predictions and dual coefficients."""
+    xp = array_namespace(Y_train)
+    chosen, errors = [], []
     predicted = _room(len(ops.test_rows), Y_train)
     dual = _room(len(ops.train_rows), Y_train) if want_dual else None
     for part in _slices(Y_train.shape[1], sub_block):
         with coarsely():
-            chosen.append(choose_alphas(Y_train[:, part], ops))
-        predicted[:, part], found = refit(Y_train[:, part], ops, chosen[-1], want_dual)
+            best, error = choose_alphas(Y_train[:, part], ops)
+        chosen.append(best)
+        errors.append(error)
+        predicted[:, part], found = refit(Y_train[:, part], ops, best, want_dual)
         if dual is not None:
             dual[:, part] = found
-    return array_namespace(Y_train).concat(chosen), predicted, dual
+    return xp.concat(chosen), xp.concat(errors), predicted, dual
 
 
 def _choose_fast(
@@ -358,6 +436,9 @@ def _choose_fast(
     xp = array_namespace(Y_train)
     by_voxel = xp.matrix_transpose(Y_train)
     n_voxels, where = Y_train.shape[1], device(Y_train)
+    if forms.steps.shape[0] == 0:  # one alpha
+        chosen = xp.zeros(n_voxels, dtype=xp.int64, device=where)
+        return chosen, xp.full(n_voxels, math.nan, dtype=xp.float64, device=where)
     chosen = choose_by_forms(by_voxel, forms, coarsely).alpha_index
     if n_check == 0:
         return chosen, xp.full(n_voxels, math.nan, dtype=xp.float64, device=where)

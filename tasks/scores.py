@@ -51,6 +51,33 @@ def r2(predicted: Array, Y: Array) -> Array:
     return 1 - errors / _nan_unless_positive(xp.sum(_centred(wide) ** 2, axis=0))
 
 
+def split_r(parts: Array, Y: Array) -> Array:
+    """What each part of a prediction adds to its correlation, in float64.
+
+    Parameters
+    ----------
+    parts : array of shape (n_parts, n_trs, n_voxels)
+        Their sum, up to a constant, is the prediction.
+    Y : array of shape (n_trs, n_voxels)
+
+    Returns
+    -------
+    array of shape (n_parts, n_voxels), float64
+        Covariances of the parts with `Y` over the standard deviations of `Y` and of the whole prediction:
+        they sum to its Pearson r. NaN where that is.
+
+    References
+    ----------
+    Dupre la Tour et al. (2022), NeuroImage 264, 119728 (scores of a joint model, split by feature space).
+    """
+    xp = array_namespace(parts, Y)
+    wide = xp.astype(parts, xp.float64)
+    centred = wide - xp.mean(wide, axis=1, keepdims=True)
+    whole = xp.sum(centred, axis=0)
+    scale = xp.sqrt(_nan_unless_positive(xp.sum(whole**2, axis=0)))
+    return xp.sum(centred * _unit_columns(Y)[None, :, :], axis=1) / scale
+
+
 def circular_shift_count(run_lengths: Sequence[int], min_shift_trs: int = 30) -> int:
     """Circular shifts behind `circular_shift_chance`; 0 where there are fewer than 2."""
     n_shifts = min(run_lengths) - 2 * min_shift_trs + 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from hpcenc.storage.errors import StudyError
 from hpcenc.storage.study import Study
@@ -13,6 +15,15 @@ REFERENCE_SETS = ("beats", "clip", "cavmae", "beats+clip")
 
 FILE_LAYER = "values"
 """The one layer of a feature space that comes from files."""
+
+BAND_RATIOS = (1e4, 1e3, 1e2, 1e1, 1.0, 1e-1, 1e-2, 1e-3, 1e-4)
+"""Scalings of the first band over that of the second: all that a grid of 5 x 5, from 0.01 to 100, can give.
+
+What both scalings share is a matter of alpha, of which each ratio has a path of its own.
+"""
+
+Kind = Literal["fits", "delays", "layers", "bands"]
+"""Of what is fitted: the models themselves, or one of the sweeps."""
 
 MODALITIES = {"beats": "audio", "clip": "vision", "cavmae": "audio-visual"}
 
@@ -31,13 +42,24 @@ class FeatureSpace:
 
 @dataclass(frozen=True)
 class Variant:
-    """One layer (or sum of layers) and one set of delays: one place on the variant axis."""
+    """One layer (or sum of layers), one set of delays, one scaling of bands: one place on the variant
+    axis."""
 
     spaces: tuple[FeatureSpace, ...]
     delays: tuple[int, ...]
+    scales: tuple[float, ...] = ()
+    """What the kernel of each space is multiplied with; all by 1 if empty."""
 
     def __str__(self) -> str:
         return "+".join(str(space) for space in self.spaces)
+
+    def label(self, kind: Kind) -> str:
+        """Its name among the variants of one feature set."""
+        if kind == "delays":
+            return f"{self} delay {self.delays[0]}"
+        if kind == "bands":
+            return f"{self} {self.scales[0]:g}:{self.scales[1]:g}"
+        return str(self)
 
 
 @dataclass(frozen=True)
@@ -49,6 +71,7 @@ class FeatureSet:
     label: str
     """As shown everywhere: ``beats+clip[untrained, seed 0]``."""
     variants: tuple[Variant, ...]
+    kind: Kind = "fits"
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -63,11 +86,12 @@ class FeatureSet:
 
 
 def select_feature_sets(study: Study, models: str = "all", layers: str = "default") -> tuple[FeatureSet, ...]:
-    """Feature sets that the command line asks for.
+    """Feature sets that the command line asks for, each followed by its sweeps.
 
     Parameters
     ----------
     study : Study
+        Its ``sweeps`` say which variants are fitted beside the models themselves.
     models : str
         ``all`` (the four of the reference study and every table of ``feature_files``), or names
         joined by commas; ``a+b`` is the sum of two.
@@ -94,9 +118,16 @@ def select_feature_sets(study: Study, models: str = "all", layers: str = "defaul
     if not names:
         problems.append("--models: empty; give `all` or names such as `beats,clip`")
     chosen = {} if layers in ("default", "all") else _chosen_layers(study, names, layers, problems)
+    problems += [
+        f"sweeps.bands: {name!r} is a sum of {name.count('+') + 1}; a fit in bands takes two. "
+        "Set it to false, or leave the sum out of --models"
+        for name in names
+        if study.sweeps.bands and name.count("+") > 1
+    ]
     if problems:
         raise StudyError(problems)
-    return tuple(_feature_set(study, name, layers, chosen) for name in names)
+    fits = [_feature_set(study, name, layers, chosen) for name in names]
+    return tuple(chosen for fit in fits for chosen in (fit, *_sweeps(study, fit)))
 
 
 def _split(text: str) -> tuple[str, ...]:
@@ -145,6 +176,21 @@ def _feature_set(study: Study, name: str, layers: str, chosen: dict[str, tuple[s
     is_model = any(source in catalogue.MODELS for source in sources)
     label = catalogue.label(name, study.models.weights, study.models.seed) if is_model else name
     return FeatureSet(name, label, variants)
+
+
+def _sweeps(study: Study, fit: FeatureSet) -> Iterator[FeatureSet]:
+    """The sweeps of one feature set that the study asks for."""
+    delays = tuple(
+        replace(variant, delays=(delay,)) for variant in fit.variants for delay in study.sweeps.delays
+    )
+    if delays:
+        yield replace(fit, variants=delays, kind="delays")
+    if study.sweeps.layers and any(source in catalogue.MODELS for source in fit.sources):
+        yield replace(_feature_set(study, fit.name, "all", {}), kind="layers")
+    if study.sweeps.bands and len(fit.sources) == 2:
+        scales = [(ratio, 1.0) if ratio >= 1 else (1.0, 1 / ratio) for ratio in BAND_RATIOS]
+        bands = tuple(replace(variant, scales=pair) for variant in fit.variants for pair in scales)
+        yield replace(fit, variants=bands, kind="bands")
 
 
 def _layers_of(study: Study, source: str, layers: str, chosen: dict[str, tuple[str, ...]]) -> tuple[str, ...]:

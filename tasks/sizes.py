@@ -9,7 +9,7 @@ from typing import Literal
 from hpcenc.storage.lagged import LagSizes, lag_sizes
 from hpcenc.tasks.fitting import FitBlock, WeightsKind
 from hpcenc.tasks.folds import OuterFold
-from hpcenc.tasks.operator_task import MakeOperators, Rows
+from hpcenc.tasks.operator_task import THIN_SHARE, MakeOperators, Rows
 from hpcenc.tasks.operators import largest_basis, operator_bytes
 from hpcenc.tasks.plan import Plan
 
@@ -33,6 +33,10 @@ class FoldSizes:
         Filters of the exact solver, an estimate.
     operator_bytes : int
         An estimate too.
+    nested : bool
+        Whether inner folds are scored.
+    n_bands : int
+        Bands that are scored by themselves; 0 where there are none.
     """
 
     solver: Literal["exact", "fast"]
@@ -46,27 +50,35 @@ class FoldSizes:
     lag: LagSizes
     n_basis: int
     operator_bytes: int
+    nested: bool = False
+    n_bands: int = 0
 
     @classmethod
     def of(cls, task: MakeOperators) -> FoldSizes:
         """Sizes of what an operator task makes."""
         rows = task.rows
-        fold, lag = _fold_of(rows, task.fold)
+        fold, lag = _fold_of(rows, task.fold, task.delays)
         widths = tuple(space.n_features for space in task.spaces)
         how = task.alpha_exponents, task.basis_tolerance
         n_basis = min(N_BASIS, largest_basis(*how))
+        n_train, n_test = int(fold.train.sum()), int(fold.test.sum())
+        n_bytes = operator_bytes(
+            fold, sum(widths) * len(task.delays), *how, task.solver, n_basis, task.nested
+        )
         return cls(
             solver=task.solver,
             n_trs=rows.n_trs,
-            n_train=int(fold.train.sum()),
-            n_test=int(fold.test.sum()),
+            n_train=n_train,
+            n_test=n_test,
             n_val=tuple(int(validation.sum()) for validation in fold.inner),
             n_alphas=len(task.alpha_exponents),
-            n_delays=len(rows.delays),
+            n_delays=len(task.delays),
             widths=widths,
             lag=lag,
             n_basis=n_basis,
-            operator_bytes=operator_bytes(fold, sum(widths) * len(rows.delays), *how, task.solver, n_basis),
+            operator_bytes=n_bytes + 4 * len(task.scales) * n_train * n_test,
+            nested=task.nested,
+            n_bands=len(task.scales),
         )
 
     @property
@@ -78,6 +90,11 @@ class FoldSizes:
     def n_columns(self) -> int:
         """Columns of the delayed design."""
         return self.n_features * self.n_delays
+
+    @property
+    def is_thin(self) -> bool:
+        """Whether operators are made from the design, as `MakeOperators` does."""
+        return self.solver == "exact" and self.n_columns <= THIN_SHARE * self.n_train
 
     def rank(self, n_rows: int) -> int:
         """Rank of a centred kernel of so many rows, at most."""
@@ -124,8 +141,8 @@ class FitSizes:
                 )
             )
         first, last = task.voxels
-        longest_run = max(header.n_trs for header in task.bold)
-        return cls(last - first, task.n_trs, longest_run, task.backend != "numpy", tuple(units))
+        longest_run = max(run.n_trs for run in task.bold.runs)
+        return cls(last - first, task.bold.n_trs, longest_run, task.backend != "numpy", tuple(units))
 
 
 def operator_sizes(plan: Plan) -> dict[str, FoldSizes]:
@@ -135,7 +152,7 @@ def operator_sizes(plan: Plan) -> dict[str, FoldSizes]:
 
 
 @lru_cache(maxsize=64)
-def _fold_of(rows: Rows, fold: int) -> tuple[OuterFold, LagSizes]:
+def _fold_of(rows: Rows, fold: int, delays: tuple[int, ...]) -> tuple[OuterFold, LagSizes]:
     """An outer fold and the transform of its weights: the feature sets of a study share them."""
     found = rows.folds()[fold]
-    return found, lag_sizes(rows.delays, rows.onsets, rows.n_trs, found.train)
+    return found, lag_sizes(delays, rows.onsets, rows.n_trs, found.train)

@@ -118,7 +118,7 @@ def _fits(store: Store, scores: Scores) -> Iterable[FitScores]:
             modality=attributes["modality"],
             subject=attributes["subject"],
             n_features=n_features,
-            n_columns=n_features * len(attributes["delays"]),
+            n_columns=n_features * len(variant["delays"]),
             n_constant=max(int(np.sum(scale == 0)) for scale in scales),
             folds=tuple(group["fold"] for group in groups),
             r=scores.r[:, place],

@@ -73,6 +73,35 @@ def test_a_run_killed_at_seeded_moments_resumes_to_the_same_bytes(
         check_resumes(study_file, f"moment-{moment}", wanted, pattern="", nth=moment + 1, how="kill")
 
 
+SWEPT = """
+[average]
+[sweeps]
+delays = [0, 1, 2]
+bands = true
+[feature_files.other]
+path = "mylab_{run}.npy"
+"""
+
+
+def test_sweeps_and_averages_killed_at_seeded_moments_resume_to_the_same_bytes(
+    study_file: Path,
+    edit: Callable[[str, str], None],
+    fill_undisturbed: Callable[..., Filled],
+    check_resumes: Callable[..., None],
+) -> None:
+    edit("[fit]\n", f"{SWEPT}[fit]\n")
+    models = "mylab,mylab+other"
+    wanted, n_touches = fill_undisturbed(study_file, models=models)
+    groups = ("bold/average", "delays/mylab/average", "delays/mylab-and-other/s1", "bands/mylab-and-other/s2")
+    assert {f"{group}/done/0" for group in groups} <= wanted.keys()
+    rng = np.random.default_rng(MOMENT_SEED)
+    moments = rng.choice(n_touches - AFTER_LAST_MARK, N_MOMENTS // 2, replace=False)
+    for moment in moments.tolist():
+        check_resumes(
+            study_file, f"moment-{moment}", wanted, models=models, pattern="", nth=moment + 1, how="kill"
+        )
+
+
 @pytest.mark.slow
 def test_a_run_killed_at_any_of_many_moments_resumes_to_the_same_bytes(
     study_file: Path, undisturbed: Filled, check_resumes: Callable[..., None]

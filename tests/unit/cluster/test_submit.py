@@ -18,7 +18,7 @@ from hpcenc.storage.groups import GroupSpec
 from hpcenc.storage.layout import lock_path
 from hpcenc.storage.lock import acquire, read_lock, this_process
 from hpcenc.storage.store import Store
-from hpcenc.storage.study import load_study
+from hpcenc.storage.study import Average, load_study
 
 STUDY = """\
 name = "x"
@@ -62,11 +62,16 @@ def test_preparing_writes_nothing(study_file: Path) -> None:
     assert sorted(study_file.parent.rglob("*")) == before
 
 
-def test_some_subjects_can_be_chosen_with_what_belongs_to_them(study_file: Path) -> None:
-    chosen = choose_subjects(load_study(study_file), " s3, s2")
-    assert chosen.subjects.ids == ("s3", "s2")
-    assert chosen.subjects.stimulus_of == {"s2": "v2"}
-    assert set(choose_subjects(chosen, "s2").subjects.runs_of) == set()
+def test_some_subjects_can_be_chosen_and_the_average_is_of_all_of_them(study_file: Path) -> None:
+    study = load_study(study_file)
+    chosen = choose_subjects(study, " s3, s2")
+    assert chosen.fitted == chosen.scanned == ("s2", "s3")
+    averaging = study.model_copy(update={"average": Average()})
+    assert averaging.fitted == ("s1", "s2", "s3", "average")
+    chosen = choose_subjects(averaging, "average")
+    assert chosen.fitted == ("average",)
+    assert chosen.scanned == ("s1", "s2", "s3")
+    assert choose_subjects(averaging, "s1").scanned == ("s1",)
 
 
 @pytest.mark.parametrize("subjects", ["s9", "s1,s1", " ,", ""])

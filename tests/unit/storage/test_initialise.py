@@ -10,10 +10,11 @@ import pytest
 from nibabel.cifti2 import BrainModelAxis, Cifti2Header, SeriesAxis
 
 from hpcenc.storage.bold import find_bold
+from hpcenc.storage.departures import MEANINGS, departures
 from hpcenc.storage.errors import StudyError
 from hpcenc.storage.hcp7t import runs
-from hpcenc.storage.initialise import StudyDraft, hcp7t_study, other_study
-from hpcenc.storage.study import Study, parse_study
+from hpcenc.storage.initialise import StudyDraft, hcp7t_study, other_study, parse_choices
+from hpcenc.storage.study import Average, Fit, Models, Study, parse_study
 
 HCP_RUNS = {"MOVIE1": "AP", "MOVIE2": "PA", "MOVIE3": "PA", "MOVIE4": "AP"}
 HCP_MOVIES = ("7T_MOVIE1_CC1", "7T_MOVIE2_HO1", "7T_MOVIE3_CC2", "7T_MOVIE4_HO2")
@@ -251,3 +252,63 @@ def test_movies_alone_become_runs_without_length(tmp_path: Path) -> None:
     data = tomllib.loads(draft.text)
     assert [Path(run["movie"]).name for run in data["runs"]] == ["a.mp4", "b\n\x7f# FIX: no.mp4"]
     assert sum("found no BOLD" in line for line in draft.missing) == 2
+
+
+def test_the_paper_preset_is_the_reference_study_as_published(hcp: Path) -> None:
+    draft = hcp7t_study(hcp / "bold", hcp / "movies", v1_subjects=(), choices=parse_choices("paper", None))
+    assert draft.missing == ()
+    study = parse(draft, hcp)
+    fit = study.fit
+    assert (study.preset, fit.delays) == ("paper", tuple(range(4, 14)))
+    assert (fit.split_s, sum(run.n_trs for run in study.runs) - fit.split_s) == (2924, 731)
+    assert (fit.alpha, fit.zscore_bold, fit.zscore_features) == ("shared", "movie", "movie")
+    assert (fit.rest, fit.repeat_train, fit.repeat_test) == ("keep", "keep", "keep")
+    assert study.average is not None
+    assert study.average.bold == "raw"
+    assert study.models.beats.checkpoint == "BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt"
+    assert (study.sweeps.delays, study.sweeps.layers, study.sweeps.bands) == (tuple(range(10)), True, True)
+
+
+def test_each_departure_of_the_paper_preset_is_named_with_what_it_means(hcp: Path) -> None:
+    paper = hcp7t_study(hcp / "bold", hcp / "movies", v1_subjects=(), choices=parse_choices("paper", None))
+    found = {departure.key: departure for departure in departures(parse(paper, hcp))}
+    assert list(found) == [
+        "fit.delays",
+        "fit.rest",
+        "fit.repeat_train",
+        "fit.split_s",
+        "fit.min_fold_trs",
+        "fit.zscore_bold",
+        "fit.zscore_features",
+        "fit.alpha",
+        "average.bold",
+    ]
+    assert (found["fit.split_s"].default, found["fit.split_s"].found) == ("none", "2924.0")
+    assert "on both sides" in found["fit.repeat_train"].meaning
+    default = hcp7t_study(hcp / "bold", hcp / "movies", v1_subjects=())
+    assert list(departures(parse(default, hcp))) == []
+
+
+@pytest.mark.parametrize(("preset", "window", "delays"), [
+    ("paper", "0-9", tuple(range(10))),
+    ("default", "4-13", tuple(range(4, 14))),
+    ("default", "3-3", (3,)),
+])  # fmt: skip
+def test_the_window_is_chosen_beside_the_preset(
+    preset: str, window: str, delays: tuple[int, ...], hcp: Path
+) -> None:
+    choices = parse_choices(preset, window)
+    draft = hcp7t_study(hcp / "bold", hcp / "movies", v1_subjects=(), choices=choices)
+    assert parse(draft, hcp).fit.delays == delays
+
+
+@pytest.mark.parametrize(("preset", "window"), [("papper", None), ("paper", "9-0"), ("default", "0,9")])
+def test_unknown_presets_and_windows_are_refused(preset: str, window: str | None) -> None:
+    with pytest.raises(StudyError, match=r"--preset: expected|--window: expected"):
+        parse_choices(preset, window)
+
+
+def test_every_meaning_is_of_a_setting_that_there_is() -> None:
+    tables = {"fit": Fit, "models": Models, "average": Average}
+    for table, key in MEANINGS:
+        assert key in tables[table].model_fields

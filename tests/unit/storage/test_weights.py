@@ -20,6 +20,7 @@ from hpcenc.storage.results import read_scores
 from hpcenc.storage.spaces import SpaceSource
 from hpcenc.storage.store import Store
 from hpcenc.storage.weights import read_weights, standardised_features
+from hpcenc.tasks.block_bold import BlockBold
 from hpcenc.tasks.fitting import FitBlock, FitUnit, VariantSource, fit_arrays
 from hpcenc.tasks.folds import RowPolicy, RunRows
 from hpcenc.tasks.operator_task import MakeOperators, Rows, operator_arrays
@@ -33,7 +34,7 @@ N_VOXELS = 40
 BROKEN = {3: np.nan, 17: 5.0}
 ROWS = Rows(
     tuple(RunRows(f"run{number}", n_trs, rest=((0, 6),)) for number, n_trs in enumerate(RUNS)),
-    DELAYS,
+    max(DELAYS),
     RowPolicy(),
     "rotate",
     (),
@@ -66,8 +67,9 @@ def make_operators(store: Store, spaces: tuple[SpaceSource, ...]) -> tuple[tuple
         arrays = operator_arrays(ROWS.n_trs, 8, sum(WIDTHS.values()))
         store.ensure_group(GroupSpec(group, f"{fold}" * 64, arrays, 1, attributes))
         MakeOperators(
-            unit=Unit(group, 0, f"{fold}" * 64), rows=ROWS, fold=fold, spaces=spaces,
-            alpha_exponents=tuple(np.linspace(-1, 3, 8)), basis_tolerance=1e-6, solver="exact", folder=folder,
+            unit=Unit(group, 0, f"{fold}" * 64), rows=ROWS, fold=fold, spaces=spaces, delays=DELAYS,
+            alpha_exponents=tuple(np.linspace(-1, 3, 8)), basis_tolerance=1e-6, solver="exact", nested=False,
+            folder=folder,
         ).run(store, None)  # fmt: skip
         places.append((group, folder))
     return tuple(places)
@@ -89,7 +91,9 @@ def write_bold(folder: Path, spaces: NDArray[np.float32]) -> tuple[Path, ...]:
 def fit(store: Store, spaces: tuple[SpaceSource, ...], weights: Literal["primal", "dual", "none"]) -> None:
     """Fit subject ``weights``, whose weights of the last two folds are kept in that form."""
     variant = VariantSource(
-        spaces, tuple((f"operators/{fold}", store.path.parent / f"cache/{fold}") for fold in range(len(RUNS)))
+        spaces,
+        tuple((f"operators/{fold}", store.path.parent / f"cache/{fold}") for fold in range(len(RUNS))),
+        DELAYS,
     )
     kept = (2, 3)
     arrays = fit_arrays(
@@ -99,11 +103,11 @@ def fit(store: Store, spaces: tuple[SpaceSource, ...], weights: Literal["primal"
     attributes: dict[str, Any] = {
         "weights": weights,
         "weight_folds": list(kept),
-        "delays": list(DELAYS),
         "onsets": list(ROWS.onsets),
         "block": 2_500,
         "variants": [
             {
+                "delays": list(DELAYS),
                 "spaces": [space.as_dict() for space in spaces],
                 "operators": [group for group, _ in variant.operators],
             }
@@ -116,11 +120,11 @@ def fit(store: Store, spaces: tuple[SpaceSource, ...], weights: Literal["primal"
         subject=weights,
         block=0,
         voxels=(0, N_VOXELS),
-        bold=tuple(read_header(store.path.parent / f"{run.name}.npy") for run in ROWS.runs),
-        grayordinates="all",
-        onsets=ROWS.onsets,
-        n_trs=ROWS.n_trs,
-        delays=DELAYS,
+        bold=BlockBold(
+            tuple(read_header(store.path.parent / f"{run.name}.npy") for run in ROWS.runs), ROWS.onsets, "all"
+        ),
+        zscore="run",
+        repeat_rows=(),
         backend="numpy",
         tf32=False,
         fits=(FitUnit(unit, (variant,), weights, kept, ()),),

@@ -158,12 +158,14 @@ def test_more_bytes_than_the_disk_has_are_refused(folder: Path) -> None:
 
 def test_operators_beside_the_store_need_space_too(folder: Path) -> None:
     unit = Unit("operators/o", 0, "d" * 64, cached=folder / "cache", cached_bytes=4 * 10**15)
-    rows = Rows((), (1,), RowPolicy(), "single", ("A",))
+    rows = Rows((), 1, RowPolicy(), "single", ("A",))
     task = MakeOperators(
         unit=unit,
         rows=rows,
         fold=0,
         spaces=(),
+        delays=(1,),
+        nested=False,
         alpha_exponents=(0.0,),
         basis_tolerance=1e-5,
         solver="exact",

@@ -20,7 +20,7 @@ DELAYS = (1, 2)
 EXPONENTS = (-1.0, 1.0, 3.0)
 ROWS = Rows(
     runs=tuple(RunRows(name, n_trs, rest=((0, 3),)) for name, n_trs in zip("ABC", N_TRS, strict=True)),
-    delays=DELAYS,
+    longest_delay=max(DELAYS),
     policy=RowPolicy(),
     outer="rotate",
     test_runs=(),
@@ -56,9 +56,11 @@ def task(store: Store, fold: int = 1) -> MakeOperators:
         rows=ROWS,
         fold=fold,
         spaces=spaces,
+        delays=DELAYS,
         alpha_exponents=EXPONENTS,
         basis_tolerance=1e-6,
         solver="exact",
+        nested=False,
         folder=store.path.parent / "operators",
     )
 

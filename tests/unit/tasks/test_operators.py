@@ -130,7 +130,7 @@ def test_every_matrix_and_no_row_index_moves_to_the_device(fold):
     ops = make_operators(kernel_and_design(fold, 5)[0], fold, EXPONENTS)
     moved = []
     again = ops_to_device(ops, lambda array: moved.append(id(array)) or array)
-    stays = {"train_rows", "test_rows"} | {
+    stays = {"train_rows", "test_rows", "inner_rows"} | {
         f"inner-{index}-{name}" for index in range(3) for name in ("train_rows", "val_rows")
     }
     arrays = to_arrays(ops)

@@ -386,7 +386,7 @@ def test_subjects_of_the_same_runs_share_operators(tmp_path: Path) -> None:
 def test_bytes_to_write_are_those_of_the_arrays_and_of_the_operators_beside_the_store(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, models="mylab")
     n_rows = sum(N_TRS.values())
-    scores = 5 * 4 * N_VOXELS
+    scores = (5 + 3) * 4 * N_VOXELS  # with norms of weights at three delays
     weights = 4 * 7 * 3 * N_VOXELS
     operators = n_rows + 8 * 20 + 2 * 8 * 7
     (unit,) = (unit for task in plan.stages[2].tasks for unit in task.units)
@@ -424,9 +424,9 @@ GOLDEN = {
     "features/clip-untrained-seed-0/main/a": "be58073281c0d4ab",
     "features/beats-untrained-seed-0/main/a": "1a7c216417e6be9b",
     "features/mylab/files/a": "f9527d6bbb58a9a5",
-    "operators/a5199d1b23ba7497": "a5199d1b23ba7497",
-    "fits/clip-untrained-seed-0/s1": "991115bd4d98a4a1",
-    "fits/mylab/s1": "5221d7255ac8b222",
+    "operators/fdefdd32ca060299": "fdefdd32ca060299",
+    "fits/clip-untrained-seed-0/s1": "f16f51c2575fff00",
+    "fits/mylab/s1": "5bea9ce68bb66971",
 }
 
 

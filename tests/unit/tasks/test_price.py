@@ -43,16 +43,18 @@ N_FEATURES, N_VOXELS = 30, 300
 SINGLE, DOUBLE = np.dtype("float32"), np.dtype("float64")
 
 
-def task_of(solver: Any, delays: tuple[int, ...] = ALL_DELAYS) -> MakeOperators:
+def task_of(solver: Any, delays: tuple[int, ...] = ALL_DELAYS, nested: bool = False) -> MakeOperators:
     runs = tuple(RunRows(name, 80) for name in "ABCD")
     return MakeOperators(
         unit=Unit("operators/x", 0, "x", cached=Path("x"), cached_bytes=1),
-        rows=Rows(runs, delays, RowPolicy(), "single", ("D",)),
+        rows=Rows(runs, max(delays), RowPolicy(), "single", ("D",)),
         fold=0,
         spaces=(SpaceSource("x", (("x",),), "single", N_FEATURES),),
+        delays=delays,
         alpha_exponents=EXPONENTS,
         basis_tolerance=1e-5,
         solver=solver,
+        nested=nested,
         folder=Path("x"),
     )
 
@@ -62,9 +64,9 @@ def features_of(task: MakeOperators) -> Any:
 
 
 def operators_of(task: MakeOperators) -> FoldOperators:
-    kernel = window_gram(base_gram(features_of(task)), task.rows.delays, task.rows.onsets)
+    kernel = window_gram(base_gram(features_of(task)), task.delays, task.rows.onsets)
     (fold,) = task.rows.folds()
-    return make_operators(kernel, fold, EXPONENTS, solver=task.solver)
+    return make_operators(kernel, fold, EXPONENTS, solver=task.solver, nested=task.nested)
 
 
 def bold(operators: FoldOperators) -> Any:

@@ -1,0 +1,87 @@
+"""How a study departs from the defaults of hpcenc, and what each departure means for its results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from hpcenc.storage.study import Average, Fit, Models, Study
+
+MEANINGS = {
+    ("fit", "delays"): "another FIR window than the default one",
+    (
+        "fit",
+        "rest",
+    ): "rest rows are kept: any feature predicts the response to a movie that goes on and off, which "
+    "raises r without telling anything of the features",
+    (
+        "fit",
+        "repeat_train",
+    ): "a clip that the test shows too stands in training as well: the same stimulus is on both "
+    "sides, so that r is in part that of a stimulus already seen",
+    ("fit", "repeat_test"): "the repeated clip is scored in another way than the other rows",
+    (
+        "fit",
+        "split_s",
+    ): "the movie is cut in two at one moment: the test rows are of one run, the first of them follow "
+    "training rows within seconds, and one cut says nothing of the spread",
+    ("fit", "min_fold_trs"): "a run with few training rows joins its neighbour in the inner folds",
+    (
+        "fit",
+        "zscore_bold",
+    ): "mean and scale of BOLD are of the whole movie, test rows among them; runs keep their "
+    "differences in level",
+    ("fit", "zscore_features"): "mean and scale of features are of the whole movie, test rows among them",
+    (
+        "fit",
+        "alpha",
+    ): "one penalty for all vertices, whatever their signal: too strong for some, too weak for others",
+    ("fit", "alpha_exponents"): "another range of penalties",
+    ("fit", "n_alphas"): "another number of penalties",
+    ("fit", "outer"): "other outer folds than the last run alone",
+    ("fit", "test_runs"): "other test runs than the last one",
+    ("fit", "solver"): "the solver is given, not chosen by size",
+    ("fit", "tf32"): "penalties are chosen in reduced precision",
+    ("models", "weights"): "untrained networks: a control",
+    ("models", "n_layers"): "networks of fewer layers than the published ones",
+    ("models", "audio_window_s"): "another audio context",
+    ("models", "audio_align"): "audio windows are centred on the row, so that features know what comes",
+    ("models", "audio_pool"): "tokens of the whole window are pooled, which smears features over its length",
+    ("average", "bold"): "raw BOLD is averaged, so that a subject with a larger scale counts more",
+    ("average", "mixed_versions"): "subjects who saw different versions of the stimulus are averaged",
+}
+"""What a value other than the default one does, by table and key; keys that change no result are not among
+them."""
+
+AS_PUBLISHED = "as published by the reference study"
+
+
+@dataclass(frozen=True)
+class Departure:
+    """One setting that is not the default one."""
+
+    key: str
+    default: str
+    found: str
+    meaning: str
+
+
+def departures(study: Study) -> Iterator[Departure]:
+    """Settings of a study that change results and are not the defaults, in the order of `MEANINGS`."""
+    defaults: dict[str, Any] = {"fit": Fit(), "models": Models(), "average": Average()}
+    tables: dict[str, Any] = {"fit": study.fit, "models": study.models, "average": study.average}
+    for (table, key), meaning in MEANINGS.items():
+        if tables[table] is None:
+            continue
+        default, found = getattr(defaults[table], key), getattr(tables[table], key)
+        if found != default:
+            yield Departure(f"{table}.{key}", _text(default), _text(found), meaning)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, tuple):
+        return " ".join(map(str, value)) or "none"
+    return str(value)

@@ -1,0 +1,101 @@
+"""The nested choice among variants: by the inner folds, so that no test row has a say in what it scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class NestedChoice:
+    """What every vertex chose.
+
+    Attributes
+    ----------
+    variant : array of int, shape (n_folds, n_voxels)
+        Place on the variant axis with the best score of the inner folds, in each outer fold; the first of
+        equals. -1 where a score is undefined.
+    r : array of shape (n_folds, n_voxels)
+        r over the test rows with that variant.
+    chance : array of shape (n_folds, n_voxels)
+        Chance level of that r.
+    best : array of int, shape (n_voxels,)
+        The variant to show: that of the best mean score over outer folds, which decides no r. -1 where the
+        vertex has none: its mean r over outer folds is not above its mean chance level, or is undefined.
+    """
+
+    variant: NDArray[np.intp]
+    r: Floats
+    chance: Floats
+    best: NDArray[np.intp]
+
+    @property
+    def mean_r(self) -> NDArray[np.float64]:
+        """Plain mean of `r` over outer folds, (n_voxels,); NaN where undefined in any."""
+        mean: NDArray[np.float64] = self.r.mean(axis=0, dtype=np.float64)
+        return mean
+
+
+def choose_variants(cv: Floats, r: Floats, chance: Floats) -> NestedChoice:
+    """Choose each vertex's variant inside the training runs.
+
+    Parameters
+    ----------
+    cv, r, chance : array of shape (n_folds, n_variants, n_voxels)
+        Score of the inner folds, r over the test rows and its chance level. A vertex that is undefined in
+        any variant has no choice.
+
+    Returns
+    -------
+    NestedChoice
+    """
+    defined = np.isfinite(cv).all(axis=1)
+    ranked = np.where(np.isfinite(cv), cv, -np.inf)
+    variant = ranked.argmax(axis=1)
+
+    def of_choice(values: Floats) -> Floats:
+        chosen = np.take_along_axis(values, variant[:, None], axis=1)[:, 0]
+        return np.where(defined, chosen, np.nan)
+
+    chosen_r, chosen_chance = of_choice(r), of_choice(chance)
+    above = chosen_r.mean(axis=0) > chosen_chance.mean(axis=0)
+    best = np.where(above, ranked.mean(axis=0).argmax(axis=0), -1)
+    return NestedChoice(np.where(defined, variant, -1), chosen_r, chosen_chance, best)
+
+
+def best_fixed_variant(cv: Floats) -> int:
+    """The one variant that is best for all vertices together, by the inner folds of all outer folds.
+
+    Parameters
+    ----------
+    cv : array of shape (n_folds, n_variants, n_voxels)
+
+    Returns
+    -------
+    int
+        Place of the best mean over the vertices that are defined in all variants; the first of equals, -1
+        where there is no such vertex.
+    """
+    defined = np.isfinite(cv).all(axis=(0, 1))
+    if not defined.any():
+        return -1
+    return int(cv[:, :, defined].mean(axis=(0, 2), dtype=np.float64).argmax())
+
+
+def values_of(best: NDArray[np.intp], values: Sequence[float]) -> NDArray[np.float64]:
+    """A map of what variants stand for, such as delays in TRs: NaN where there is no best one.
+
+    Parameters
+    ----------
+    best : array of int, shape (n_voxels,)
+        Places on the variant axis, or -1.
+    values : sequence of float
+        One for each variant.
+    """
+    return np.append(np.asarray(values, dtype=np.float64), np.nan)[best]

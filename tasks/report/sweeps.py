@@ -1,0 +1,261 @@
+"""What sweeps over delays, layers and bands found: curves, nested choices, and what each of them scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpcenc.storage.layout import BAND_R
+from hpcenc.storage.results import Scores, fit_groups, read_scores
+from hpcenc.storage.store import Store
+from hpcenc.tasks.nested import NestedChoice, best_fixed_variant, choose_variants, values_of
+
+Floats = NDArray[np.floating[Any]]
+Masks = Mapping[str, NDArray[np.bool_]]
+"""Regions by their names: which voxels belong to each, (n_voxels,)."""
+
+ALL_VERTICES = "all vertices"
+"""The name under which curves have the mean over all valid vertices."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """One sweep of a feature set in one subject.
+
+    Attributes
+    ----------
+    kind : {"delays", "layers", "bands"}
+    labels : tuple of str
+        Of its variants.
+    values : tuple of float
+        What they stand for: a delay in TRs, a depth from 1, the ratio of the first band's scaling to the
+        second's.
+    folds : tuple of str
+    curves : dict of str to array of shape (n_variants,)
+        Mean r over the valid vertices, of all and of each region; r of a vertex is its mean over folds. NaN
+        where a region has no valid vertex.
+    n_valid : dict of str to int
+        Valid vertices behind each curve: those where r is defined in every variant and fold.
+    best : array of int, shape (n_voxels,)
+        Place of the variant that each vertex chose, -1 where it is not above its chance level.
+    nested_r : array of shape (n_voxels,)
+        Mean over folds of r with the variant that the vertex chose in each of them.
+    band_r : dict of str to array of shape (n_voxels,)
+        What each band adds to `nested_r`; empty where there are no bands.
+    fixed : int
+        The one variant that is best for all vertices by their inner folds, -1 if there is none.
+    fixed_r : array of shape (n_voxels,)
+        Mean r over folds with that one.
+    """
+
+    kind: str
+    feature_set: str
+    subject: str
+    labels: tuple[str, ...]
+    values: tuple[float, ...]
+    folds: tuple[str, ...]
+    curves: dict[str, NDArray[np.float64]]
+    n_valid: dict[str, int]
+    best: NDArray[np.intp]
+    nested_r: NDArray[np.float64]
+    band_r: dict[str, NDArray[np.float64]]
+    fixed: int
+    fixed_r: NDArray[np.float64]
+    blocks_done: int
+    blocks: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether every voxel block is done."""
+        return self.blocks_done == self.blocks
+
+    @property
+    def best_values(self) -> NDArray[np.float64]:
+        """What each vertex's best variant stands for, (n_voxels,); NaN where it has none."""
+        return values_of(self.best, self.values)
+
+    @property
+    def share_with_best(self) -> float:
+        """Share of valid vertices that have a best variant."""
+        n_valid = self.n_valid[ALL_VERTICES]
+        return float(np.count_nonzero(self.best >= 0)) / n_valid if n_valid else math.nan
+
+
+def read_sweeps(store: Store, kind: str, regions: Masks | None = None) -> Iterator[Sweep]:
+    """Sweeps of one kind that a store holds, read one after the other.
+
+    Parameters
+    ----------
+    kind : {"delays", "layers", "bands"}
+    regions : mapping, optional
+        Regions that have curves of their own.
+    """
+    for group in fit_groups(store, kind):
+        yield summarise_sweep(read_scores(store, group), regions or {})
+
+
+def summarise_sweep(scores: Scores, regions: Masks) -> Sweep:
+    """What a sweep found, from its scores."""
+    attributes = scores.attributes
+    cv = scores.more["cv"]
+    choice = choose_variants(cv, scores.r, scores.chance)
+    fixed = best_fixed_variant(cv)
+    mean_r = scores.r.mean(axis=0, dtype=np.float64)
+    valid = np.isfinite(mean_r).all(axis=0)
+    masks = {ALL_VERTICES: np.ones(len(valid), dtype=bool)} | dict(regions)
+    return Sweep(
+        kind=attributes["kind"],
+        feature_set=attributes["feature_set"],
+        subject=attributes["subject"],
+        labels=tuple(variant["label"] for variant in attributes["variants"]),
+        values=variant_values(attributes),
+        folds=tuple(attributes["folds"]),
+        curves={name: _means(mean_r, valid & mask) for name, mask in masks.items()},
+        n_valid={name: int(np.count_nonzero(valid & mask)) for name, mask in masks.items()},
+        best=choice.best,
+        nested_r=choice.mean_r,
+        band_r=_band_r(scores, choice),
+        fixed=fixed,
+        fixed_r=mean_r[fixed] if fixed >= 0 else np.full(len(valid), np.nan),
+        blocks_done=scores.blocks_done,
+        blocks=scores.blocks,
+    )
+
+
+def variant_values(attributes: Mapping[str, Any]) -> tuple[float, ...]:
+    """What the variants of a sweep stand for, in the order of its axis."""
+    variants = attributes["variants"]
+    if attributes["kind"] == "delays":
+        return tuple(float(variant["delays"][0]) for variant in variants)
+    if attributes["kind"] == "bands":
+        return tuple(variant["scales"][0] / variant["scales"][1] for variant in variants)
+    return tuple(float(place) for place in range(1, len(variants) + 1))
+
+
+def spread_over_subjects(
+    curves: Sequence[NDArray[np.float64]],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean curve and standard deviation between subjects.
+
+    Parameters
+    ----------
+    curves : sequence of array of shape (n_variants,)
+
+    Returns
+    -------
+    mean : array of shape (n_variants,)
+    deviation : array of shape (n_variants,)
+        Of the sample (n - 1); NaN for one subject.
+    """
+    stacked = np.stack(curves)
+    if len(stacked) == 1:
+        return stacked[0], np.full(stacked.shape[1], np.nan)
+    return stacked.mean(axis=0), stacked.std(axis=0, ddof=1)
+
+
+@dataclass(frozen=True)
+class CurveRow:
+    """One point of a curve: a variant in a region of one subject."""
+
+    kind: str
+    feature_set: str
+    subject: str
+    region: str
+    variant: str
+    value: float
+    n_valid: int
+    mean_r: float
+
+
+@dataclass(frozen=True)
+class ChoiceRow:
+    """What a subject gains where every vertex chooses its own variant; r over the vertices valid in all of
+    them.
+
+    Attributes
+    ----------
+    fixed : str
+        The best variant for all vertices together, by the inner folds.
+    share_with_best : float
+        Vertices above their own chance level with the variant that they chose.
+    """
+
+    kind: str
+    feature_set: str
+    subject: str
+    n_valid: int
+    fixed: str
+    fixed_mean_r: float
+    nested_mean_r: float
+    window_mean_r: float
+    share_with_best: float
+
+
+def curve_rows(sweeps: Iterable[Sweep]) -> tuple[CurveRow, ...]:
+    """All points of all curves."""
+    return tuple(
+        CurveRow(
+            kind=sweep.kind,
+            feature_set=sweep.feature_set,
+            subject=sweep.subject,
+            region=region,
+            variant=sweep.labels[place],
+            value=sweep.values[place],
+            n_valid=sweep.n_valid[region],
+            mean_r=float(curve[place]),
+        )
+        for sweep in sweeps
+        for region, curve in sweep.curves.items()
+        for place in range(len(sweep.labels))
+    )
+
+
+def choice_row(sweep: Sweep, window_r: NDArray[np.float64] | None = None) -> ChoiceRow:
+    """What the choice of one subject scores.
+
+    Parameters
+    ----------
+    sweep : Sweep
+    window_r : array of shape (n_voxels,), optional
+        r of the fit with the whole FIR window, default layer and one penalty, mean over folds.
+    """
+    valid = np.isfinite(sweep.nested_r)
+    window = np.full(len(valid), np.nan) if window_r is None else window_r
+    return ChoiceRow(
+        kind=sweep.kind,
+        feature_set=sweep.feature_set,
+        subject=sweep.subject,
+        n_valid=int(np.count_nonzero(valid)),
+        fixed=sweep.labels[sweep.fixed] if sweep.fixed >= 0 else "",
+        fixed_mean_r=_mean(sweep.fixed_r[valid]),
+        nested_mean_r=_mean(sweep.nested_r[valid]),
+        window_mean_r=_mean(window[valid]),
+        share_with_best=sweep.share_with_best,
+    )
+
+
+def _band_r(scores: Scores, choice: NestedChoice) -> dict[str, NDArray[np.float64]]:
+    found = {}
+    for name, values in scores.more.items():
+        if name.startswith(BAND_R):
+            chosen = np.take_along_axis(values, np.maximum(choice.variant, 0)[:, None], axis=1)[:, 0]
+            mean = np.where(choice.variant >= 0, chosen, np.nan).mean(axis=0, dtype=np.float64)
+            found[name.removeprefix(BAND_R)] = mean
+    return found
+
+
+def _means(values: NDArray[np.float64], mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Means of rows over some columns, NaN where there are none."""
+    if not mask.any():
+        return np.full(len(values), np.nan)
+    return np.asarray(values[:, mask].mean(axis=1))
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    """Mean, NaN where there is no value or one of them is undefined."""
+    return float(values.mean()) if values.size else math.nan
