@@ -12,7 +12,11 @@ StudyFile = Annotated[Path, typer.Argument(metavar="[STUDY]", help="Study file; 
 
 ModelsOption = Annotated[
     str,
-    typer.Option("--models", help="all, or feature sets joined by commas: beats, clip, cavmae, beats+clip."),
+    typer.Option(
+        "--models",
+        help="all, or feature sets joined by commas: beats, beats-tags, clip, cavmae, cavmae-audio, "
+        "cavmae-visual, cavmae-concat, sums such as beats+clip. `hpcenc models` lists them.",
+    ),
 ]
 LayersOption = Annotated[
     str, typer.Option("--layers", help="default, all, or MODEL/LAYER joined by commas, such as beats/6.")

@@ -139,15 +139,20 @@ def check_line(name: str, passed: bool | None, said: str) -> str:
 
 
 def model_table() -> list[dict[str, Any]]:
-    """Models with their layers and checkpoint files, as plain values."""
+    """Models with their layers, feature sets and checkpoint files, as plain values."""
     from hpcenc.tasks.models import catalogue
-    from hpcenc.tasks.selection import MODALITIES
+    from hpcenc.tasks.models.official_files import expected_files
 
     return [
         {
             "model": model,
-            "modality": MODALITIES[model],
+            "modality": catalogue.modality(model, catalogue.default_layer(model)),
             "default_layer": catalogue.default_layer(model),
+            "feature_sets": {
+                name: catalogue.default_layer(name)
+                for name, (of_model, _) in catalogue.FEATURE_SETS.items()
+                if of_model == model
+            },
             "layers": list(catalogue.all_layer_names(model)),
             "checkpoints": [
                 {
@@ -155,8 +160,9 @@ def model_table() -> list[dict[str, Any]]:
                     "megabytes": round(file.size_bytes / 1e6),
                     "what": file.what,
                     "from": file.origin,
+                    "has_tags": file.has_tags,
                 }
-                for file in catalogue.expected_files(model)
+                for file in expected_files(model)
             ],
         }
         for model in catalogue.MODELS
@@ -167,6 +173,8 @@ def model_lines() -> Iterator[str]:
     """Lines of the models."""
     for model in model_table():
         yield f"{model['model']} ({model['modality']}), default layer {model['default_layer']}"
+        sets = ", ".join(f"{name} ({layer})" for name, layer in model["feature_sets"].items())
+        yield f"  feature sets: {sets}"
         yield f"  layers: {', '.join(model['layers'])}"
         for file in model["checkpoints"]:
             yield f"  checkpoint: {file['file']} ({file['megabytes']} MB)"

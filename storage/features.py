@@ -11,6 +11,33 @@ from hpcenc.storage.spaces import SpaceSource
 from hpcenc.storage.store import Store
 
 
+def read_feature_names(store: Store, source: SpaceSource) -> tuple[str, ...]:
+    """Names of a space's features, for tables and figures.
+
+    Parameters
+    ----------
+    store : Store
+    source : SpaceSource
+
+    Returns
+    -------
+    tuple of str, of length n_features
+        Of tags AudioSet's words (``Speech``) where they were known, else its ids (``/m/09x0r``); of all
+        others their places from 0 on, for they have no names.
+
+    Raises
+    ------
+    StoreError
+        If the array is not there.
+    """
+    if source.how == "single":
+        attributes = store.array(source.arrays[0][0]).attrs
+        for key in ("display_name", "mid"):
+            if key in attributes:
+                return tuple(attributes[key])
+    return tuple(str(place) for place in range(source.n_features))
+
+
 def read_space(store: Store, source: SpaceSource) -> NDArray[np.float32]:
     """Features of a space on the TR grid, runs one after the other.
 

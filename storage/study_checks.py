@@ -12,7 +12,17 @@ from hpcenc.storage.layout import AVERAGE, slug
 if TYPE_CHECKING:
     from hpcenc.storage.study import Run, Study
 
-MODEL_NAMES = ("beats", "clip", "cavmae")
+MODEL_SETS = (
+    "beats",
+    "beats-tags",
+    "clip",
+    "cavmae",
+    "cavmae-audio",
+    "cavmae-visual",
+    "cavmae-concat",
+    "cavmae-tags",
+)
+"""Names of the feature sets of one model each, which no feature file may have."""
 
 _ROUNDED_S = 0.01
 """Seconds of a segment may come from a table of two decimals."""
@@ -92,7 +102,7 @@ def _fit_problems(study: Study) -> Iterator[str]:
         whole_s = sum(run.n_trs for run in study.runs) * study.tr_s
         if fit.split_s >= whole_s:
             yield f"fit.split_s: the runs last {whole_s:g} s together, found {fit.split_s:g} s to train on"
-    known = (*MODEL_NAMES, *study.feature_files)
+    known = (*MODEL_SETS, *study.feature_files)
     for exception in fit.weights_exceptions:
         name = re.sub(r"\[[^\]]*\]$", "", exception.feature_set)  # a label, such as clip[untrained, seed 0]
         if not set(name.split("+")) <= set(known):
@@ -171,5 +181,5 @@ def _name_problems(study: Study) -> Iterator[str]:
             if len(same) > 1:
                 yield f"{key}: {', '.join(same)} differ in case or signs only; rename them"
     for name in study.feature_files:
-        if name in MODEL_NAMES or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        if name in MODEL_SETS or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
             yield f"feature_files.{name}: choose another name (letters, digits, '-' and '_'; not a model's)"

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hpcenc.storage.groups import ArraySpec
 from hpcenc.tasks.decoding import CHUNK_TRS, chunk_rows
-from hpcenc.tasks.models.catalogue import ModelSpec, stored_layers
+from hpcenc.tasks.models.catalogue import TAGS, ModelSpec, stored_layers
 from hpcenc.tasks.records import Fact, UnitTask
 from hpcenc.tasks.selection import FILE_LAYER
 
@@ -27,14 +27,25 @@ IMPORT_VERSION = 1
 """Part of the digest of features from files: raised by hand whenever reading them changes."""
 
 
-def feature_arrays(spec: ModelSpec, n_trs: int) -> dict[str, ArraySpec]:
-    """Arrays of one model on one run: every layer, in chunks of a movie chunk."""
+def feature_arrays(
+    spec: ModelSpec, n_trs: int, tag_labels: Mapping[str, Any] | None = None
+) -> dict[str, ArraySpec]:
+    """Arrays of one model on one run: every layer, in chunks of a movie chunk.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+    n_trs : int
+    tag_labels : mapping, optional
+        What is known of the tags' names, for the attributes of their array.
+    """
     return {
         layer.name: ArraySpec(
             (n_trs, layer.n_features),
             (CHUNK_TRS, layer.n_features),
             "float32",
             ("tr", f"{layer.name}_feature"),  # layers of one group may differ in width
+            attributes=tag_labels if layer.name == TAGS else None,
         )
         for layer in stored_layers(spec)
     }
@@ -63,6 +74,8 @@ def deciding_values(spec: ModelSpec) -> dict[str, str | int | float]:
         idle |= {"seed"}
     if not needs_audio(spec):
         idle |= {"window_s", "align", "pool"}
+    if spec.n_tags is None:
+        idle |= {"n_tags"}
     return {name: value for name, value in asdict(spec).items() if name not in idle}
 
 

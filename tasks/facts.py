@@ -45,12 +45,15 @@ class ModelFacts:
         SHA-256 of the checkpoint, or what stands for it in an untrained model.
     checkpoint : mapping
         What the file was recognised as.
+    tag_labels : mapping
+        What is known of the names of its tags: ``mid``, ``display_name``.
     """
 
     spec: ModelSpec
     label: str
     weights: str
     checkpoint: Mapping[str, Any] = field(default_factory=dict)
+    tag_labels: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ class FeaturePlanner:
         units = [Unit(group, chunk, key) for chunk in range(len(frames))]
         if group in self.groups:
             return group, units
-        arrays = extraction.feature_arrays(found.spec, run.n_trs)
+        arrays = extraction.feature_arrays(found.spec, run.n_trs, found.tag_labels)
         attributes = {
             **inputs,
             "label": found.label,

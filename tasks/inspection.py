@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from hpcenc.storage.bold import BoldHeader, find_bold, read_axes, read_header
 from hpcenc.storage.digests import FileDigests
@@ -66,6 +66,8 @@ def inspect(
     versions = list(dict.fromkeys(study.stimulus_of(subject) for subject in subjects))
     movies, files = {}, {}
     found_models = {name: found for name, found in models.items() if found is not None}
+    for chosen in feature_sets:
+        gate.has_tags(chosen, found_models)
     hearing = [found.spec for found in found_models.values() if needs_audio(found.spec)]
     for run in study.runs:
         if models:
@@ -150,17 +152,31 @@ class _Gate:
             pool=settings.audio_pool,
         )
         if settings.weights == "untrained":
+            spec = replace(spec, n_tags=catalogue.UNTRAINED_N_TAGS.get(name))
             return ModelFacts(spec, label, "untrained")
         from hpcenc.tasks.models.checkpoints import check_file, find_checkpoint, inspect_checkpoint
+        from hpcenc.tasks.models.tag_heads import find_tag_head, name_tags
 
         folder = self.study.resolve(settings.weights_dir)
         path = find_checkpoint(name, folder, getattr(settings, name).checkpoint)
-        spec = replace(spec, checkpoint=str(path))
-        if not self.deep:
+        checkpoint: dict[str, Any] = {"file": path.name}
+        if self.deep:
+            checkpoint |= inspect_checkpoint(name, path).facts
+        else:
             check_file(name, path)
-            return ModelFacts(spec, label, self.digests(path), {"file": path.name})
-        info = inspect_checkpoint(name, path)
-        return ModelFacts(spec, label, self.digests(path), {"file": path.name, **info.facts})
+        head = find_tag_head(name, path)
+        spec = replace(spec, checkpoint=str(path), n_tags=head.n_tags if head else None)
+        labels = name_tags(name, head, folder).labels if head else {}
+        return ModelFacts(spec, label, self.digests(path), checkpoint, labels)
+
+    def has_tags(self, chosen: FeatureSet, models: Mapping[str, ModelFacts]) -> None:
+        """The checkpoints of a feature set have the tag heads that it needs."""
+        for space in chosen.spaces:
+            found = models.get(space.source)
+            if found is not None and space.layer == catalogue.TAGS and found.spec.n_tags is None:
+                from hpcenc.tasks.models.tag_heads import missing_tags
+
+                self.problems.append(missing_tags(space.source, chosen.name, found.checkpoint["file"]))
 
     def feature_file(self, name: str, run: Run) -> FeatureFileFacts | None:
         """Facts of a user's feature file of one run."""

@@ -25,8 +25,6 @@ What both scalings share is a matter of alpha, of which each ratio has a path of
 Kind = Literal["fits", "delays", "layers", "bands"]
 """Of what is fitted: the models themselves, or one of the sweeps."""
 
-MODALITIES = {"beats": "audio", "clip": "vision", "cavmae": "audio-visual"}
-
 
 @dataclass(frozen=True)
 class FeatureSpace:
@@ -38,6 +36,11 @@ class FeatureSpace:
 
     def __str__(self) -> str:
         return f"{self.source}/{self.layer}"
+
+    @property
+    def modality(self) -> str:
+        """``audio``, ``vision``, ``audio-visual``, or ``given`` for features from files."""
+        return catalogue.modality(self.source, self.layer) if self.source in catalogue.MODELS else "given"
 
 
 @dataclass(frozen=True)
@@ -74,14 +77,19 @@ class FeatureSet:
     kind: Kind = "fits"
 
     @property
+    def spaces(self) -> tuple[FeatureSpace, ...]:
+        """Feature spaces of all its variants."""
+        return tuple(dict.fromkeys(space for variant in self.variants for space in variant.spaces))
+
+    @property
     def sources(self) -> tuple[str, ...]:
         """Models and files whose features it needs."""
-        return tuple(self.name.split("+"))
+        return tuple(dict.fromkeys(space.source for space in self.spaces))
 
     @property
     def modality(self) -> str:
-        """``audio``, ``vision``, ``audio-visual``, or ``given`` for features from files."""
-        kinds = {MODALITIES.get(source, "given") for source in self.sources}
+        """``audio``, ``vision``, ``audio-visual``, ``given`` (from files), or ``mixed`` with such."""
+        kinds = {space.modality for space in self.spaces}
         return kinds.pop() if len(kinds) == 1 else "audio-visual" if "given" not in kinds else "mixed"
 
 
@@ -94,23 +102,23 @@ def select_feature_sets(study: Study, models: str = "all", layers: str = "defaul
         Its ``sweeps`` say which variants are fitted beside the models themselves.
     models : str
         ``all`` (the four of the reference study and every table of ``feature_files``), or names
-        joined by commas; ``a+b`` is the sum of two.
+        joined by commas: of `catalogue.FEATURE_SETS` and feature files; ``a+b`` is the sum of two.
     layers : str
         ``default`` (one layer a model), ``all`` (every depth; sums pair equal depths), or
-        ``MODEL/LAYER`` joined by commas, of models that the feature sets use.
+        ``MODEL/LAYER`` joined by commas. A layer goes to the feature set of its branch
+        (``cavmae/audio-3`` to ``cavmae-audio``) where that is chosen, else to the model's own.
 
     Raises
     ------
     StudyError
         All wrong names at once.
     """
-    known = (*catalogue.MODELS, *study.feature_files)
+    known = (*catalogue.FEATURE_SETS, *study.feature_files)
     names = (*REFERENCE_SETS, *study.feature_files) if models == "all" else _split(models)
     if not study.runs[0].movies() and models == "all":
         names = tuple(study.feature_files)
     problems = [
-        f"--models: no feature set {name!r}; known: {', '.join((*REFERENCE_SETS, *study.feature_files))}, "
-        "and sums of them"
+        f"--models: no feature set {name!r}; known: {', '.join(known)}, and sums of them"
         for name in names
         if not set(name.split("+")) <= set(known)
     ]
@@ -137,7 +145,8 @@ def _split(text: str) -> tuple[str, ...]:
 def _chosen_layers(
     study: Study, names: tuple[str, ...], layers: str, problems: list[str]
 ) -> dict[str, tuple[str, ...]]:
-    used = [model for model in catalogue.MODELS if any(model in name.split("+") for name in names)]
+    n_layers = study.models.n_layers
+    used = [part for part in catalogue.FEATURE_SETS if any(part in name.split("+") for name in names)]
     chosen: dict[str, tuple[str, ...]] = {}
     for part in _split(layers):
         model, _, layer = part.partition("/")
@@ -145,27 +154,38 @@ def _chosen_layers(
             problems.append(
                 f"--layers: {part!r} is not MODEL/LAYER, such as beats/12, nor `default` or `all`"
             )
-        elif layer not in catalogue.all_layer_names(model, study.models.n_layers):
-            known = ", ".join(catalogue.all_layer_names(model, study.models.n_layers))
+        elif layer not in catalogue.all_layer_names(model, n_layers):
+            known = ", ".join(catalogue.all_layer_names(model, n_layers))
             problems.append(f"--layers: {model} has no layer {layer!r}; it has {known}")
-        elif model not in used:
+        elif (taker := _taker(used, model, layer, n_layers)) is None:
             problems.append(
                 f"--layers: {part!r} is a layer of {model}, which no chosen feature set uses; expected "
                 f"layers of {', '.join(used) or 'no model'}. Add {model} to --models, or leave {part!r} out."
             )
         else:
-            chosen[model] = (*chosen.get(model, ()), layer)
+            chosen[taker] = (*chosen.get(taker, ()), layer)
     return chosen
 
 
+def _taker(used: list[str], model: str, layer: str, n_layers: int) -> str | None:
+    """The chosen feature set that a named layer is for: that of its branch before the model's own."""
+    takers = [
+        name
+        for name in used
+        if catalogue.FEATURE_SETS[name][0] == model and layer in catalogue.layers_of_set(name, n_layers)
+    ]
+    return min(takers, key=lambda name: name == model, default=None)
+
+
 def _feature_set(study: Study, name: str, layers: str, chosen: dict[str, tuple[str, ...]]) -> FeatureSet:
-    sources = name.split("+")
-    per_source = [_layers_of(study, source, layers, chosen) for source in sources]
-    depth = max(len(names) for names in per_source)
-    # A source with one layer goes with every layer of the others; else equal depths go together.
-    padded = [names * depth if len(names) == 1 else names for names in per_source]
+    parts = name.split("+")
+    sources = [catalogue.FEATURE_SETS.get(part, (part, ""))[0] for part in parts]
+    per_part = [_layers_of(study, part, layers, chosen) for part in parts]
+    depth = max(len(names) for names in per_part)
+    # A part with one layer goes with every layer of the others; else equal depths go together.
+    padded = [names * depth if len(names) == 1 else names for names in per_part]
     if len({len(names) for names in padded}) > 1:
-        raise StudyError(f"--layers: {name} needs equally many layers of {' and '.join(sources)}")
+        raise StudyError(f"--layers: {name} needs equally many layers of {' and '.join(parts)}")
     variants = tuple(
         Variant(
             tuple(FeatureSpace(source, layer) for source, layer in zip(sources, row, strict=True)),
@@ -185,17 +205,18 @@ def _sweeps(study: Study, fit: FeatureSet) -> Iterator[FeatureSet]:
     )
     if delays:
         yield replace(fit, variants=delays, kind="delays")
-    if study.sweeps.layers and any(source in catalogue.MODELS for source in fit.sources):
-        yield replace(_feature_set(study, fit.name, "all", {}), kind="layers")
-    if study.sweeps.bands and len(fit.sources) == 2:
+    every_layer = _feature_set(study, fit.name, "all", {})
+    if study.sweeps.layers and len(every_layer.variants) > 1:
+        yield replace(every_layer, kind="layers")
+    if study.sweeps.bands and len(fit.variants[0].spaces) == 2:
         scales = [(ratio, 1.0) if ratio >= 1 else (1.0, 1 / ratio) for ratio in BAND_RATIOS]
         bands = tuple(replace(variant, scales=pair) for variant in fit.variants for pair in scales)
         yield replace(fit, variants=bands, kind="bands")
 
 
-def _layers_of(study: Study, source: str, layers: str, chosen: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
-    if source not in catalogue.MODELS:
+def _layers_of(study: Study, part: str, layers: str, chosen: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
+    if part not in catalogue.FEATURE_SETS:
         return (FILE_LAYER,)
     if layers == "all":
-        return catalogue.sweep_layers(source, study.models.n_layers)
-    return chosen.get(source, (catalogue.default_layer(source, study.models.n_layers),))
+        return catalogue.sweep_layers(part, study.models.n_layers)
+    return chosen.get(part, (catalogue.default_layer(part, study.models.n_layers),))

@@ -17,7 +17,7 @@ import torch
 from speechbrain.lobes.models.beats import BEATsConfig, TransformerEncoder
 from torchaudio.compliance.kaldi import fbank
 
-from hpcenc.tasks.models.catalogue import BEATS_FBANK_MEAN, BEATS_FBANK_STD, SAMPLE_RATE
+from hpcenc.tasks.models.catalogue import BEATS_FBANK_MEAN, BEATS_FBANK_STD, SAMPLE_RATE, TAGS, ModelSpec
 from hpcenc.tasks.models.checkpoints import Weights
 from hpcenc.tasks.models.extractor import Extractor
 
@@ -82,6 +82,7 @@ class BeatsModel(torch.nn.Module):  # type: ignore[misc]  # torch is Any to mypy
             else None
         )
         self.encoder = TransformerEncoder(cfg)
+        # After all else, so that an untrained encoder is the same with and without it.
         self.predictor = (
             torch.nn.Linear(cfg.encoder_embed_dim, cfg.predictor_class) if cfg.finetuned_model else None
         )
@@ -110,7 +111,11 @@ class BeatsModel(torch.nn.Module):  # type: ignore[misc]  # torch is Any to mypy
 
 
 class BeatsExtractor(Extractor):
-    """Features of each row: every layer's tokens, averaged over the row's time steps."""
+    """Features of each row: every layer's tokens, averaged over the row's time steps.
+
+    Tags are the official model's, of the row's tokens instead of the clip's: the head's logits of the
+    last layer's tokens, averaged, then the sigmoid.
+    """
 
     needs_frames = False
     needs_audio = True
@@ -120,7 +125,10 @@ class BeatsExtractor(Extractor):
         """Features of one batch of audio windows; see `Extractor.extract`."""
         hidden = self.network(spectrograms(waves))
         steps = self._pooled_steps(hidden[0].shape[1])
-        return {str(i): tokens[:, steps].mean(dim=(1, 2)) for i, tokens in enumerate(hidden) if i > 0}
+        features = {str(i): tokens[:, steps].mean(dim=(1, 2)) for i, tokens in enumerate(hidden) if i > 0}
+        if self.spec.n_tags is not None:
+            features[TAGS] = self.network.predictor(hidden[-1][:, steps]).mean(dim=(1, 2)).sigmoid()
+        return features
 
 
 def spectrograms(waves: torch.Tensor) -> torch.Tensor:
@@ -173,6 +181,7 @@ def unpack(contents: Mapping[str, Any]) -> Weights:
     )
 
 
-def untrained_config(n_layers: int) -> dict[str, Any]:
-    """The official configuration at another depth, without a tag head."""
-    return dict(OFFICIAL_CONFIG) | {"encoder_layers": n_layers}
+def untrained_config(spec: ModelSpec) -> dict[str, Any]:
+    """The official configuration at another depth, with the spec's tag head."""
+    head = {} if spec.n_tags is None else {"finetuned_model": True, "predictor_class": spec.n_tags}
+    return dict(OFFICIAL_CONFIG) | {"encoder_layers": spec.n_layers} | head

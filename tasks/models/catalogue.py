@@ -1,4 +1,4 @@
-"""The feature models hpcenc knows: their layers, sizes and checkpoint files.
+"""The feature models hpcenc knows: their feature sets, layers and sizes.
 
 The plan reads this on a login node, so it imports the standard library only.
 """
@@ -15,6 +15,26 @@ SHORT_SIDE = 224
 """Pixels of the shorter side of cached frames: what every vision model looks at."""
 
 MODELS = ("beats", "clip", "cavmae")
+
+FEATURE_SETS: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "beats": ("beats", ""),
+        "beats-tags": ("beats", "tags"),
+        "clip": ("clip", ""),
+        "cavmae": ("cavmae", "mean"),
+        "cavmae-audio": ("cavmae", "audio"),
+        "cavmae-visual": ("cavmae", "visual"),
+        "cavmae-concat": ("cavmae", "concat"),
+        "cavmae-tags": ("cavmae", "tags"),
+    }
+)
+"""Feature sets of one model each: the model, and which of its branches, if it has several."""
+
+TAGS = "tags"
+"""The layer of AudioSet probabilities, where the checkpoint has a tag head."""
+
+UNTRAINED_N_TAGS: Mapping[str, int] = MappingProxyType({"beats": 527, "cavmae": 527})
+"""Outputs of the tag heads of untrained models: as many as AudioSet has classes."""
 
 EXTRACTOR_VERSIONS: Mapping[str, int] = MappingProxyType({"beats": 1, "clip": 1, "cavmae": 1})
 """Part of the digest of features: raised by hand whenever an extractor's results change."""
@@ -90,6 +110,9 @@ class ModelSpec:
     pool: str = "tr"
     """Audio tokens averaged for a row: those of its TR, or of the whole ``"window"``."""
 
+    n_tags: int | None = None
+    """Outputs of the tag head, which make the layer ``tags``; None if there is none."""
+
     def __post_init__(self) -> None:
         for field, choices in _CHOICES.items():
             value = getattr(self, field)
@@ -98,6 +121,11 @@ class ModelSpec:
         _check_depth(self.model, self.n_layers)
         if self.tr_s <= 0:
             raise ValueError(f"tr_s = {self.tr_s}: expected a TR in seconds, above 0.")
+        if self.n_tags is not None and (self.n_tags < 1 or self.model not in UNTRAINED_N_TAGS):
+            raise ValueError(
+                f"n_tags = {self.n_tags} of {self.model}: expected None, or at least 1 output of a tag head; "
+                f"models with one are {', '.join(UNTRAINED_N_TAGS)}."
+            )
         if self.model != "clip":
             self._check_window()
 
@@ -135,72 +163,6 @@ class LayerSource:
     how: Literal["single", "mean", "concat"]
 
 
-@dataclass(frozen=True)
-class CheckpointFile:
-    """An official checkpoint: what the file is, how large, and whose it is."""
-
-    name: str
-    size_bytes: int
-    """Approximate: for messages, not for checks."""
-
-    what: str
-    origin: str
-
-
-_CHECKPOINT_FILES: Mapping[str, tuple[CheckpointFile, ...]] = MappingProxyType(
-    {
-        "beats": (
-            CheckpointFile(
-                "BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt",
-                363_000_000,
-                "BEATs iter3+, fine-tuned on AudioSet (527 tags)",
-                "the table of models in the folder 'beats' of microsoft/unilm",
-            ),
-            CheckpointFile(
-                "BEATs_iter3_plus_AS2M.pt",
-                361_000_000,
-                "BEATs iter3+, self-supervised on AudioSet",
-                "the table of models in the folder 'beats' of microsoft/unilm",
-            ),
-        ),
-        "clip": (
-            CheckpointFile(
-                "open_clip_model.safetensors",
-                605_000_000,
-                "OpenAI's CLIP ViT-B/32 as a state dict (QuickGELU)",
-                "open_clip's copy of OpenAI's weights, timm/vit_base_patch32_clip_224.openai",
-            ),
-            CheckpointFile(
-                "open_clip_pytorch_model.bin",
-                605_000_000,
-                "the same as a PyTorch file",
-                "open_clip's copy of OpenAI's weights, timm/vit_base_patch32_clip_224.openai",
-            ),
-        ),
-        "cavmae": (
-            CheckpointFile(
-                "cav-mae-scale++.pth",
-                764_000_000,
-                "CAV-MAE Scale++, self-supervised on AudioSet",
-                "the pretrained models of YuanGongND/cav-mae",
-            ),
-            CheckpointFile(
-                "audio_model.21.pth",
-                764_000_000,
-                "the same under the name it is released with",
-                "the pretrained models of YuanGongND/cav-mae",
-            ),
-        ),
-    }
-)
-
-
-def expected_files(model: str) -> tuple[CheckpointFile, ...]:
-    """The official checkpoint files of a model; any one of them will do."""
-    _check_model(model)
-    return _CHECKPOINT_FILES[model]
-
-
 def stored_layers(spec: ModelSpec) -> tuple[Layer, ...]:
     """The arrays that the extractor of a model returns, from shallow to deep.
 
@@ -214,39 +176,68 @@ def stored_layers(spec: ModelSpec) -> tuple[Layer, ...]:
         BEATs: tokens after each layer. CLIP: the class token after each block, its
         768-d ``embedding`` (normed) and the 512-d ``projected`` one. CAV-MAE: tokens of each
         modality after each block, the last being the unified block, and the normed
-        ``audio`` and ``visual`` outputs.
+        ``audio`` and ``visual`` outputs. BEATs and CAV-MAE with a tag head: its ``tags``.
     """
     depths = range(1, spec.n_layers + 1)
+    tags = () if spec.n_tags is None else (Layer(TAGS, spec.n_tags),)
     if spec.model == "beats":
-        return tuple(Layer(str(i), WIDTH) for i in depths)
+        return (*(Layer(str(i), WIDTH) for i in depths), *tags)
     if spec.model == "clip":
         blocks = tuple(Layer(str(i), WIDTH) for i in depths)
         return (*blocks, Layer("embedding", WIDTH), Layer("projected", PROJECTED_WIDTH))
     suffixes = (*(f"-{i}" for i in depths), "")
-    return tuple(
+    branches = tuple(
         Layer(f"{modality}{suffix}", WIDTH) for modality in ("audio", "visual") for suffix in suffixes
     )
+    return (*branches, *tags)
 
 
-def default_layer(model: str, n_layers: int = OFFICIAL_N_LAYERS) -> str:
-    """The layer that stands for a model where none is asked for: its deepest.
+def default_layer(feature_set: str, n_layers: int = OFFICIAL_N_LAYERS) -> str:
+    """The layer that stands for a feature set where none is asked for: its deepest.
 
-    That is BEATs' last layer, CLIP's 768-d class embedding before the projection, and the
-    mean of CAV-MAE's normed outputs.
+    That is BEATs' last layer, CLIP's 768-d class embedding before the projection, the normed
+    outputs of CAV-MAE's branches (of ``cavmae`` itself their mean), and ``tags``.
     """
+    model, branch = _feature_set(feature_set)
     _check_depth(model, n_layers)
-    return {"beats": str(n_layers), "clip": "embedding", "cavmae": "mean"}[model]
+    return branch or {"beats": str(n_layers), "clip": "embedding"}[model]
 
 
-def sweep_layers(model: str, n_layers: int = OFFICIAL_N_LAYERS) -> tuple[str, ...]:
-    """The layers of a sweep over depth: ``n_layers`` of them, the last the default layer."""
-    prefix = "mean-" if model == "cavmae" else ""
-    return (*(f"{prefix}{i}" for i in range(1, n_layers)), default_layer(model, n_layers))
+def sweep_layers(feature_set: str, n_layers: int = OFFICIAL_N_LAYERS) -> tuple[str, ...]:
+    """The layers of a sweep over depth: ``n_layers`` of them, the last the default layer.
+
+    Tags have no depth: they are one layer.
+    """
+    _, branch = _feature_set(feature_set)
+    deepest = default_layer(feature_set, n_layers)
+    if branch == TAGS:
+        return (deepest,)
+    prefix = f"{branch}-" if branch else ""
+    return (*(f"{prefix}{i}" for i in range(1, n_layers)), deepest)
+
+
+def layers_of_set(feature_set: str, n_layers: int = OFFICIAL_N_LAYERS) -> tuple[str, ...]:
+    """Layers that a feature set may be fitted with: its branch's, or all where it has the model's name."""
+    model, branch = _feature_set(feature_set)
+    if feature_set == model:
+        return all_layer_names(model, n_layers)
+    normed = (f"{branch}-{n_layers}",) if branch != TAGS else ()
+    return (*sweep_layers(feature_set, n_layers), *normed)
+
+
+def modality(model: str, layer: str) -> str:
+    """``audio``, ``vision`` or ``audio-visual``: what a layer's features are about."""
+    _check_model(model)
+    if model != "cavmae":
+        return {"beats": "audio", "clip": "vision"}[model]
+    branch = layer.partition("-")[0]
+    return {"audio": "audio", TAGS: "audio", "visual": "vision"}.get(branch, "audio-visual")
 
 
 def all_layer_names(model: str, n_layers: int = OFFICIAL_N_LAYERS) -> tuple[str, ...]:
-    """Every layer of a model that a study may name."""
-    stored = tuple(layer.name for layer in stored_layers(ModelSpec(model, n_layers=n_layers)))
+    """Every layer of a model that a study may name; ``tags`` needs a checkpoint with a tag head."""
+    spec = ModelSpec(model, n_layers=n_layers, n_tags=UNTRAINED_N_TAGS.get(model))
+    stored = tuple(layer.name for layer in stored_layers(spec))
     if model != "cavmae":
         return stored
     suffixes = (*(f"-{i}" for i in range(1, n_layers + 1)), "")
@@ -344,6 +335,12 @@ def preprocessing(spec: ModelSpec) -> dict[str, str | int | float]:
 def _check_model(model: str) -> None:
     if model not in MODELS:
         raise ValueError(f"unknown model {model!r}: expected one of {', '.join(MODELS)}.")
+
+
+def _feature_set(name: str) -> tuple[str, str]:
+    if name not in FEATURE_SETS:
+        raise ValueError(f"unknown feature set {name!r}: expected one of {', '.join(FEATURE_SETS)}.")
+    return FEATURE_SETS[name]
 
 
 def _check_depth(model: str, n_layers: int) -> None:

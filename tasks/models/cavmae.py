@@ -21,9 +21,10 @@ from hpcenc.tasks.models.catalogue import (
     CAVMAE_FBANK_MEAN,
     CAVMAE_FBANK_STD,
     CAVMAE_N_ROWS,
-    OFFICIAL_N_LAYERS,
     SAMPLE_RATE,
+    TAGS,
     WIDTH,
+    ModelSpec,
     cavmae_rows,
 )
 from hpcenc.tasks.models.checkpoints import Weights
@@ -37,7 +38,7 @@ N_STEPS = CAVMAE_N_ROWS // PATCH
 N_SIDE = IMAGE_SIZE // PATCH
 HEAD_WIDTH = 64
 MODALITIES = ("a", "v")
-_NOT_ENCODER = ("decoder_", "mask_token", "mlp_head.")
+_PRETRAINING_ONLY = ("decoder_", "mask_token")
 
 
 class PatchEmbed(torch.nn.Module):  # type: ignore[misc]  # torch is Any to mypy
@@ -79,7 +80,8 @@ class CavmaeModel(torch.nn.Module):  # type: ignore[misc]  # torch is Any to myp
     Parameters
     ----------
     config : mapping
-        ``width``, ``n_heads``, ``n_layers`` (own blocks and the unified one), ``mlp_width``.
+        ``width``, ``n_heads``, ``n_layers`` (own blocks and the unified one), ``mlp_width``;
+        ``n_tags``, where there is a tag head.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -96,16 +98,15 @@ class CavmaeModel(torch.nn.Module):  # type: ignore[misc]  # torch is Any to myp
             self.register_parameter(f"pos_embed_{modality}", _position_table(grids[modality], width))
         self.blocks_u = torch.nn.ModuleList([Block(*block)])
         self.norm = torch.nn.LayerNorm(width)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
-                torch.nn.init.xavier_uniform_(module.weight.flatten(1))
-            if isinstance(module, torch.nn.Linear):
-                torch.nn.init.zeros_(module.bias)
+        _initialise(self)
         for modality in MODALITIES:
             torch.nn.init.normal_(self.get_parameter(f"modality_{modality}"), std=0.02)
+        self.mlp_head: torch.nn.Module | None = None
+        if "n_tags" in config:
+            # After all else, so that an untrained encoder is the same with and without it.
+            linear = torch.nn.Linear(width, config["n_tags"])
+            self.mlp_head = torch.nn.Sequential(torch.nn.LayerNorm(width), linear)
+            _initialise(self.mlp_head)
 
     def audio_branch(self, spectrogram: torch.Tensor) -> list[torch.Tensor]:
         """Audio tokens of every layer.
@@ -143,7 +144,8 @@ class CavmaeExtractor(Extractor):
     """Features of each row: both branches, by themselves.
 
     Audio tokens are averaged over the row's time steps, visual ones over the frame at the
-    row's middle.
+    row's middle. Tags are those of the official model fed with audio only: the head on the mean of the
+    row's normed audio tokens, then the sigmoid.
     """
 
     needs_frames = True
@@ -157,10 +159,13 @@ class CavmaeExtractor(Extractor):
         visual = self.network.visual_branch(images)
         steps = self._pooled_steps(audio[0].shape[2])
         names = [f"-{i}" for i in range(1, len(audio))] + [""]
-        return {
+        features = {
             **{f"audio{name}": t[:, :, steps].mean(dim=(1, 2)) for name, t in zip(names, audio, strict=True)},
             **{f"visual{name}": t.mean(dim=1) for name, t in zip(names, visual, strict=True)},
         }
+        if self.spec.n_tags is not None:
+            features[TAGS] = self.network.mlp_head(features["audio"]).sigmoid()
+        return features
 
 
 def spectrograms(waves: torch.Tensor, n_frames: int = CAVMAE_N_ROWS) -> torch.Tensor:
@@ -197,7 +202,7 @@ def spectrograms(waves: torch.Tensor, n_frames: int = CAVMAE_N_ROWS) -> torch.Te
 
 
 def unpack(contents: Mapping[str, Any]) -> Weights:
-    """Sizes and encoder weights of an official file's contents; decoder and tag head are left out.
+    """Sizes and weights of an official file's contents; the decoder is left out.
 
     The number of heads is not in the file; the official models have 64 features a head.
 
@@ -207,7 +212,7 @@ def unpack(contents: Mapping[str, Any]) -> Weights:
         If the keys that tell the sizes are missing.
     """
     plain = {key.removeprefix("module."): value for key, value in contents.items()}
-    state = {key: value for key, value in plain.items() if not key.startswith(_NOT_ENCODER)}
+    state = {key: value for key, value in plain.items() if not key.startswith(_PRETRAINING_ONLY)}
     mlp_width, width = state["blocks_u.0.mlp.fc1.weight"].shape
     n_own = len({key.split(".")[1] for key in state if key.startswith("blocks_a.")})
     head = plain.get("mlp_head.1.weight")
@@ -217,6 +222,7 @@ def unpack(contents: Mapping[str, Any]) -> Weights:
             "n_heads": max(1, width // HEAD_WIDTH),
             "n_layers": n_own + 1,
             "mlp_width": mlp_width,
+            **({} if head is None else {"n_tags": int(head.shape[0])}),
         },
         state=state,
         training="self-supervised" if head is None else "fine-tuned",
@@ -226,9 +232,20 @@ def unpack(contents: Mapping[str, Any]) -> Weights:
     )
 
 
-def untrained_config(n_layers: int = OFFICIAL_N_LAYERS) -> dict[str, Any]:
-    """Sizes of the official model at another depth."""
-    return {"width": WIDTH, "n_heads": WIDTH // HEAD_WIDTH, "n_layers": n_layers, "mlp_width": 4 * WIDTH}
+def untrained_config(spec: ModelSpec) -> dict[str, Any]:
+    """Sizes of the official model at another depth, with the spec's tag head."""
+    head = {} if spec.n_tags is None else {"n_tags": spec.n_tags}
+    sizes = {"width": WIDTH, "n_heads": WIDTH // HEAD_WIDTH, "mlp_width": 4 * WIDTH}
+    return {**sizes, "n_layers": spec.n_layers, **head}
+
+
+def _initialise(module: torch.nn.Module) -> None:
+    """Draw the weights of all linear maps in a module."""
+    for part in module.modules():
+        if isinstance(part, torch.nn.Linear | torch.nn.Conv2d):
+            torch.nn.init.xavier_uniform_(part.weight.flatten(1))
+        if isinstance(part, torch.nn.Linear):
+            torch.nn.init.zeros_(part.bias)
 
 
 def _position_table(grid: tuple[int, int], width: int) -> torch.nn.Parameter:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from hpcenc.tasks.models.catalogue import expected_files
+from hpcenc.tasks.models.official_files import expected_files
 
 CheckpointForm = Literal["safetensors", "zip", "pickle"]
 
@@ -94,7 +94,8 @@ def find_checkpoint(model: str, weights_dir: Path | str, name: str | None = None
         if not path.is_file():
             raise CheckpointError(_missing(model, folder, f"{name!r} is not there"))
         return path
-    found = [file.name for file in expected_files(model) if (folder / file.name).is_file()]
+    official = [file.name for file in expected_files(model) if not file.by_name_only]
+    found = [file for file in official if (folder / file).is_file()]
     if not found:
         raise CheckpointError(_missing(model, folder, "none of the files is there"))
     if len(found) > 1:

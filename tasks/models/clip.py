@@ -14,6 +14,7 @@ import torch
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD, get_model_config
 from open_clip.transformer import QuickGELU, VisionTransformer
 
+from hpcenc.tasks.models.catalogue import ModelSpec
 from hpcenc.tasks.models.checkpoints import Weights
 from hpcenc.tasks.models.extractor import Extractor
 from hpcenc.tasks.models.images import normalised_frames
@@ -100,7 +101,7 @@ def unpack(contents: Mapping[str, Any]) -> Weights:
     )
 
 
-def untrained_config(n_layers: int) -> dict[str, Any]:
+def untrained_config(spec: ModelSpec) -> dict[str, Any]:
     """Sizes of ViT-B/32 at another depth."""
     official = get_model_config(ARCHITECTURE)
-    return {**official["vision_cfg"], "layers": n_layers, "output_dim": official["embed_dim"]}
+    return {**official["vision_cfg"], "layers": spec.n_layers, "output_dim": official["embed_dim"]}

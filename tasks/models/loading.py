@@ -51,10 +51,11 @@ def load_extractor(spec: ModelSpec, device: torch.device | str = "cpu") -> Extra
     Raises
     ------
     CheckpointError
-        If the checkpoint is not one of the model's official size, or holds NaN or Inf.
+        If the checkpoint is not one of the model's official size, lacks the tag head that the spec
+        tells of, or holds NaN or Inf.
     """
     if spec.weights == "untrained":
-        network = build_untrained(spec.model, spec.n_layers, spec.seed)
+        network = build_untrained(spec)
     else:
         if spec.checkpoint is None:
             raise CheckpointError(
@@ -63,6 +64,11 @@ def load_extractor(spec: ModelSpec, device: torch.device | str = "cpu") -> Extra
         path = Path(spec.checkpoint)
         weights = read_weights(spec.model, path)
         _check_size(spec.model, path, weights, spec.n_layers)
+        if spec.n_tags not in (None, weights.n_tags):
+            raise CheckpointError(
+                f"{spec.model}: {str(path)!r}: expected a tag head of {spec.n_tags} outputs, found "
+                f"{weights.n_tags or 'none'}: the file has changed since the plan was made. Submit again."
+            )
         network = build_pretrained(spec.model, path, weights)
     return _EXTRACTORS[spec.model](network, spec, device)
 
@@ -150,9 +156,9 @@ def build_pretrained(model: str, path: Path, weights: Weights) -> torch.nn.Modul
     return network
 
 
-def build_untrained(model: str, n_layers: int, seed: int) -> torch.nn.Module:
-    """A network of full width with its own initialisation under a seed."""
-    return build_seeded(model, _MODULES[model].untrained_config(n_layers), seed)
+def build_untrained(spec: ModelSpec) -> torch.nn.Module:
+    """A network of full width with its own initialisation under the spec's seed."""
+    return build_seeded(spec.model, _MODULES[spec.model].untrained_config(spec), spec.seed)
 
 
 def build_seeded(model: str, config: Mapping[str, Any], seed: int) -> torch.nn.Module:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hpcenc.storage.errors import StoreError
-from hpcenc.storage.features import read_space
+from hpcenc.storage.features import read_feature_names, read_space
 from hpcenc.storage.groups import ArraySpec, GroupSpec
 from hpcenc.storage.spaces import SpaceSource
 from hpcenc.storage.store import Store
@@ -65,3 +65,24 @@ def test_a_missing_chunk_of_any_layer_is_an_error(store: Store) -> None:
 def test_a_source_survives_the_way_through_json() -> None:
     space = source("concat", "a", "v")
     assert SpaceSource.from_dict(json.loads(json.dumps(space.as_dict()))) == space
+
+
+@pytest.mark.parametrize(
+    ("attributes", "names"),
+    [
+        ({"mid": ["/m/1", "/m/2"], "display_name": ["Speech", "Dog"]}, ("Speech", "Dog")),
+        ({"mid": ["/m/1", "/m/2"]}, ("/m/1", "/m/2")),
+        (None, ("0", "1")),
+    ],
+)
+def test_names_of_tags_are_those_that_were_stored(
+    tmp_path: Path, attributes: dict[str, list[str]] | None, names: tuple[str, ...]
+) -> None:
+    store = Store.create(tmp_path / "tags.zarr", {}, {})
+    spec = ArraySpec((3, 2), (3, 2), "float32", ("tr", "tags_feature"), attributes=attributes)
+    store.ensure_group(GroupSpec("one", "a" * 64, {"tags": spec}, 1, {}))
+    assert read_feature_names(store, SpaceSource("beats/tags", (("one/tags",),), "single", 2)) == names
+
+
+def test_features_without_names_go_by_their_places(store: Store) -> None:
+    assert read_feature_names(store, source("concat", "a", "v")) == ("0", "1", "2", "3", "4", "5")

@@ -208,6 +208,7 @@ def test_a_value_of_another_type_is_refused(changes: dict[str, Any], expected: s
         ({"fit__alpha_exponents": [1.0, 1.0]}, "fit.alpha_exponents", "20 alphas need a range"),
         ({"models__n_layers": 4}, "models", "for weights = 'untrained' only"),
         ({"feature_files": {"clip": {"path": "{run}.npy"}}}, "feature_files.clip", "another name"),
+        ({"feature_files": {"beats-tags": {"path": "{run}.npy"}}}, "feature_files.beats-tags", "another"),
         ({"feature_files": {"a+b": {"path": "{run}.npy"}}}, "feature_files.a+b", "another name"),
         ({"feature_files": {"pose": {"path": "pose.npy"}}}, "feature_files.pose.path", "must hold {run}"),
         (
@@ -218,7 +219,7 @@ def test_a_value_of_another_type_is_refused(changes: dict[str, Any], expected: s
         (
             {"fit__weights_exceptions": [exception("clip+pose")]},
             "fit.weights_exceptions",
-            "no feature set 'clip+pose'; known: beats, clip, cavmae, and sums of them",
+            "no feature set 'clip+pose'; known: beats, beats-tags, clip, cavmae, cavmae-audio,",
         ),
         (
             {"fit__outer": "rotate", "fit__test_runs": ["one"]},

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,23 @@ def test_only_what_decides_features_is_told() -> None:
         "align": "causal",
         "pool": "tr",
     }
+
+
+def test_tags_are_a_deciding_value_only_where_there_are_tags() -> None:
+    without = deciding_values(spec("beats"))
+    assert "n_tags" not in without
+    assert deciding_values(replace(spec("beats"), n_tags=527)) == {**without, "n_tags": 527}
+
+
+def test_the_array_of_tags_carries_their_names() -> None:
+    labels = {"mid": ["/m/1", "/m/2"]}
+    arrays = feature_arrays(replace(spec("beats"), n_tags=2), N_TRS, labels)
+    assert {name: array.attributes for name, array in arrays.items()} == {
+        "1": None,
+        "2": None,
+        "tags": labels,
+    }
+    assert arrays["tags"].shape == (N_TRS, 2)
 
 
 def test_a_gpu_that_was_given_and_does_not_work_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from hpcenc.storage.digests import FileDigests, file_digest
 from hpcenc.storage.errors import StudyError
@@ -17,6 +18,7 @@ from hpcenc.storage.voxels import VoxelAxis
 from hpcenc.tasks.facts import StudyFacts
 from hpcenc.tasks.folds import RowPolicy
 from hpcenc.tasks.inspection import check_store, digest_memory, inspect
+from hpcenc.tasks.movie_writer import write_movie
 from hpcenc.tasks.operator_task import MakeOperators, Rows
 from hpcenc.tasks.plan import Plan, Stage
 from hpcenc.tasks.records import Unit
@@ -182,3 +184,62 @@ def test_bytes_that_are_written_already_are_not_asked_for_again(folder: Path) ->
     check_store(study, AXIS, plan_of(group(10**15)))
     with pytest.raises(StudyError, match="GB free"):
         check_store(study, AXIS, plan_of(group(10**15, digest="b" * 64)))
+
+
+# Tags.
+
+
+def write_beats(folder: Path, name: str, n_tags: int | None) -> None:
+    """What tells a file of BEATs and its tag head, in the official form."""
+    model = {"patch_embedding.weight": torch.zeros(2, 2)}
+    contents: dict[str, Any] = {"cfg": {"encoder_layers": 12}, "model": model}
+    if n_tags is not None:
+        model["predictor.weight"] = torch.zeros(n_tags, 4)
+        contents["label_dict"] = {place: f"/m/{place}" for place in range(n_tags)}
+    torch.save(contents, folder / name)
+
+
+def movie_study(folder: Path, **models: Any) -> Study:
+    for run in "AB":
+        pictures = iter(np.zeros((80, 32, 48, 3), np.uint8))
+        write_movie(folder / f"{run}.mp4", pictures, 2, np.zeros((40 * 8_000, 1), np.float32), 8_000)
+    runs = [{"name": run, "n_trs": 40, "movie": f"{run}.mp4"} for run in "AB"]
+    return study_in(folder, runs=runs, models={"weights_dir": ".", **models})
+
+
+def shallow(study: Study, models: str) -> StudyFacts:
+    """As on a login node, which does not look into checkpoints."""
+    return inspect(study, select_feature_sets(study, models), ["s1"], digest_memory(study), deep=False)
+
+
+def test_a_login_node_knows_the_tags_of_a_checkpoint_and_their_names(folder: Path) -> None:
+    write_beats(folder, "BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt", 3)
+    (folder / "class_labels_indices.csv").write_text("index,mid,display_name\n0,/m/2,Dog\n1,/m/0,Speech\n")
+    found = shallow(movie_study(folder), "beats-tags").models["beats"]
+    assert found.spec.n_tags == 3
+    assert found.tag_labels == {"mid": ["/m/0", "/m/1", "/m/2"], "display_name": ["Speech", "/m/1", "Dog"]}
+
+
+def test_a_self_supervised_checkpoint_has_no_tags_and_says_where_they_are(folder: Path) -> None:
+    write_beats(folder, "BEATs_iter3_plus_AS2M.pt", None)
+    study = movie_study(folder)
+    found = shallow(study, "beats").models["beats"]
+    assert (found.spec.n_tags, found.tag_labels) == (None, {})
+    for models in ("beats-tags", "clip+beats-tags"):
+        with pytest.raises(
+            StudyError, match=f"{models.replace('+', '.')} needs a checkpoint of beats"
+        ) as refused:
+            shallow(study, models)
+    said = str(refused.value)
+    assert "found none in BEATs_iter3_plus_AS2M.pt" in said
+    assert "BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt (363 MB" in said
+
+
+def test_untrained_models_have_tags_without_names(folder: Path) -> None:
+    models = shallow(movie_study(folder, weights="untrained"), "beats-tags,clip,cavmae-tags").models
+    assert {name: found.spec.n_tags for name, found in models.items()} == {
+        "beats": 527,
+        "clip": None,
+        "cavmae": 527,
+    }
+    assert all(found.tag_labels == {} for found in models.values())

@@ -69,6 +69,7 @@ class Files:
     mtime_ns: Mapping[str, int] = field(default_factory=dict)
     place: str = "/data"
     checkpoints: Mapping[str, str] = field(default_factory=dict)
+    n_tags: Mapping[str, int] = field(default_factory=dict)
     damaged: tuple[str, ...] = ()
     n_voxels: int = N_VOXELS
 
@@ -87,6 +88,7 @@ def facts_of(study: Study, files: Files) -> StudyFacts:
             window_s=models.audio_window_s,
             align=models.audio_align,
             pool=models.audio_pool,
+            n_tags=(catalogue.UNTRAINED_N_TAGS if models.weights == "untrained" else files.n_tags).get(name),
         )
         for name in catalogue.MODELS
     }
@@ -322,6 +324,35 @@ def test_pretrained_features_depend_on_the_weights_alone(tmp_path: Path) -> None
     assert reruns(base, others, store) == ("", "clip", "clip", "clip")
 
 
+def test_tags_that_a_store_from_before_does_not_hold_are_extracted(tmp_path: Path) -> None:
+    pretrained = {"models.weights": "pretrained", "models.n_layers": 12}
+    store = tmp_path / "results" / "study.zarr"
+    before = plan_of(tmp_path, pretrained)  # of a version that knew no tags
+    finish(before, store)
+    after = plan_of(tmp_path, pretrained, Files(n_tags={"beats": 527}))
+    assert reruns(before, after, store) == ("", "beats", "beats", "beats")
+    (beats, *_) = (spec for spec in after.groups if spec.group == "features/beats/main/a")
+    assert beats.arrays["tags"].shape == (N_TRS["A"], 527)
+    assert beats.attributes["spec"]["n_tags"] == 527
+
+
+def test_tags_and_branches_come_from_the_extraction_that_is_there(tmp_path: Path) -> None:
+    before = plan_of(tmp_path, models="beats,cavmae")
+    after = plan_of(tmp_path, models="beats-tags,cavmae-concat,beats+cavmae-audio")
+    store = tmp_path / "results" / "study.zarr"
+    finish(before, store)
+    assert [len(stage.tasks) for stage in after.pending(store)] == [0, 0, 3, 6]
+    widths = {
+        space.name: space.n_features
+        for task in after.stages[2].tasks
+        if isinstance(task, MakeOperators)
+        for space in task.spaces
+    }
+    assert widths == {"beats/tags": 527, "cavmae/concat": 1536, "beats/2": 768, "cavmae/audio": 768}
+    fits = {spec.attributes["feature_set"]: spec.attributes for spec in after.groups if "fits/" in spec.group}
+    assert fits["beats-tags[untrained, seed 0]"]["modality"] == "audio"
+
+
 def test_what_only_serves_others_is_not_made_for_its_own_sake(tmp_path: Path) -> None:
     plan, store = plan_of(tmp_path), tmp_path / "results" / "study.zarr"
     finish(plan, store)
@@ -422,7 +453,7 @@ def test_the_fits_of_the_reference_study_are_at_most_40_000_files(tmp_path: Path
 GOLDEN = {
     "stimulus/main/a": "e73f4425f2ccf5b7",
     "features/clip-untrained-seed-0/main/a": "be58073281c0d4ab",
-    "features/beats-untrained-seed-0/main/a": "1a7c216417e6be9b",
+    "features/beats-untrained-seed-0/main/a": "7f5e2bfb00b69bd1",
     "features/mylab/files/a": "f9527d6bbb58a9a5",
     "operators/fdefdd32ca060299": "fdefdd32ca060299",
     "fits/clip-untrained-seed-0/s1": "f16f51c2575fff00",

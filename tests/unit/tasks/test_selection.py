@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,9 @@ import pytest
 
 from hpcenc.storage.errors import StudyError
 from hpcenc.storage.study import Study, parse_study
-from hpcenc.tasks.selection import FeatureSet, select_feature_sets
+from hpcenc.storage.study_checks import MODEL_SETS
+from hpcenc.tasks.models import catalogue
+from hpcenc.tasks.selection import BAND_RATIOS, FeatureSet, select_feature_sets
 
 
 def study(movie: str | None = "movie.mp4", **tables: Any) -> Study:
@@ -56,6 +59,51 @@ def test_all_layers_are_variants_and_sums_pair_equal_depths() -> None:
     }
 
 
+def test_branches_of_cav_mae_and_tags_are_feature_sets() -> None:
+    names = "beats-tags,cavmae-audio,cavmae-visual,cavmae,cavmae-concat,cavmae-tags,cavmae-audio+clip"
+    assert layers(select_feature_sets(study(), names)) == {
+        "beats-tags": ["beats/tags"],
+        "cavmae-audio": ["cavmae/audio"],
+        "cavmae-visual": ["cavmae/visual"],
+        "cavmae": ["cavmae/mean"],
+        "cavmae-concat": ["cavmae/concat"],
+        "cavmae-tags": ["cavmae/tags"],
+        "cavmae-audio+clip": ["cavmae/audio+clip/embedding"],
+    }
+
+
+def test_all_layers_of_a_branch_are_its_own_depths_and_tags_go_with_each() -> None:
+    shallow = study(models={"weights": "untrained", "n_layers": 2})
+    assert layers(select_feature_sets(shallow, "cavmae-audio,cavmae-concat+clip,beats-tags+clip", "all")) == {
+        "cavmae-audio": ["cavmae/audio-1", "cavmae/audio"],
+        "cavmae-concat+clip": ["cavmae/concat-1+clip/1", "cavmae/concat+clip/embedding"],
+        "beats-tags+clip": ["beats/tags+clip/1", "beats/tags+clip/embedding"],
+    }
+    (chosen,) = select_feature_sets(study(), "cavmae-visual", "all")
+    assert len(chosen.variants) == 12
+
+
+def test_a_named_layer_goes_to_the_feature_set_of_its_branch_else_to_the_models_own() -> None:
+    names = "cavmae/audio-3,cavmae/mean-2"
+    assert layers(select_feature_sets(study(), "cavmae,cavmae-audio", names)) == {
+        "cavmae": ["cavmae/mean-2"],
+        "cavmae-audio": ["cavmae/audio-3"],
+    }
+    assert layers(select_feature_sets(study(), "cavmae,beats", "cavmae/audio-3,beats/tags")) == {
+        "cavmae": ["cavmae/audio-3"],
+        "beats": ["beats/tags"],
+    }
+
+
+def test_the_sources_of_a_set_are_its_models_and_files() -> None:
+    (chosen,) = select_feature_sets(study(), "beats-tags+beats+cavmae-audio+mylab")
+    assert chosen.sources == ("beats", "cavmae", "mylab")
+
+
+def test_the_names_that_feature_files_may_not_have_are_those_of_the_models_sets() -> None:
+    assert set(MODEL_SETS) == set(catalogue.FEATURE_SETS)
+
+
 def test_named_layers_are_taken_and_other_models_keep_their_default() -> None:
     chosen = layers(select_feature_sets(study(), "beats,clip", "beats/3,beats/6"))
     assert chosen == {"beats": ["beats/3", "beats/6"], "clip": ["clip/embedding"]}
@@ -87,6 +135,13 @@ def test_untrained_models_are_named_so_and_files_are_not() -> None:
         ("beats+clip", "audio-visual"),
         ("mylab", "given"),
         ("clip+mylab", "mixed"),
+        ("beats-tags", "audio"),
+        ("cavmae-audio", "audio"),
+        ("cavmae-visual", "vision"),
+        ("cavmae-concat", "audio-visual"),
+        ("cavmae-tags", "audio"),
+        ("cavmae-audio+beats", "audio"),
+        ("cavmae-audio+clip", "audio-visual"),
     ],
 )
 def test_modality_follows_the_sources(name: str, modality: str) -> None:
@@ -97,7 +152,11 @@ def test_modality_follows_the_sources(name: str, modality: str) -> None:
 @pytest.mark.parametrize(
     ("models", "layers", "said"),
     [
-        ("nosuch", "default", "'nosuch'.*beats, clip, cavmae"),
+        ("nosuch", "default", "'nosuch'.*beats, beats-tags, clip, cavmae, cavmae-audio, .*, mylab, and sums"),
+        ("clip-tags", "default", "no feature set 'clip-tags'"),
+        ("clip", "clip/tags", "clip has no layer 'tags'"),
+        ("cavmae-audio", "cavmae/visual-3", "'cavmae/visual-3' is .* layers of cavmae-audio. Add cavmae"),
+        ("beats-tags", "beats/3", "expected layers of beats-tags. Add beats"),
         ("clip,beats+nosuch", "default", "nosuch"),
         ("clip,clip", "default", "'clip' is named twice"),
         (" , ", "default", "empty"),
@@ -116,3 +175,47 @@ def test_all_wrong_names_are_told_at_once() -> None:
     with pytest.raises(StudyError) as refused:
         select_feature_sets(study(), "one,two", "three/4")
     assert len(refused.value.problems) == 3
+
+
+def sweeps_of(chosen: tuple[FeatureSet, ...]) -> dict[tuple[str, str], list[str]]:
+    return {
+        (each.name, each.kind): [variant.label(each.kind) for variant in each.variants] for each in chosen
+    }
+
+
+def test_sweeps_follow_their_feature_set() -> None:
+    shallow = {"weights": "untrained", "n_layers": 2}
+    chosen = select_feature_sets(
+        study(models=shallow, sweeps={"delays": [0, 3], "layers": True, "bands": True}),
+        "clip,beats+clip,mylab",
+    )
+    found = sweeps_of(chosen)
+    assert [(each.name, each.kind) for each in chosen] == [
+        ("clip", "fits"),
+        ("clip", "delays"),
+        ("clip", "layers"),
+        ("beats+clip", "fits"),
+        ("beats+clip", "delays"),
+        ("beats+clip", "layers"),
+        ("beats+clip", "bands"),
+        ("mylab", "fits"),
+        ("mylab", "delays"),
+    ]
+    assert found["clip", "delays"] == ["clip/embedding delay 0", "clip/embedding delay 3"]
+    assert found["clip", "layers"] == ["clip/1", "clip/embedding"]
+    assert found["beats+clip", "layers"] == ["beats/1+clip/1", "beats/2+clip/embedding"]
+    ratios = [label.rpartition(" ")[2] for label in found["beats+clip", "bands"]]
+    assert ratios == ["10000:1", "1000:1", "100:1", "10:1", "1:1", "1:10", "1:100", "1:1000", "1:10000"]
+
+
+def test_a_grid_of_five_by_five_scalings_has_these_ratios() -> None:
+    grid = [10.0**power for power in (-2, -1, 0, 1, 2)]
+    ratios = {round(math.log10(first / second)) for first in grid for second in grid}
+    assert ratios == {round(math.log10(ratio)) for ratio in BAND_RATIOS}
+
+
+def test_a_fit_in_bands_takes_two_spaces() -> None:
+    with pytest.raises(StudyError, match=r"sweeps.bands: 'beats\+clip\+mylab' is a sum of 3"):
+        select_feature_sets(study(sweeps={"bands": True}), "beats+clip+mylab")
+    found = sweeps_of(select_feature_sets(study(sweeps={"bands": True}), "beats,cavmae-audio+clip"))
+    assert list(found) == [("beats", "fits"), ("cavmae-audio+clip", "fits"), ("cavmae-audio+clip", "bands")]

@@ -54,6 +54,27 @@ def test_tag_head_equals_the_official_one(reference, official_file, tmp_path):
         np.testing.assert_allclose(logits.mean(dim=(0, 1)).sigmoid(), clip["tag_probs"], atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("pool", ["tr", "window"])
+def test_tags_of_a_row_are_those_of_the_official_model_over_its_time_steps(
+    reference, official_file, tmp_path, pool
+):
+    fixture, _, network = load(reference, official_file, "beats/tiny_finetuned", tmp_path)
+    clip = fixture.clips["one_second"]
+    spec = ModelSpec("beats", n_layers=3, tr_s=0.5, window_s=1.0, pool=pool, n_tags=527)
+    chunk = MovieChunk(1, 1, 0.5, None, clip["wave"], 0)
+    features = BeatsExtractor(network, spec).extract(chunk)
+    assert list(features) == ["1", "2", "3", "tags"]
+    steps = slice(3, 6) if pool == "tr" else slice(0, 6)
+    logits = clip["tag_logits_steps"][steps].mean(axis=0)
+    np.testing.assert_allclose(features["tags"][0], 1 / (1 + np.exp(-logits)), atol=1e-6, rtol=0)
+    if pool == "window":
+        np.testing.assert_allclose(features["tags"][0], clip["tag_probs"], atol=1e-6, rtol=0)
+    without = BeatsExtractor(network, replace(spec, n_tags=None)).extract(chunk)
+    assert list(without) == ["1", "2", "3"]
+    for name, values in without.items():
+        np.testing.assert_array_equal(features[name], values)
+
+
 def test_a_self_supervised_file_is_told_by_its_missing_tags(reference, official_file, tmp_path):
     _, weights, network = load(reference, official_file, "beats/tiny_ssl", tmp_path)
     assert (weights.training, weights.n_tags) == ("self-supervised", None)
@@ -77,7 +98,7 @@ def test_a_row_is_the_mean_of_its_time_steps(reference, official_file, tmp_path,
 
 def test_the_official_configuration_is_that_of_the_official_file(reference):
     fixture = reference("beats/full_finetuned_seeded")
-    network = build_seeded("beats", dict(beats.untrained_config(12)) | {"finetuned_model": True}, seed=0)
+    network = build_seeded("beats", beats.untrained_config(ModelSpec("beats", n_tags=527)), seed=0)
     shapes = {key: list(value.shape) for key, value in network.state_dict().items()}
     for new, old in (("original0", "weight_g"), ("original1", "weight_v")):
         stem = "encoder.pos_conv.0."
@@ -96,11 +117,13 @@ def test_a_file_of_official_size_gives_the_official_features(reference, official
     path = official_file(fixture, tmp_path)
     info = inspect_checkpoint("beats", path)
     assert (info.training, info.n_layers, info.width, info.n_tags) == ("fine-tuned", 12, 768, 527)
-    spec = ModelSpec("beats", checkpoint=str(path), tr_s=3.0, window_s=3.0, pool="window")
+    spec = ModelSpec("beats", checkpoint=str(path), tr_s=3.0, window_s=3.0, pool="window", n_tags=527)
     extractor = load_extractor(spec)
     clip = fixture.clips["clip3"]
     chunk = MovieChunk(0, 1, 3.0, None, clip["wave"], 0)
-    for name, features in extractor.extract(chunk).items():
+    found = extractor.extract(chunk)
+    np.testing.assert_allclose(found.pop("tags")[0], clip["tag_probs"], atol=1e-5, rtol=0)
+    for name, features in found.items():
         np.testing.assert_allclose(features[0], clip["tokens_mean"][int(name)], atol=1e-4, rtol=0)
     in_tr = replace(spec, tr_s=1.0, pool="tr")
     row = BeatsExtractor(extractor.network, in_tr).extract(MovieChunk(2, 1, 1.0, None, clip["wave"], 0))

@@ -7,18 +7,22 @@ import sys
 import pytest
 
 from hpcenc.tasks.models.catalogue import (
+    FEATURE_SETS,
     MODELS,
+    UNTRAINED_N_TAGS,
     LayerSource,
     ModelSpec,
     all_layer_names,
     compose,
     default_layer,
-    expected_files,
     label,
+    layers_of_set,
+    modality,
     preprocessing,
     stored_layers,
     sweep_layers,
 )
+from hpcenc.tasks.models.official_files import expected_files
 
 
 def test_importing_it_loads_neither_torch_nor_numpy():
@@ -30,18 +34,45 @@ def test_importing_it_loads_neither_torch_nor_numpy():
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("name", FEATURE_SETS)
 @pytest.mark.parametrize("n_layers", [2, 4, 12])
-def test_a_sweep_has_one_layer_per_depth_and_ends_with_the_default(model, n_layers):
-    sweep = sweep_layers(model, n_layers)
-    assert len(sweep) == len(set(sweep)) == n_layers
-    assert sweep[-1] == default_layer(model, n_layers)
-    assert set(sweep) <= set(all_layer_names(model, n_layers))
+def test_a_sweep_has_one_layer_per_depth_and_ends_with_the_default(name, n_layers):
+    sweep = sweep_layers(name, n_layers)
+    assert len(sweep) == len(set(sweep)) == (1 if name.endswith("-tags") else n_layers)
+    assert sweep[-1] == default_layer(name, n_layers)
+    model, _ = FEATURE_SETS[name]
+    assert set(sweep) <= set(layers_of_set(name, n_layers)) <= set(all_layer_names(model, n_layers))
+
+
+def test_a_branch_sweeps_its_own_depths():
+    assert sweep_layers("cavmae-audio", 3) == ("audio-1", "audio-2", "audio")
+    assert sweep_layers("cavmae-concat", 2) == ("concat-1", "concat")
+    assert sweep_layers("cavmae", 2) == ("mean-1", "mean")
+    assert layers_of_set("cavmae-visual", 2) == ("visual-1", "visual", "visual-2")  # the last is not normed
+
+
+@pytest.mark.parametrize("name", FEATURE_SETS)
+def test_layers_know_their_modality(name):
+    model, branch = FEATURE_SETS[name]
+    known = {"cavmae-audio": "audio", "cavmae-visual": "vision", "clip": "vision", "beats": "audio"}
+    expected = "audio" if branch == "tags" else known.get(name, "audio")
+    if branch in ("mean", "concat"):
+        expected = "audio-visual"
+    assert {modality(model, layer) for layer in sweep_layers(name)} <= {expected}
+
+
+def test_tags_are_a_layer_of_a_model_with_a_tag_head_only():
+    for model in ("beats", "cavmae"):
+        without, with_tags = stored_layers(ModelSpec(model)), stored_layers(ModelSpec(model, n_tags=9))
+        assert with_tags[:-1] == without
+        assert (with_tags[-1].name, with_tags[-1].n_features) == ("tags", 9)
+    assert "tags" not in all_layer_names("clip")
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_layer_is_made_of_stored_arrays(model):
-    stored = {layer.name: layer.n_features for layer in stored_layers(ModelSpec(model, n_layers=4))}
+    spec = ModelSpec(model, n_layers=4, n_tags=UNTRAINED_N_TAGS.get(model))
+    stored = {layer.name: layer.n_features for layer in stored_layers(spec)}
     names = all_layer_names(model, 4)
     assert len(names) == len(set(names))
     assert set(stored) <= set(names)
@@ -103,6 +134,8 @@ def test_a_spec_is_hashable_and_picklable():
         ({"model": "beats", "tr_s": 2.0, "window_s": 1.0}, "at least one TR"),
         ({"model": "beats", "tr_s": 0.1, "window_s": 0.1}, "at least 0.175 s"),
         ({"model": "cavmae", "window_s": 12.0}, "at most 10.255 s"),
+        ({"model": "clip", "n_tags": 527}, "n_tags = 527 of clip: .* are beats, cavmae"),
+        ({"model": "beats", "n_tags": 0}, "at least 1 output"),
     ],
 )
 def test_what_no_model_can_do_is_refused(wrong, message):

@@ -5,10 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.special import erf
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from hpcenc.tasks.models.catalogue import ModelSpec, cavmae_rows
-from hpcenc.tasks.models.cavmae import CavmaeModel, spectrograms
+from hpcenc.tasks.models.cavmae import CavmaeExtractor, CavmaeModel, spectrograms
 from hpcenc.tasks.models.checkpoints import inspect_checkpoint
 from hpcenc.tasks.models.images import normalised_frames
 from hpcenc.tasks.models.loading import build_pretrained, build_seeded, load_extractor, read_weights
@@ -83,6 +84,79 @@ def test_plain_norms_of_the_unified_block_are_those_of_the_joint_pass(
         np.testing.assert_allclose(joint.mean(axis=0), clip["joint_pooled"], atol=1e-5, rtol=0)
         np.testing.assert_allclose(joint[:512].mean(axis=0), clip["joint_audio_pooled"], atol=1e-5, rtol=0)
         np.testing.assert_allclose(joint[512:].mean(axis=0), clip["joint_visual_pooled"], atol=1e-5, rtol=0)
+
+
+def test_logits_of_the_tag_head_equal_the_official_audio_only_ones(reference, official_file, tmp_path):
+    fixture, _, network = load(reference, official_file, "cavmae/tiny_finetuned", tmp_path)
+    for clip in fixture.clips.values():
+        with torch.inference_mode():
+            audio = network.audio_branch(spectrograms(torch.from_numpy(clip["wave"])[None]))
+            logits = network.mlp_head(audio[-1].mean(dim=(1, 2)))
+        np.testing.assert_allclose(logits.ravel(), clip["logits_audioonly"].ravel(), atol=1e-5, rtol=0)
+
+
+def layer_norm(x, state, name):
+    centred = x - x.mean(axis=-1, keepdims=True)
+    scaled = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-5)
+    return scaled * state[f"{name}.weight"] + state[f"{name}.bias"]
+
+
+def linear(x, state, name):
+    return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
+
+
+def plain_block(x, state, name, n_heads, norms=""):
+    """One transformer block over tokens (n_tokens, width), written out."""
+    n_tokens, width = x.shape
+    qkv = linear(layer_norm(x, state, f"{name}.norm1{norms}"), state, f"{name}.attn.qkv")
+    q, k, v = qkv.reshape(n_tokens, 3, n_heads, width // n_heads).transpose(1, 2, 0, 3)
+    scores = q @ k.transpose(0, 2, 1) / np.sqrt(width // n_heads)
+    shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    heads = shares / shares.sum(axis=-1, keepdims=True) @ v
+    x = x + linear(heads.transpose(1, 0, 2).reshape(n_tokens, width), state, f"{name}.attn.proj")
+    hidden = linear(layer_norm(x, state, f"{name}.norm2{norms}"), state, f"{name}.mlp.fc1")
+    gelu = hidden * (1 + erf(hidden / np.sqrt(2))) / 2
+    return x + linear(gelu, state, f"{name}.mlp.fc2")
+
+
+def plain_audio_tokens(spectrogram, state, n_own, n_heads):
+    """Normed audio tokens (8, 64, width) of a spectrogram (1024, 128), by the official audio-only pass."""
+    patches = spectrogram.reshape(64, 16, 8, 16).transpose(2, 0, 3, 1).reshape(512, 256)
+    kernel = state["patch_embed_a.proj.weight"].reshape(-1, 256)
+    x = patches @ kernel.T + state["patch_embed_a.proj.bias"]
+    x = x + state["pos_embed_a"][0] + state["modality_a"][0]
+    for i in range(n_own):
+        x = plain_block(x, state, f"blocks_a.{i}", n_heads)
+    x = plain_block(x, state, "blocks_u.0", n_heads, norms="_a")
+    return layer_norm(x, state, "norm_a").reshape(8, 64, -1)
+
+
+@pytest.mark.parametrize("pool", ["tr", "window"])
+def test_tags_of_a_row_are_those_of_a_plain_forward_pass(tmp_path, pool):
+    config = {"width": 128, "n_heads": 2, "n_layers": 3, "mlp_width": 64, "n_tags": 7}
+    rng = np.random.default_rng(0)
+    state = {
+        key: torch.from_numpy(rng.normal(0, 0.15, value.shape).astype(np.float32))
+        for key, value in CavmaeModel(config).state_dict().items()
+    }
+    path = tmp_path / "as_46.6.pth"
+    torch.save({f"module.{key}": value for key, value in state.items()}, path)
+    weights = read_weights("cavmae", path)
+    assert dict(weights.config) == config
+    spec = ModelSpec("cavmae", n_layers=3, tr_s=2.0, window_s=10.0, pool=pool, n_tags=7)
+    wave = rng.normal(0, 0.1, 160_000).astype(np.float32)
+    chunk = MovieChunk(4, 1, 2.0, np.zeros((1, 224, 224, 3), np.uint8), wave, 0)
+    found = CavmaeExtractor(build_pretrained("cavmae", path, weights), spec).extract(chunk)
+
+    plain = {key: value.double().numpy() for key, value in state.items()}
+    spectrogram = spectrograms(torch.from_numpy(wave)[None])[0].double().numpy()
+    tokens = plain_audio_tokens(spectrogram, plain, n_own=2, n_heads=2)
+    centres = 0.16 * np.arange(64) + 0.0875
+    columns = (centres >= 8) & (centres < 10) if pool == "tr" else slice(None)
+    pooled = tokens[:, columns].mean(axis=(0, 1))
+    logits = linear(layer_norm(pooled, plain, "mlp_head.0"), plain, "mlp_head.1")
+    np.testing.assert_allclose(found["audio"][0], pooled, atol=1e-4)
+    np.testing.assert_allclose(found["tags"][0], 1 / (1 + np.exp(-logits)), atol=1e-5)
 
 
 def test_a_fine_tuned_file_is_told_by_its_tag_head(reference, official_file, tmp_path):

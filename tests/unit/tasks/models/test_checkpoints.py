@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hpcenc.tasks.models.catalogue import MODELS, ModelSpec, expected_files
+from hpcenc.tasks.models.catalogue import MODELS, ModelSpec
 from hpcenc.tasks.models.checkpoints import (
     CheckpointError,
     check_file,
@@ -14,6 +14,7 @@ from hpcenc.tasks.models.checkpoints import (
     inspect_checkpoint,
 )
 from hpcenc.tasks.models.loading import build_pretrained, load_extractor, read_weights
+from hpcenc.tasks.models.official_files import expected_files
 
 TINY = {"beats": "beats/tiny_ssl", "clip": "clip/tiny_vit", "cavmae": "cavmae/tiny_pretrain"}
 

@@ -9,7 +9,7 @@ import torch
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from hpcenc.tasks.models.catalogue import MODELS, ModelSpec, preprocessing, stored_layers
+from hpcenc.tasks.models.catalogue import MODELS, UNTRAINED_N_TAGS, ModelSpec, preprocessing, stored_layers
 from hpcenc.tasks.models.images import IMAGE_SIZE
 from hpcenc.tasks.models.loading import build_untrained, load_extractor
 from hpcenc.tasks.models.windows import MovieChunk
@@ -26,9 +26,11 @@ def extractor_of(spec):
     return load_extractor(spec)
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_arrays_are_those_that_the_catalogue_promises(noise_chunk, model):
-    spec = spec_of(model)
+@pytest.mark.parametrize(
+    ("model", "n_tags"), [("beats", None), ("clip", None), ("cavmae", None), ("beats", 5), ("cavmae", 5)]
+)
+def test_arrays_are_those_that_the_catalogue_promises(noise_chunk, model, n_tags):
+    spec = spec_of(model, n_tags=n_tags)
     layers = extractor_of(spec).extract(noise_chunk(spec, first_row=2, n_rows=3))
     assert [(name, features.shape) for name, features in layers.items()] == [
         (layer.name, (3, layer.n_features)) for layer in stored_layers(spec)
@@ -131,7 +133,7 @@ def test_silence_and_black_give_finite_features(model):
 @pytest.mark.parametrize("model", MODELS)
 def test_untrained_weights_follow_their_seed_and_leave_the_global_one_alone(model):
     state = torch.random.get_rng_state()
-    first, again, other = (build_untrained(model, N_LAYERS[model], seed).state_dict() for seed in (0, 0, 1))
+    first, again, other = (build_untrained(spec_of(model, seed=seed)).state_dict() for seed in (0, 0, 1))
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(torch.equal(value, again[key]) for key, value in first.items())
     drawn = [
@@ -142,8 +144,24 @@ def test_untrained_weights_follow_their_seed_and_leave_the_global_one_alone(mode
     assert all(not torch.equal(first[key], other[key]) for key in drawn)
 
 
+@pytest.mark.parametrize("model", ["beats", "cavmae"])
+def test_an_untrained_tag_head_leaves_all_other_features_as_they_are(noise_chunk, model):
+    spec = spec_of(model, seed=3)
+    chunk = noise_chunk(spec, 0, 2)
+    without = load_extractor(spec).extract(chunk)
+    with_tags = load_extractor(replace(spec, n_tags=UNTRAINED_N_TAGS[model])).extract(chunk)
+    tags = with_tags.pop("tags")
+    assert tags.shape == (2, 527)
+    assert ((tags > 0) & (tags < 1)).all()
+    assert list(with_tags) == list(without)
+    for name, features in without.items():
+        np.testing.assert_array_equal(with_tags[name], features)
+    other_seed = load_extractor(replace(spec, seed=4, n_tags=527)).extract(chunk)["tags"]
+    assert not np.array_equal(other_seed, tags)
+
+
 def test_untrained_depth_counts_the_unified_block():
-    network = build_untrained("cavmae", 3, seed=0)
+    network = build_untrained(ModelSpec("cavmae", "untrained", n_layers=3))
     assert (len(network.blocks_a), len(network.blocks_v), len(network.blocks_u)) == (2, 2, 1)
 
 
