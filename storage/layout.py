@@ -73,6 +73,11 @@ AVERAGE = "average"
 """The pseudo-subject whose BOLD is the mean over subjects."""
 
 
+def ceiling_group(subject: str) -> str:
+    """Group of the noise ceilings of one subject."""
+    return f"ceilings/{slug(subject)}"
+
+
 def shared_alphas_group(fit: str) -> str:
     """Group of the alphas that all voxels of a fit share."""
     return f"alphas/{fit}"

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcenc.storage.errors import StoreError
-from hpcenc.storage.layout import SCORES, SWEEPS
+from hpcenc.storage.groups import group_attributes
+from hpcenc.storage.layout import SCORES, SWEEPS, ceiling_group
 from hpcenc.storage.store import Store
 from hpcenc.storage.voxels import VoxelAxis
 
@@ -83,6 +84,43 @@ def read_scores(store: Store, group: str) -> Scores:
     scores = dict(zip(names, values, strict=True))
     more = {name: scores.pop(name) for name in names if name not in SCORES}
     return Scores(group, attributes, **scores, more=more, blocks_done=n_done, blocks=n_blocks, done=done)
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """Noise ceilings of one subject, and what they belong to.
+
+    Attributes
+    ----------
+    attributes : dict
+        Of their group: subject, ``showings`` (clip, showings, rows), ...
+    clips : tuple of str
+        Repeated clips.
+    values : dict of str to array of shape (n_clips, n_voxels)
+        ``share`` of a showing's variance that repeats, ``share_low`` and ``share_high`` of its 95 %
+        interval, and ``ceiling``, the r that a perfect model reaches. NaN where undefined or not done.
+    """
+
+    attributes: dict[str, Any]
+    clips: tuple[str, ...]
+    values: dict[str, NDArray[np.floating[Any]]]
+
+
+def read_ceilings(store: Store, subject: str) -> Ceilings | None:
+    """Noise ceilings of a subject, of the blocks that are done; None where no clip is shown again."""
+    group = ceiling_group(subject)
+    if group_attributes(store.path, group) is None:
+        return None
+    attributes = store.attributes_of(group)
+    array = store.array(f"{group}/values")
+    values = np.full(array.shape, np.nan, np.float32)
+    n_voxels, block = array.shape[-1], attributes["block"]
+    for index in range(-(-n_voxels // block)):
+        if store.is_done(group, index, attributes["digest"]):
+            part = (slice(None), slice(None), slice(index * block, min((index + 1) * block, n_voxels)))
+            values[part] = store.read(f"{group}/values", part)
+    clips = tuple(each["group"] for each in attributes["showings"])
+    return Ceilings(attributes, clips, dict(zip(array.attrs["statistic"], values, strict=True)))
 
 
 def read_voxels(store: Store) -> VoxelAxis:

@@ -24,6 +24,7 @@ from hpcenc.storage.layout import (
 )
 from hpcenc.tasks import at_hand
 from hpcenc.tasks.block_bold import BlockBold
+from hpcenc.tasks.ceiling_unit import CeilingUnit
 from hpcenc.tasks.records import Deadline, Fact, TaskRecord, Unit, run_units
 
 if TYPE_CHECKING:
@@ -179,6 +180,7 @@ class FitBlock:
     backend: str
     tf32: bool
     fits: tuple[FitUnit, ...]
+    ceiling: CeilingUnit | None = None
 
     @property
     def key(self) -> str:
@@ -187,12 +189,14 @@ class FitBlock:
 
     @property
     def units(self) -> tuple[Unit, ...]:
-        """One for each feature set."""
-        return tuple(fit.unit for fit in self.fits)
+        """One for the noise ceilings, if the study repeats a clip, and one for each feature set."""
+        ceiling = () if self.ceiling is None else (self.ceiling.unit,)
+        return (*ceiling, *(fit.unit for fit in self.fits))
 
     def needs_of(self, unit: Unit) -> tuple[Unit, ...]:
-        """What one feature set needs."""
-        return next(fit.needs for fit in self.fits if fit.unit == unit)
+        """What one feature set needs, or the noise ceilings."""
+        parts = (*self.fits, *(() if self.ceiling is None else (self.ceiling,)))
+        return next(part.needs for part in parts if part.unit == unit)
 
     def run(self, store: Store, deadline: Deadline | None) -> TaskRecord:
         """Fit the feature sets that are not done."""
@@ -200,7 +204,14 @@ class FitBlock:
             return TaskRecord(self.key, skipped=len(self.units))
         bold = self.bold.read(store, slice(*self.voxels))
         fits = {fit.unit: fit for fit in self.fits}
-        return run_units(self, store, deadline, lambda unit: self._fit(store, fits[unit], bold))
+
+        def work(unit: Unit) -> Mapping[str, Fact]:
+            if unit in fits:
+                return self._fit(store, fits[unit], bold)
+            assert self.ceiling is not None
+            return self.ceiling.work(store, bold, slice(*self.voxels))
+
+        return run_units(self, store, deadline, work)
 
     def _fit(self, store: Store, fit: FitUnit, bold: NDArray[np.float32]) -> Mapping[str, Fact]:
         """Fit all folds and variants; each one's weights are written when they are made, scores last."""

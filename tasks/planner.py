@@ -8,36 +8,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from hpcenc.storage.digests import digest
 from hpcenc.storage.groups import GroupSpec
 from hpcenc.storage.layout import (
-    AVERAGE,
-    average_group,
     fit_group,
     operators_folder,
     operators_group,
-    run_array,
     shared_alphas_group,
 )
-from hpcenc.storage.study import Average, Run, Study
-from hpcenc.tasks import averaging, fitting, operator_task, shared_alpha
-from hpcenc.tasks.block_bold import BlockBold, StoredBold
+from hpcenc.storage.study import Run, Study
+from hpcenc.tasks import fitting, operator_task, shared_alpha
+from hpcenc.tasks.block_bold import BlockBold
+from hpcenc.tasks.bold_planner import BoldPlanner, Scanned, run_rows
+from hpcenc.tasks.ceiling import find_showings
 from hpcenc.tasks.facts import StudyFacts
 from hpcenc.tasks.feature_planner import FeaturePlanner
-from hpcenc.tasks.folds import RowPolicy, RunRows
+from hpcenc.tasks.folds import RowPolicy
 from hpcenc.tasks.operator_task import Rows
 from hpcenc.tasks.operators import Solver, choose_solver, operator_bytes
 from hpcenc.tasks.plan import Plan, Stage
 from hpcenc.tasks.records import Task, Unit
 from hpcenc.tasks.selection import FeatureSet, Variant
-
-if TYPE_CHECKING:
-    from hpcenc.storage.bold import BoldHeader
 
 
 def make_plan(study: Study, feature_sets: Sequence[FeatureSet], facts: StudyFacts, backend: str) -> Plan:
@@ -88,17 +84,14 @@ class _Planner:
         self.variants: dict[
             tuple[Variant, bool, str, Rows], tuple[fitting.VariantSource, tuple[Unit, ...]]
         ] = {}
-        self.features = FeaturePlanner(study, facts, self.groups, self._add)
         self.set_aside = list(facts.set_aside)
+        self.features = FeaturePlanner(study, facts, self.groups, self._add)
+        self.bold = BoldPlanner(study, facts, self.groups, self._add, self.set_aside)
         self.voxels_digest = "" if facts.voxels is None else facts.voxels.digest()
 
     def plan(self) -> Plan:
-        for subject in self.study.fitted:
-            if subject == AVERAGE:
-                assert self.study.average is not None
-                self._fit_average(self.study.average)
-            else:
-                self._fit_subject(subject)
+        for scanned in self.bold.subjects():
+            self._fit_subject(scanned)
         tasks = {stage: tuple(found.values()) for stage, found in self.tasks.items()}
         stages = [
             Stage("decode", "cpu", tasks["decode"], lasting=False),
@@ -126,7 +119,7 @@ class _Planner:
     def _make_rows(self, runs: Sequence[Run], longest_delay: int) -> Rows:
         fit = self.study.fit
         return Rows(
-            runs=tuple(self._run_rows(run) for run in runs),
+            runs=tuple(run_rows(run, self.study.tr_s) for run in runs),
             longest_delay=longest_delay,
             policy=RowPolicy(fit.rest, fit.repeat_train, fit.repeat_test),
             outer=fit.outer,
@@ -136,11 +129,6 @@ class _Planner:
             split_row=None if fit.split_s is None else math.ceil(fit.split_s / self.study.tr_s - 1e-9),
             min_fold_rows=fit.min_fold_trs,
         )
-
-    def _run_rows(self, run: Run) -> RunRows:
-        tr_s = self.study.tr_s
-        rest = tuple((start, stop) for _, start, stop in run.rows("rest", tr_s))
-        return RunRows(run.name, run.n_trs, rest, run.rows("repeat", tr_s))
 
     def _solver(self, rows: Rows, n_columns: int) -> Solver:
         """One solver for all outer folds."""
@@ -240,81 +228,9 @@ class _Planner:
 
     # Fits.
 
-    def _fit_subject(self, subject: str) -> None:
-        runs = [run for run in self.study.runs_of(subject) if (subject, run.name) in self.facts.bold]
-        bold = tuple(self.facts.bold[subject, run.name] for run in runs)
-        identity = [header.identity for header in bold]
-        self._fit_bold(subject, self.study.stimulus_of(subject), runs, bold, identity)
-
-    def _fit_average(self, average: Average) -> None:
-        """Plan the mean over subjects, block by block, and its fits."""
-        study = self.study
-        version = average.stimulus or study.subjects.stimulus
-        members = [
-            subject
-            for subject in study.subjects.ids
-            if average.mixed_versions or study.stimulus_of(subject) == version
-        ]
-        runs, averaged = [], []
-        for run in study.runs:
-            bold = tuple(
-                self.facts.bold[subject, run.name]
-                for subject in members
-                if (subject, run.name) in self.facts.bold
-            )
-            if len(bold) > 1:
-                tail = max(study.fit.delays) if study.fit.rest == "drop" else -1
-                averaged.append(averaging.AveragedRun(self._run_rows(run), tail, bold))
-                runs.append(run)
-        if not runs:
-            self.set_aside.append(f"subject {AVERAGE}: no run of two subjects who saw version {version!r}")
-            return
-        inputs = {
-            "version": averaging.AVERAGE_VERSION,
-            "how": average.bold,
-            "bold": [[header.identity for header in run.bold] for run in averaged],
-            "used": [[run.rows.n_trs, run.rows.rest, run.tail] for run in averaged],
-            "voxels": self.voxels_digest,
-            "block": study.fit.block,
-        }
-        key, group = digest(inputs), average_group()
-        arrays = averaging.average_arrays(tuple(averaged), self._n_voxels, study.fit.block)
-        attributes = {**inputs, "runs": [run.name for run in runs], "subjects": members, "stimulus": version}
-        blocks = self._blocks()
-        self.groups[group] = GroupSpec(group, key, arrays, len(blocks), attributes)
-        for index, voxels in enumerate(blocks):
-            self._add(
-                "average",
-                averaging.AverageBlock(
-                    unit=Unit(group, index, key),
-                    voxels=voxels,
-                    runs=tuple(averaged),
-                    grayordinates=study.bold.grayordinates,
-                    how=average.bold,
-                ),
-            )
-        stored = tuple(StoredBold(f"{group}/{run_array(run.name)}", run.n_trs) for run in runs)
-        self._fit_bold(AVERAGE, version, runs, stored, key)
-
-    @property
-    def _n_voxels(self) -> int:
-        assert self.facts.voxels is not None
-        return self.facts.voxels.n_voxels
-
-    def _blocks(self) -> list[tuple[int, int]]:
-        """First voxel of each block, and the one after its last."""
-        block = self.study.fit.block
-        return [(first, min(first + block, self._n_voxels)) for first in range(0, self._n_voxels, block)]
-
-    def _fit_bold(
-        self,
-        subject: str,
-        version: str,
-        runs: Sequence[Run],
-        bold: tuple[BoldHeader | StoredBold, ...],
-        identity: Any,
-    ) -> None:
-        """Fits of one subject, or of the mean over subjects; `identity` stands for the BOLD in digests."""
+    def _fit_subject(self, scanned: Scanned) -> None:
+        """Fits of one subject, or of the mean over subjects."""
+        subject, runs = scanned.subject, scanned.runs
         rows = self._rows(runs)
         try:
             folds = rows.folds()
@@ -329,25 +245,21 @@ class _Planner:
         names = [fold.name for fold in folds]
         swept = self.study.sweeps.subjects or (subject,)
         fits = [
-            self._fit(subject, version, feature_set, runs, names, identity)
+            self._fit(scanned, feature_set, names)
             for feature_set in self.feature_sets
             if feature_set.kind == "fits" or subject in swept
         ]
-        made = self.groups.get(average_group()) if subject == AVERAGE else None
-        averaged = [
-            () if made is None else (Unit(made.group, index, made.digest),)
-            for index in range(len(self._blocks()))
-        ]
-        source = BlockBold(bold, rows.onsets, self.study.bold.grayordinates)
-        alphas = self._share_alphas(subject, source, fits, identity, averaged)
-        for index, voxels in enumerate(self._blocks()):
+        bold = BlockBold(scanned.bold, rows.onsets, self.study.bold.grayordinates)
+        ceiling = self.bold.ceiling(scanned, rows)
+        alphas = self._share_alphas(scanned, bold, fits)
+        for index, voxels in enumerate(self.bold.blocks):
             self._add(
                 "fit",
                 fitting.FitBlock(
                     subject=subject,
                     block=index,
                     voxels=voxels,
-                    bold=source,
+                    bold=bold,
                     zscore=self.study.fit.zscore_bold,
                     repeat_rows=repeat_rows(rows),
                     backend=self.backend,
@@ -358,22 +270,27 @@ class _Planner:
                             variants=fit.variants,
                             weights=fit.weights,
                             weight_folds=fit.weight_folds,
-                            needs=(*fit.needs, *averaged[index], *([shared] if shared else [])),
+                            needs=(*fit.needs, *scanned.needs(index), *([shared] if shared else [])),
                             scores=fit.scores,
                             alphas=shared.group if shared else "",
                         )
                         for fit, shared in zip(fits, alphas, strict=True)
+                    ),
+                    ceiling=None
+                    if ceiling is None
+                    else replace(
+                        ceiling,
+                        unit=replace(ceiling.unit, index=index),
+                        needs=scanned.needs(index),
                     ),
                 ),
             )
 
     def _share_alphas(
         self,
-        subject: str,
+        scanned: Scanned,
         bold: BlockBold,
         fits: Sequence[_PlannedFit],
-        identity: Any,
-        averaged: Sequence[tuple[Unit, ...]],
     ) -> list[Unit | None]:
         """For each fit what chooses the alpha that all voxels share; None where each has its own."""
         fit = self.study.fit
@@ -384,7 +301,7 @@ class _Planner:
             inputs = {
                 "version": shared_alpha.SHARED_ALPHA_VERSION,
                 "operators": [unit.digest for unit in planned.needs],
-                "bold": identity,
+                "bold": scanned.identity,
                 "voxels": self.voxels_digest,
                 "zscore": fit.zscore_bold,
                 "backend": self.backend,
@@ -398,34 +315,23 @@ class _Planner:
         self._add(
             "alphas",
             shared_alpha.ShareAlphas(
-                subject=subject,
-                blocks=tuple(self._blocks()),
+                subject=scanned.subject,
+                blocks=tuple(self.bold.blocks),
                 bold=bold,
                 zscore=fit.zscore_bold,
                 backend=self.backend,
                 sets=tuple(
-                    shared_alpha.SharedUnit(
-                        unit,
-                        planned.variants,
-                        (*planned.needs, *(unit for units in averaged for unit in units)),
-                    )
+                    shared_alpha.SharedUnit(unit, planned.variants, (*planned.needs, *scanned.made))
                     for unit, planned in zip(units, fits, strict=True)
                 ),
             ),
         )
         return list(units)
 
-    def _fit(
-        self,
-        subject: str,
-        version: str,
-        feature_set: FeatureSet,
-        runs: Sequence[Run],
-        folds: list[str],
-        identity: Any,
-    ) -> _PlannedFit:
+    def _fit(self, scanned: Scanned, feature_set: FeatureSet, folds: list[str]) -> _PlannedFit:
         """One feature set in one subject."""
         study, fit, kind = self.study, self.study.fit, feature_set.kind
+        subject, version, runs = scanned.subject, scanned.version, scanned.runs
         rows, nested = self._rows(runs, kind), kind != "fits"
         weights: fitting.WeightsKind = "none"
         if kind == "fits":
@@ -444,7 +350,7 @@ class _Planner:
         inputs = {
             "version": fitting.FIT_VERSION,
             "operators": [unit.digest for unit in units],
-            "bold": identity,
+            "bold": scanned.identity,
             "voxels": self.voxels_digest,
             "block": fit.block,
             "weights": weights,
@@ -460,7 +366,7 @@ class _Planner:
         arrays = fitting.fit_arrays(
             n_folds=len(folds),
             n_variants=len(variants),
-            n_voxels=self._n_voxels,
+            n_voxels=self.bold.n_voxels,
             block=fit.block,
             weights=weights,
             n_weight_folds=len(weight_folds),
@@ -485,7 +391,7 @@ class _Planner:
             "block": fit.block,
             "backend": self.backend,
             "tf32": fit.tf32,
-            "bold": identity,
+            "bold": scanned.identity,
             "variants": [
                 {
                     "label": label.label(kind),
@@ -498,7 +404,7 @@ class _Planner:
             ],
         }
         group = fit_group(feature_set.label, subject, kind)
-        spec = GroupSpec(group, digest(inputs), arrays, len(self._blocks()), attributes)
+        spec = GroupSpec(group, digest(inputs), arrays, len(self.bold.blocks), attributes)
         self.groups[group] = spec
         return _PlannedFit(spec, variants, weights, tuple(weight_folds), units, scores)
 
@@ -521,5 +427,6 @@ class _Planner:
 
 
 def repeat_rows(rows: Rows) -> tuple[int, ...]:
-    """Rows in which a repeated clip is shown, from its onset and the longest delay on."""
-    return ()
+    """Rows of repeated clips that have a noise ceiling."""
+    showings, _ = find_showings(rows.runs, rows.longest_delay)
+    return tuple(row for each in showings for row in each.rows)

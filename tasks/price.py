@@ -233,7 +233,7 @@ def price_plan(plan: Plan, store: Path) -> Price:
         n_bytes += 4 * n_values * (task.voxels[1] - task.voxels[0])
     for task in stages["fit"]:
         assert isinstance(task, FitBlock)
-        left = [not unit.done(store) for unit in task.units]
+        left = [not fit.unit.done(store) for fit in task.fits]
         block = FitSizes.of(task, sizes)
         n_bytes += sum(run.n_trs * run.dtype.itemsize for run in task.bold.runs) * block.n_voxels
         for (weights, folds, kept), is_left in zip(block.units, left, strict=True):
@@ -276,7 +276,8 @@ def longest_units(plan: Plan, store: Path, gflops: float, n_threads: int) -> dic
                 seconds = [flop.seconds(gflops * SHARE_OF_PEAK["fit"]) for flop in flops]
             else:
                 continue
-            each = [(spent, str(unit)) for spent, unit in zip(seconds, task.units, strict=True)]
+            units = [fit.unit for fit in task.fits] if isinstance(task, FitBlock) else task.units
+            each = [(spent, str(unit)) for spent, unit in zip(seconds, units, strict=True)]
             found[stage.name] = max([found.get(stage.name, (0.0, "")), *each])
     return found
 

@@ -176,7 +176,7 @@ def work_of(stage: Stage, store: Path) -> dict[str, set[str]]:
             if isinstance(task, MakeOperators):
                 name, detail = task.spaces[0].name.split("/")[0], task.rows.folds()[task.fold].name
             elif isinstance(task, FitBlock):
-                name, detail = parts[1], task.subject
+                name, detail = "ceiling" if parts[0] == "ceilings" else parts[1], task.subject
             elif stage.name == "decode":
                 name, detail = "audio" if isinstance(task, DecodeAudio) else "frames", parts[-1].upper()
             else:
@@ -214,6 +214,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan]:
 
 
 ALL = "beats clip mylab"
+WITH_CEILING = "beats ceiling clip mylab"
 MODELS = "beats clip"
 REST_LATER = {"kind": "rest", "start_s": 0, "end_s": 6}
 NOTHING = ("", "", "", "")
@@ -228,13 +229,13 @@ EDITS = [
     ("a subject leaves", {"subjects.ids": ["s1"]}, *NOTHING),
     ("the range of alphas", {"fit.alpha_exponents": [-1, 4]}, "", "", ALL, ALL),
     ("the number of alphas", {"fit.n_alphas": 10}, "", "", ALL, ALL),
-    ("delays", {"fit.delays": [1, 2]}, "", "", ALL, ALL),
+    ("delays", {"fit.delays": [1, 2]}, "", "", ALL, WITH_CEILING),
     ("the basis tolerance, of the exact solver", {"fit.basis_tolerance": 1e-3}, "", "", "mylab", "mylab"),
     ("the solver", {"fit.solver": "exact"}, "", "", MODELS, MODELS),
     ("the solver of few columns", {"fit.solver": "fast"}, "", "", "mylab", "mylab"),
-    ("a segment's time", {"runs.0.segments.0": REST_LATER}, "", "", ALL, ALL),
+    ("a segment's time", {"runs.0.segments.0": REST_LATER}, "", "", ALL, WITH_CEILING),
     ("a segment's name", {"runs.0.segments.0.name": "fixation"}, *NOTHING),
-    ("the rest policy", {"fit.rest": "keep"}, "", "", ALL, ALL),
+    ("the rest policy", {"fit.rest": "keep"}, "", "", ALL, WITH_CEILING),
     ("repeats in training", {"fit.repeat_train": "keep"}, "", "", ALL, ALL),
     ("repeats in test", {"fit.repeat_test": "only"}, "", "", ALL, ALL),
     ("the test run", {"fit.test_runs": ["A"]}, "", "", "beats:A clip:A mylab:A", ALL),
@@ -243,22 +244,24 @@ EDITS = [
     ("the kind of weights", {"fit.weights": "dual"}, "", "", "", ALL),
     ("the weights of one fit", {"fit.weights_exceptions": [
         {"feature_set": "clip", "subject": "s1", "weights": "none"}]}, "", "", "", "clip:s1"),
-    ("the voxel block", {"fit.block": 5000}, "", "", "", ALL),
+    ("the voxel block", {"fit.block": 5000}, "", "", "", WITH_CEILING),
     ("the backend", {"fit.backend": "torch"}, "", "", "", ALL),
     ("alphas in TF32", {"fit.tf32": True}, "", "", "", ALL),
-    ("a subject comes", {"subjects.ids": ["s1", "s2", "s3"]}, "", "", "", "beats:s3 clip:s3 mylab:s3"),
+    ("a subject comes", {"subjects.ids": ["s1", "s2", "s3"]},
+        "", "", "", "beats:s3 ceiling:s3 clip:s3 mylab:s3"),
     ("a subject's run goes", {"subjects.runs_of": {"s2": ["B", "C", "D"]}},
-        "", "", ALL, "beats:s2 clip:s2 mylab:s2"),
+        "", "", ALL, "beats:s2 ceiling:s2 clip:s2 mylab:s2"),
     ("the models' seed", {"models.seed": 1}, "", MODELS, MODELS, MODELS),
     ("the depth of the models", {"models.n_layers": 3}, "", MODELS, MODELS, MODELS),
     ("the audio window", {"models.audio_window_s": 4.0}, "", "beats", "beats", "beats"),
     ("the audio alignment", {"models.audio_align": "centred"}, "", "beats", "beats", "beats"),
-    ("the store's path", {"store": "elsewhere/study.zarr"}, "audio frames", ALL, ALL, ALL),
+    ("the store's path", {"store": "elsewhere/study.zarr"}, "audio frames", ALL, ALL, WITH_CEILING),
 ]  # fmt: skip
 
 DISKS = [
     ("all files move", Files(place="/elsewhere"), *NOTHING),
-    ("BOLD of one run changes", Files(mtime_ns={"s1/B": 2}), "", "", "", "beats:s1 clip:s1 mylab:s1"),
+    ("BOLD of one run changes", Files(mtime_ns={"s1/B": 2}), "", "", "",
+        "beats:s1 ceiling:s1 clip:s1 mylab:s1"),
     ("a feature file changes", Files(features={"mylab/B": "new"}), "", "mylab:B", "mylab", "mylab"),
     ("a feature file of no set changes", Files(features={"other/B": "new"}), *NOTHING),
     ("a movie changes", Files(movies={"B": "new"}), "audio:B frames:B", "beats:B clip:B", MODELS, MODELS),
@@ -360,7 +363,7 @@ def test_what_only_serves_others_is_not_made_for_its_own_sake(tmp_path: Path) ->
     shutil.rmtree(store.parent / "cache")
     assert reruns(plan, plan, store) == NOTHING
     with_subject = plan_of(tmp_path, {"subjects.ids": ["s1", "s2", "s3"]})
-    assert reruns(plan, with_subject, store) == ("", "", ALL, "beats:s3 clip:s3 mylab:s3")
+    assert reruns(plan, with_subject, store) == ("", "", ALL, "beats:s3 ceiling:s3 clip:s3 mylab:s3")
     reseeded = plan_of(tmp_path, {"models.seed": 1})
     assert reruns(plan, reseeded, store)[0] == "audio frames"
 
@@ -417,11 +420,13 @@ def test_subjects_of_the_same_runs_share_operators(tmp_path: Path) -> None:
 def test_bytes_to_write_are_those_of_the_arrays_and_of_the_operators_beside_the_store(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, models="mylab")
     n_rows = sum(N_TRS.values())
-    scores = (5 + 3) * 4 * N_VOXELS  # with norms of weights at three delays
+    # Norms of weights at three delays, r in the repeated clip; ceilings.
+    scores = (5 + 3 + 1) * 4 * N_VOXELS
+    ceilings = 4 * 4 * N_VOXELS
     weights = 4 * 7 * 3 * N_VOXELS
     operators = n_rows + 8 * 20 + 2 * 8 * 7
     (unit,) = (unit for task in plan.stages[2].tasks for unit in task.units)
-    arrays = 4 * n_rows * 7 + operators + 2 * (scores + weights)
+    arrays = 4 * n_rows * 7 + operators + 2 * (scores + weights + ceilings)
     assert plan.bytes_to_write(tmp_path / "absent.zarr") == arrays + unit.cached_bytes
     # 240 training rows of 21 columns: far fewer columns than rows, so that there are projections.
     assert 21 * 4 * 240 < unit.cached_bytes < 20 * 4 * 240**2
@@ -456,8 +461,8 @@ GOLDEN = {
     "features/beats-untrained-seed-0/main/a": "7f5e2bfb00b69bd1",
     "features/mylab/files/a": "f9527d6bbb58a9a5",
     "operators/fdefdd32ca060299": "fdefdd32ca060299",
-    "fits/clip-untrained-seed-0/s1": "f16f51c2575fff00",
-    "fits/mylab/s1": "5bea9ce68bb66971",
+    "fits/clip-untrained-seed-0/s1": "e93f7b1b5337ebd6",
+    "fits/mylab/s1": "30e3d74bb6f8dba7",
 }
 
 

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
 
 from hpcenc.storage.digests import FileDigests
-from hpcenc.storage.results import read_scores
+from hpcenc.storage.results import read_ceilings, read_scores
 from hpcenc.storage.store import Store
 from hpcenc.storage.study import Study, Sweeps, parse_study
+from hpcenc.storage.weights import read_weights
 from hpcenc.tasks.inspection import inspect
 from hpcenc.tasks.memory import worker_peak
 from hpcenc.tasks.nested import choose_variants
@@ -376,3 +377,45 @@ def test_sweeps_averages_and_shared_alphas_have_a_price_and_a_peak(folder: Path,
     without = make_plan(study.model_copy(update={"sweeps": Sweeps()}), chosen[:1], facts, "numpy")
     assert price.flop["fit"].total > price_plan(without, study.store_path).flop["fit"].total
     assert worker_peak(plan, study.store_path, overlaps=True).n_bytes > 0
+
+
+def test_a_repeated_clip_gives_ceilings_and_a_score_on_the_same_rows(folder: Path, tmp_path: Path) -> None:
+    repeat = {"kind": "repeat", "start_s": 20, "end_s": 60, "group": "clip"}
+    runs = [
+        {"name": run, "n_trs": n_trs, "segments": [repeat] if run != "B" else []}
+        for run, n_trs in N_TRS.items()
+    ]
+    fit = {"delays": [1, 2, 3], "n_alphas": 8, "block": 5000, "backend": "numpy", "weights": "primal"}
+    study = study_of(folder, tmp_path, runs=runs, fit=fit, sweeps={}, average=None)
+    store, _ = run_plan(study, "first")
+    found = read_ceilings(store, "s1")
+    assert found is not None
+    assert found.clips == ("clip",)
+    assert found.attributes["showings"] == [
+        {"group": "clip", "n_showings": 3, "n_rows": 37, "starts": [23, 153, 233]}
+    ]
+    bold = [np.load(folder / "s1" / f"{run}.npy").astype(float) for run in "ACD"]
+    parts = np.stack([(run / run.std(0))[23:60] for run in bold])
+    parts -= parts.mean(axis=1, keepdims=True)
+    pairs = [(parts[a] * parts[b]).mean(0) for a, b in ((0, 1), (0, 2), (1, 2))]
+    share = np.mean(pairs, axis=0) / parts.var(axis=1).mean(0)
+    np.testing.assert_allclose(found.values["share"][0], share, atol=1e-5)
+    np.testing.assert_allclose(
+        found.values["ceiling"][0], np.sqrt(np.where(share > 0, share, np.nan)), atol=1e-4
+    )
+    assert (found.values["share_low"] < found.values["share_high"]).all()
+
+    scores = read_scores(store, "fits/first/s1")
+    assert list(scores.more) == ["r_repeat", "weight_norm:1", "weight_norm:2", "weight_norm:3"]
+    weights = read_weights(store, "first", "s1", slice(None))["first/values"]
+    predicted = np.zeros((37, N_VOXELS))
+    group = scores.attributes["variants"][0]["operators"][0]
+    features = np.concatenate([np.load(folder / f"first_{run}.npy") for run in N_TRS]).astype(float)
+    mean, scale = (store.read(f"{group}/{name}") for name in ("feature_mean", "feature_scale"))
+    for place, delay in enumerate((1, 2, 3)):
+        rows = np.arange(210 + 23, 210 + 60) - delay
+        predicted += ((features[rows] - mean) / scale) @ weights[place]
+    np.testing.assert_allclose(scores.more["r_repeat"][0, 0], pearson_r(predicted, bold[2][23:60]), atol=1e-4)
+    for place, delay in enumerate((1, 2, 3)):
+        norm = np.linalg.norm(weights[place], axis=0)
+        np.testing.assert_allclose(scores.more[f"weight_norm:{delay}"][0, 0], norm, rtol=1e-4)

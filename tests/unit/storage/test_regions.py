@@ -1,0 +1,176 @@
+"""Regions on the voxels of a study."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from nibabel.cifti2 import BrainModelAxis, LabelAxis
+from nibabel.gifti import GiftiDataArray, GiftiImage, GiftiLabel, GiftiLabelTable
+
+from hpcenc.storage.atlas import GLASSER_GROUPS, MASKS
+from hpcenc.storage.errors import StudyError
+from hpcenc.storage.geometry import cortical_axis, glasser_labels, grayordinates_axis
+from hpcenc.storage.regions import BUILT_IN, load_regions, region_means
+from hpcenc.storage.voxels import CORTEX_LEFT, CORTEX_RIGHT, VoxelAxis
+
+SMALL = {CORTEX_LEFT: 12, CORTEX_RIGHT: 10}
+
+
+@pytest.fixture(scope="module")
+def axis() -> VoxelAxis:
+    return cortical_axis()
+
+
+def small_axis(left: list[int], right: list[int]) -> VoxelAxis:
+    """Some vertices of two tiny surfaces."""
+    models = BrainModelAxis.from_surface(left, SMALL[CORTEX_LEFT], "CORTEX_LEFT")
+    models += BrainModelAxis.from_surface(right, SMALL[CORTEX_RIGHT], "CORTEX_RIGHT")
+    return VoxelAxis.from_cifti(models)
+
+
+def test_every_area_is_in_one_group() -> None:
+    areas = {name.partition("_")[2] for name in glasser_labels()[1] if name}
+    listed = Counter(area for group in GLASSER_GROUPS.values() for area in group.split())
+    assert len(areas) == 180
+    assert set(listed) == areas
+    assert set(listed.values()) == {1}
+    assert len(GLASSER_GROUPS) == 22
+    assert set(" ".join(MASKS.values()).split()) <= areas
+
+
+@pytest.mark.parametrize(("name", "n_regions"), [
+    ("masks", 4), ("glasser-groups", 22), ("glasser", 360), ("yeo7", 7), ("yeo17", 17),
+])  # fmt: skip
+def test_built_in_sets_cover_the_cortex(name: str, n_regions: int, axis: VoxelAxis) -> None:
+    regions = load_regions(axis, name, Path())
+    assert len(regions.masks) == n_regions
+    assert all(mask.any() for mask in regions.masks.values())
+    covered = np.sum(list(regions.masks.values()), axis=0)
+    if name != "masks":
+        assert covered.max() == 1
+        assert (covered == 0).mean() < 0.02
+    assert regions.source == BUILT_IN[name]
+
+
+def test_groups_are_unions_of_their_areas(axis: VoxelAxis) -> None:
+    areas = load_regions(axis, "glasser", Path()).masks
+    groups = load_regions(axis, "glasser-groups", Path()).masks
+    for group, listed in GLASSER_GROUPS.items():
+        union = np.any([areas[f"{side}_{area}"] for area in listed.split() for side in "LR"], axis=0)
+        np.testing.assert_array_equal(groups[group], union)
+
+
+def test_masks_lie_where_their_names_say(axis: VoxelAxis) -> None:
+    areas = load_regions(axis, "glasser", Path()).masks
+    masks = load_regions(axis, "masks", Path()).masks
+    assert masks["visual"][areas["L_V1"]].all()
+    assert masks["auditory"][areas["R_A1"]].all()
+    assert masks["superior temporal"][areas["L_STSdp"]].all()
+    assert masks["prefrontal"][areas["R_46"]].all()
+    assert not masks["visual"][areas["L_A1"]].any()
+    both = masks["auditory"] & masks["superior temporal"]
+    np.testing.assert_array_equal(
+        both, np.any([areas[f"{side}_{area}"] for area in ("A4", "A5") for side in "LR"], axis=0)
+    )
+
+
+def test_regions_follow_the_order_of_the_study_and_leave_the_subcortex_out(axis: VoxelAxis) -> None:
+    whole = grayordinates_axis()
+    order = np.random.default_rng(0).permutation(whole.n_voxels)
+    shuffled = whole.take(order)
+    for name, mask in load_regions(axis, "yeo7", Path()).masks.items():
+        expected = np.concatenate([mask, np.zeros(whole.n_voxels - axis.n_voxels, dtype=bool)])[order]
+        np.testing.assert_array_equal(load_regions(shuffled, "yeo7", Path()).masks[name], expected)
+
+
+def test_built_in_sets_need_the_32k_surface() -> None:
+    with pytest.raises(
+        StudyError, match=r"'masks' is of the fs_LR 32k surface; the study's surfaces are: .* 12 vert"
+    ):
+        load_regions(small_axis([0], [1]), "masks", Path())
+    with pytest.raises(StudyError, match=r"surfaces are: none"):
+        load_regions(VoxelAxis.from_count(5), "yeo7", Path())
+
+
+def test_a_label_file_of_cifti_is_matched_by_vertex(tmp_path: Path) -> None:
+    models = BrainModelAxis.from_surface([1, 3, 5, 7], 12, "CORTEX_LEFT")
+    models += BrainModelAxis.from_surface([0, 2], 10, "CORTEX_RIGHT")
+    table = {
+        0: ("???", (0, 0, 0, 0)),
+        4: ("one", (1, 0, 0, 1)),
+        9: ("two", (0, 1, 0, 1)),
+        11: ("none", (0, 0, 1, 1)),
+    }
+    keys = np.array([[4, 9, 0, 4, 9, 9]], np.float32)
+    path = tmp_path / "mine.dlabel.nii"
+    nibabel.Cifti2Image(keys, (LabelAxis(["labels"], [table]), models)).to_filename(path)
+    regions = load_regions(small_axis([7, 3, 2, 1], [2, 9]), "mine.dlabel.nii", tmp_path)
+    assert regions.name == "mine"
+    assert {name: mask.tolist() for name, mask in regions.masks.items()} == {
+        "one": [True, False, False, True, False, False],
+        "two": [False, True, False, False, True, False],
+        "none": [False] * 6,
+    }
+    assert regions.digest() == load_regions(small_axis([7, 3, 2, 1], [2, 9]), str(path), Path()).digest()
+
+
+def write_gifti(path: Path, keys: list[int], names: dict[int, str], structure: str = "") -> None:
+    table = GiftiLabelTable()
+    for key, name in names.items():
+        label = GiftiLabel(key)
+        label.label = name
+        table.labels.append(label)
+    meta = {"AnatomicalStructurePrimary": structure} if structure else {}
+    array = GiftiDataArray(np.array(keys, np.int32), intent="NIFTI_INTENT_LABEL", meta=meta)
+    GiftiImage(labeltable=table, darrays=[array]).to_filename(path)
+
+
+def test_a_pair_of_gifti_files_makes_one_set(tmp_path: Path) -> None:
+    left, right = [0] * 12, [0] * 10
+    left[3], right[2], right[9] = 1, 1, 2
+    write_gifti(tmp_path / "lab.L.label.gii", left, {0: "???", 1: "one"}, "CortexLeft")
+    write_gifti(tmp_path / "lab.R.label.gii", right, {0: "???", 1: "one", 2: "two"}, "CortexRight")
+    regions = load_regions(small_axis([7, 3], [2, 9]), "lab.{hemi}.label.gii", tmp_path)
+    assert regions.name == "lab"
+    assert {name: mask.tolist() for name, mask in regions.masks.items()} == {
+        "one": [False, True, True, False],
+        "two": [False, False, False, True],
+    }
+
+
+def test_files_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
+    study = small_axis([7, 3], [2, 9])
+    for name, said in [
+        ("brodmann", "no set 'brodmann'; expected masks, glasser-groups"),
+        ("mine.dlabel.nii", "no file at"),
+        ("lab.label.gii", "no set 'lab.label.gii'"),
+    ]:
+        with pytest.raises(StudyError, match=said):
+            load_regions(study, name, tmp_path)
+    (tmp_path / "broken.dlabel.nii").write_bytes(b"nothing")
+    with pytest.raises(StudyError, match="cannot be read as a CIFTI label file"):
+        load_regions(study, "broken.dlabel.nii", tmp_path)
+    write_gifti(tmp_path / "x.L.label.gii", [0] * 11, {0: "???", 1: "one"})
+    write_gifti(tmp_path / "x.R.label.gii", [0] * 10, {0: "???", 1: "one"})
+    with pytest.raises(StudyError, match="has 11 vertices, the study's 12"):
+        load_regions(study, "x.{hemi}.label.gii", tmp_path)
+    write_gifti(tmp_path / "y.L.label.gii", [0] * 12, {1: "one"}, "CortexRight")
+    write_gifti(tmp_path / "y.R.label.gii", [0] * 10, {1: "one"})
+    with pytest.raises(StudyError, match="its metadata say CIFTI_STRUCTURE_CORTEX_RIGHT"):
+        load_regions(study, "y.{hemi}.label.gii", tmp_path)
+
+
+def test_means_are_over_finite_values() -> None:
+    masks = {
+        "a": np.array([True, True, False, True]),
+        "b": np.array([False, True, False, False]),
+        "c": np.zeros(4, bool),
+    }
+    found = region_means(np.array([1.0, np.nan, 9.0, 2.0]), masks)
+    assert found["a"] == (1.5, 2)
+    assert np.isnan(found["b"][0])
+    assert found["b"][1] == found["c"][1] == 0

@@ -1,0 +1,150 @@
+"""Noise ceilings against their definition, plain loops and planted shares."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from scipy.signal import lfilter
+
+from hpcenc.tasks.ceiling import (
+    MIN_ROWS,
+    Showings,
+    ceiling_r,
+    ceilings_of_block,
+    explainable_share,
+    find_showings,
+    over_ceiling,
+    scale_runs,
+    share_interval,
+)
+from hpcenc.tasks.folds import RunRows
+
+N_SIMULATIONS = 200
+N_SHOWINGS, N_ROWS = 4, 73  # HCP's validation clip: 83 s less ten TRs
+
+
+def autoregressive(rng: np.random.Generator, shape: tuple[int, ...], rho: float, axis: int) -> np.ndarray:
+    """Courses of variance 1."""
+    draws = rng.standard_normal((*shape[:axis], shape[axis] + 200, *shape[axis + 1 :]))
+    courses = lfilter([1], [1, -rho], draws, axis=axis) * np.sqrt(1 - rho**2)
+    return np.take(courses, range(200, 200 + shape[axis]), axis=axis)
+
+
+def simulated(share: float, seed: int, n_voxels: int = N_SIMULATIONS) -> tuple[np.ndarray, np.ndarray]:
+    """Showings of many voxels, each a study of its own, and each one's analytic share over these very rows.
+
+    Signal and noise are autoregressive; the noise's expected variance about its mean over the rows is known.
+    """
+    rng = np.random.default_rng(seed)
+    signal = np.sqrt(share) * autoregressive(rng, (N_ROWS, n_voxels), 0.85, axis=0)
+    noise = np.sqrt(1 - share) * autoregressive(rng, (N_SHOWINGS, N_ROWS, n_voxels), 0.4, axis=1)
+    lags = np.arange(1, N_ROWS)
+    of_mean = (1 + 2 * np.sum((1 - lags / N_ROWS) * 0.4**lags)) / N_ROWS
+    noise_variance = (1 - share) * (1 - of_mean)
+    power = signal.var(axis=0)
+    return signal + noise, power / (power + noise_variance)
+
+
+def test_the_share_is_the_mean_covariance_over_the_mean_variance() -> None:
+    showings, _ = simulated(0.4, seed=0, n_voxels=5)
+    for voxel in range(5):
+        courses = showings[:, :, voxel]
+        covariance = np.mean([np.cov(a, b, ddof=0)[0, 1] for a, b in combinations(courses, 2)])
+        expected = covariance / np.mean([course.var() for course in courses])
+        assert explainable_share(showings)[voxel] == pytest.approx(expected, rel=1e-12)
+
+
+def test_with_equal_variances_it_is_the_fields_corrected_explainable_variance() -> None:
+    showings, _ = simulated(0.3, seed=1, n_voxels=50)
+    scored = (showings - showings.mean(axis=1, keepdims=True)) / showings.std(axis=1, keepdims=True)
+    ev = 1 - (scored - scored.mean(axis=0)).var(axis=(0, 1))
+    corrected = ev - (1 - ev) / (N_SHOWINGS - 1)
+    np.testing.assert_allclose(explainable_share(scored), corrected, atol=1e-12)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 0.6, 0.9])
+def test_the_share_is_unbiased_over_200_simulations(share: float) -> None:
+    showings, analytic = simulated(share, seed=2)
+    error = explainable_share(showings) - analytic
+    assert abs(error.mean()) <= 3 * error.std(ddof=1) / np.sqrt(N_SIMULATIONS)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.4, 0.8])
+def test_a_perfect_model_reaches_the_ceiling_in_the_mean(share: float) -> None:
+    rng = np.random.default_rng(3)
+    signal = np.sqrt(share) * autoregressive(rng, (N_ROWS, 2_000), 0.85, axis=0)
+    noise = np.sqrt(1 - share) * autoregressive(rng, (N_SHOWINGS, N_ROWS, 2_000), 0.4, axis=1)
+    showings = signal + noise
+    centred = signal - signal.mean(axis=0), showings[3] - showings[3].mean(axis=0)
+    r = (centred[0] * centred[1]).sum(axis=0) / np.sqrt(
+        (centred[0] ** 2).sum(axis=0) * (centred[1] ** 2).sum(axis=0)
+    )
+    assert np.median(r) == pytest.approx(
+        np.median(np.sqrt(np.maximum(explainable_share(showings), 0))), abs=0.02
+    )
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.6])
+def test_the_interval_holds_the_share_in_most_simulations(share: float) -> None:
+    showings, analytic = simulated(share, seed=4)
+    low, high = share_interval(showings, seed=0)
+    assert 0.85 <= np.mean((low <= analytic) & (analytic <= high)) <= 1.0
+    assert (low < high).all()
+
+
+def test_a_resample_is_a_choice_of_rows() -> None:
+    """The interval by sums over rows is that of taking the rows themselves."""
+    from hpcenc.tasks.ceiling import _resamples, _shares
+
+    showings, _ = simulated(0.5, seed=5, n_voxels=3)
+    weights = _resamples(N_ROWS, np.random.default_rng(7))[:6]
+    found = _shares(showings, weights)
+    for place, counts in enumerate(weights):
+        rows = np.repeat(np.arange(N_ROWS), counts.astype(int))
+        assert len(rows) == N_ROWS
+        np.testing.assert_allclose(found[place], explainable_share(showings[:, rows]), rtol=1e-9)
+
+
+def test_undefined_voxels_are_nan_and_nothing_is_capped() -> None:
+    showings, _ = simulated(0.5, seed=6, n_voxels=4)
+    showings[:, :, 0] = 2.0
+    showings[1, 5, 1] = np.nan
+    share = explainable_share(showings)
+    assert np.isnan(share[:2]).all()
+    assert np.isfinite(share[2:]).all()
+    np.testing.assert_array_equal(
+        ceiling_r(np.array([-0.1, 0.0, 0.25, 1.2])), [np.nan, np.nan, 0.5, np.sqrt(1.2)]
+    )
+    np.testing.assert_allclose(over_ceiling(np.array([0.6, 0.2]), np.array([0.5, np.nan])), [1.2, np.nan])
+
+
+RUNS = (
+    RunRows("A", 60, rest=((0, 5), (50, 60)), repeats=(("clip", 30, 50), ("once", 6, 20))),
+    RunRows("B", 55, repeats=(("clip", 20, 41),)),
+    RunRows("C", 50, repeats=(("short", 10, 14),)),
+    RunRows("D", 50, repeats=(("short", 10, 14),)),
+)
+
+
+def test_a_showing_counts_from_its_onset_and_the_longest_delay_and_all_are_equally_long() -> None:
+    found, without = find_showings(RUNS, longest_delay=4)
+    assert found == (Showings("clip", (34, 60 + 24), 16),)
+    assert found[0].rows == (*range(34, 50), *range(84, 100))
+    assert without == (f"short: 0 rows are left of a showing, of {MIN_ROWS} that are needed",)
+
+
+def test_runs_are_scaled_by_the_rows_that_are_no_rest() -> None:
+    rng = np.random.default_rng(8)
+    Y = rng.standard_normal((215, 3))
+    Y[:60] *= 5
+    Y[2, 0] = 1e6  # in rest
+    Y[60:115, 1] = 3.0
+    scaled = scale_runs(Y, RUNS, rest_tail=4)
+    np.testing.assert_allclose(scaled[9:50, 0].std(), 1)
+    assert np.isnan(scaled[60:115, 1]).all()
+    values = ceilings_of_block(scaled, find_showings(RUNS, 4)[0], seed=0)
+    assert values.shape == (4, 1, 3)
+    assert np.isnan(values[:, 0, 1]).all()
+    assert (values[1, 0, [0, 2]] < values[2, 0, [0, 2]]).all()
