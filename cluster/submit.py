@@ -27,6 +27,7 @@ from hpcenc.storage.errors import FullError, StoreError, StudyError, is_full
 from hpcenc.storage.groups import GroupSpec, group_state
 from hpcenc.storage.layout import SWEEPS, lock_path
 from hpcenc.storage.lock import acquire, release, this_process
+from hpcenc.storage.regions import study_regions
 from hpcenc.storage.study import Study, load_study
 from hpcenc.tasks.backends import BackendChoice
 from hpcenc.tasks.facts import StudyFacts
@@ -141,6 +142,7 @@ def prepare_study(study: Study, models: str, layers: str, profile: str, deep: bo
     except ValueError as error:
         raise StudyError(str(error)) from error
     assert facts.voxels is not None
+    study_regions(facts.voxels, study.regions, study.folder)
     check_store(study, facts.voxels, plan)
     peak = worker_peak(plan, study.store_path, overlaps=profile != "serial")
     if site is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,42 @@ class RegionSet:
         """Digest of its names and voxels."""
         members = hashlib.sha256(b"".join(np.packbits(mask).tobytes() for mask in self.masks.values()))
         return digest({"labels": list(self.masks), "members": members.hexdigest()})
+
+
+DEFAULT_SETS = ("masks", "glasser-groups")
+"""Sets of a study that names none, where it is on their surface."""
+
+
+def study_regions(axis: VoxelAxis, named: Sequence[str] | None, folder: Path) -> tuple[RegionSet, ...]:
+    """Sets of regions of a study.
+
+    Parameters
+    ----------
+    axis : VoxelAxis
+    named : sequence of str or None
+        As the study names them; by default `DEFAULT_SETS`, and none at all on another surface than theirs.
+    folder : Path
+        Of the study file.
+
+    Raises
+    ------
+    StudyError
+        All of what is wrong with those that are named.
+    """
+    if named is None:
+        standard = cortical_axis().n_vertices
+        fits = all(axis.n_vertices.get(structure) == count for structure, count in standard.items())
+        named = DEFAULT_SETS if fits else ()
+    found: list[RegionSet] = []
+    problems: list[str] = []
+    for name in named:
+        try:
+            found.append(load_regions(axis, name, folder))
+        except StudyError as error:
+            problems += error.problems
+    if problems:
+        raise StudyError(problems)
+    return tuple(found)
 
 
 def load_regions(axis: VoxelAxis, name: str, folder: Path) -> RegionSet:

@@ -1,11 +1,9 @@
-"""Results, read from the store: scores of what is done, and everything lazily for notebooks."""
+"""Results, read from the store: scores and noise ceilings of what is done."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +11,7 @@ from numpy.typing import NDArray
 
 from hpcenc.storage.errors import StoreError
 from hpcenc.storage.groups import group_attributes
-from hpcenc.storage.layout import SCORES, SWEEPS, ceiling_group
+from hpcenc.storage.layout import SCORES, ceiling_group
 from hpcenc.storage.store import Store
 from hpcenc.storage.voxels import VoxelAxis
 
@@ -127,64 +125,6 @@ def read_voxels(store: Store) -> VoxelAxis:
     """The voxel axis of a store."""
     names = ("structure", "vertex", "ijk")
     return VoxelAxis.from_arrays({name: store.read(name) for name in names}, store.attributes["voxel_axis"])
-
-
-def open_study(path: Path | str) -> Any:
-    """The store as a lazy xarray.DataTree with named coordinates.
-
-    Parameters
-    ----------
-    path : path of the store
-
-    Returns
-    -------
-    xarray.DataTree
-        Nodes as in the store: ``stimulus/...``, ``features/...``, ``operators/...`` and
-        ``fits/<feature set>/<subject>`` with ``r``, ``r2``, ``alpha``, ``chance``, ``agrees`` (the
-        parts of the store's ``scores``) and ``weights`` over ``fold``, ``variant`` and ``voxel``;
-        ``fold`` and ``variant`` have their names as coordinates. Blocks that are not marked as done
-        are NaN: a fit in progress shows what it has.
-
-    Examples
-    --------
-    >>> fits = open_study("results/study.zarr")["fits"]  # doctest: +SKIP
-    >>> fits["clip/100610"].r.mean("fold")  # doctest: +SKIP
-    """
-    import xarray
-
-    store = Store(Path(path))
-    with warnings.catch_warnings():  # while a run makes groups there is no consolidated metadata
-        warnings.filterwarnings("ignore", "Failed to open Zarr store with consolidated metadata")
-        tree = xarray.open_datatree(str(store.path), engine="zarr", chunks={})
-    for group in (group for kind in ("fits", *SWEEPS) for group in fit_groups(store, kind)):
-        tree[group] = _named(store, group, tree[group].to_dataset(inherit=False))
-    return tree
-
-
-def _named(store: Store, group: str, dataset: Any) -> Any:
-    attributes = dataset.attrs
-    n_voxels, block = dataset.sizes["voxel"], attributes["block"]
-    done = np.concatenate(
-        [
-            np.full(min(block, n_voxels - start), store.is_done(group, start // block, attributes["digest"]))
-            for start in range(0, n_voxels, block)
-        ]
-    )
-    names = dataset.scores.attrs["score"]
-    scores = dataset.scores.assign_coords(score=names).to_dataset("score")
-    dataset = (
-        dataset.drop_vars(["done", "scores"])
-        .assign(scores)
-        .assign_coords(
-            fold=list(attributes["folds"]),
-            variant=[variant["label"] for variant in attributes["variants"]],
-            done=("voxel", done),
-        )
-    )
-    if "weights" in dataset:
-        kept = [attributes["folds"][place] for place in attributes["weight_folds"]]
-        dataset = dataset.assign_coords(weight_fold=kept)
-    return dataset.where(dataset.done)
 
 
 def require_scores(store: Store) -> list[Scores]:

@@ -323,6 +323,9 @@ class Study(Settings):
     models: Models = Models()
     feature_files: dict[str, FeatureFile] = {}
     fit: Fit = Fit()
+    regions: tuple[str, ...] | None = None
+    """Sets of regions that the report sums over: names of `hpcenc.storage.regions.BUILT_IN`, or label
+    files. By default ``masks`` and ``glasser-groups``, where the study is on their surface."""
     sweeps: Sweeps = Sweeps()
     average: Average | None = None
     cluster: Cluster = Cluster()

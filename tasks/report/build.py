@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from hpcenc.storage.layout import report_folder
 from hpcenc.storage.results import Scores, read_voxels, require_scores
 from hpcenc.storage.store import Store
 from hpcenc.storage.study import Study
+from hpcenc.tasks.report.analyses import make_sections
 from hpcenc.tasks.report.courses import make_courses
 from hpcenc.tasks.report.data import Facts, FitScores, ReportData
 from hpcenc.tasks.report.page import ReportFiles, write_report
@@ -73,6 +74,7 @@ def build_report(
     courses, missing_courses = make_courses(store, found, voxels, study)
     damaged = tuple(line for scores in found if (line := _damage(scores)))
     fits = tuple(fit for scores in found for fit in _fits(store, scores))
+    facts = _facts(store, found, origins, run, list(events), [*set_aside, *damaged])
     data = ReportData(
         study=study.name,
         scores=fits,
@@ -81,9 +83,11 @@ def build_report(
         simulated=study.simulated,
         courses=courses,
         missing_courses=missing_courses,
-        facts=Facts(_facts(store, found, origins, run, list(events), [*set_aside, *damaged])),
+        facts=Facts(facts),
         warnings=(*(f"Set aside: {reason}" for reason in (*set_aside, *damaged)), *origin_warnings(origins)),
     )
+    sections = make_sections(store, study, data, found, run, dict(facts)["Features"])
+    data = replace(data, sections=sections)
     return Report(write_report(data, folder or report_folder(study.store_path)), damaged)
 
 
@@ -131,6 +135,7 @@ def _fits(store: Store, scores: Scores) -> Iterable[FitScores]:
             ),
             blocks_done=scores.blocks_done,
             blocks=scores.blocks,
+            more={name: values[:, place] for name, values in scores.more.items()},
         )
 
 

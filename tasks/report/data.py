@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hpcenc.storage.layout import AVERAGE
 from hpcenc.storage.voxels import VoxelAxis
+from hpcenc.tasks.report.sections import Section
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +57,8 @@ class FitScores:
     """Circular shifts behind the chance level, one count per fold."""
     blocks_done: int
     blocks: int
+    more: Mapping[str, NDArray[np.floating[Any]]] = field(default_factory=dict)
+    """Other scores by name, ``(n_folds, n_voxels)``: r in the repeated clip, norms of weights."""
 
     def __post_init__(self) -> None:
         expected = (len(self.folds), self.r.shape[-1])
@@ -78,8 +82,8 @@ class FitScores:
 
     @cached_property
     def in_means(self) -> bool:
-        """Whether means over subjects take this fit: it is complete and has a valid vertex."""
-        return self.complete and bool(np.isfinite(self.mean_r).any())
+        """Whether means over subjects take this fit: it is a subject's, complete, and has a valid vertex."""
+        return self.subject != AVERAGE and self.complete and bool(np.isfinite(self.mean_r).any())
 
     @cached_property
     def mean_r(self) -> NDArray[np.float64]:
@@ -138,6 +142,8 @@ class ReportData:
     missing_courses: tuple[str, ...] = ()
     """Feature sets without a time course, each with the reason."""
     facts: Facts = field(default_factory=Facts)
+    sections: tuple[Section, ...] = ()
+    """What was analysed beside the models' own scores."""
     warnings: tuple[str, ...] = ()
     acknowledgements: tuple[str, ...] = ()
 

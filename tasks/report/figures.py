@@ -18,6 +18,7 @@ from hpcenc.tasks.report.style import (
     MUTED_COLOR,
     TITLE_SIZE,
     escape,
+    fit_layout,
     hide_unused,
     line_style,
     new_figure,
@@ -83,7 +84,7 @@ def draw_r_histograms(fits: Mapping[str, FitScores], *, title: str, remark: str 
     n_folds = len(next(iter(fits.values())).folds)
     panels[-1].set_xlabel(_r_label(n_folds))
     set_title(figure, title, remark)
-    _fit_layout(figure)
+    fit_layout(figure)
     return figure
 
 
@@ -132,7 +133,7 @@ def draw_fold_scores(fits: Mapping[str, Sequence[FitScores]], *, title: str, rem
     for first in range(0, len(panels), n_columns):
         panels[first].set_ylabel("mean r of best 10 %")
     set_title(figure, title, remark)
-    _fit_layout(figure)
+    fit_layout(figure)
     return figure
 
 
@@ -164,7 +165,7 @@ def draw_alpha_histograms(fits: Mapping[str, FitScores], *, title: str, remark: 
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="lower center", ncols=2, fontsize=8, frameon=False, borderpad=0)
     set_title(figure, title, remark)
-    _fit_layout(figure, bottom=0.3)
+    fit_layout(figure, bottom=0.3)
     return figure
 
 
@@ -206,7 +207,7 @@ def draw_time_course(course: TimeCourse, *, title: str, remark: str = "") -> Fig
     )
     style_axes(axes)
     set_title(figure, title, remark)
-    _fit_layout(figure)
+    fit_layout(figure)
     return figure
 
 
@@ -297,16 +298,3 @@ def _wrapped(label: str, width: int = 20) -> str:
     """A label on two lines where it is too long for its panel, broken before its bracket."""
     head, bracket, tail = label.partition("[")
     return escape(f"{head}\n{bracket}{tail}" if len(label) > width and bracket else label)
-
-
-def _fit_layout(figure: Figure, bottom: float = 0.0) -> None:
-    """Give the axes the room that their texts leave; the title's line stays free.
-
-    Parameters
-    ----------
-    figure : Figure
-    bottom : float
-        Inches to keep free below, for a legend.
-    """
-    height = figure.get_figheight()
-    figure.tight_layout(rect=(0, bottom / height, 1, 1 - 0.27 / height), pad=0.5)

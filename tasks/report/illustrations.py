@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,30 +18,16 @@ from hpcenc.tasks.report.figures import (
     draw_r_histograms,
     draw_time_course,
 )
-from hpcenc.tasks.report.style import png_bytes
+from hpcenc.tasks.report.sections import Illustration
+from hpcenc.tasks.report.style import render
 from hpcenc.tasks.report.surface_map import has_cortical_map, paint_cortex
 from hpcenc.tasks.report.tables import LOW_R, summarise
-
-Section = Literal["accuracy", "maps", "courses", "alphas"]
 
 SHOWN_SUBJECTS = 4
 """Subjects with figures of their own; the tables and .dscalar.nii files hold all of them."""
 
 SHOWN_MAPS = 24
 """Cortical maps at most: 0.7 MB and 1.3 s each."""
-
-
-@dataclass(frozen=True)
-class Illustration:
-    """A figure as the report shows it."""
-
-    section: Section
-    name: str
-    """Label that its file is named after."""
-    png: bytes
-    caption: str
-    alternative: str
-    """What the figure says, for who cannot see it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +98,7 @@ def _r_histograms(data: ReportData, subject: str) -> Illustration:
     return Illustration(
         "accuracy",
         f"r histogram {subject}",
-        png_bytes(draw_r_histograms(fits, title=f"Prediction accuracy · {subject}", remark=_remark(data))),
+        render(draw_r_histograms(fits, title=f"Prediction accuracy · {subject}", remark=_remark(data))),
         f"Histogram of r (Pearson, no unit) over the valid vertices of {subject}: r of a vertex is its "
         f"{_over_folds(n_folds)}; bins of {R_BIN:g}; the number of vertices is on a logarithmic axis. "
         "n: valid vertices. Dotted line: the median vertex's chance level of r in a single fold (99.9th "
@@ -133,7 +118,7 @@ def _fold_scores(data: ReportData) -> Illustration:
     return Illustration(
         "accuracy",
         "r by fold",
-        png_bytes(draw_fold_scores(fits, title="Scores by test run", remark=_remark(data))),
+        render(draw_fold_scores(fits, title="Scores by test run", remark=_remark(data))),
         "Mean r (Pearson, no unit) of the best 10 % of the valid vertices of each outer fold, named after "
         f"its test run. A dot is a subject, a bar the mean over subjects with a complete fit (n = {span}).",
         "Mean r of the best tenth of the vertices by test run and feature set; the numbers are in "
@@ -155,7 +140,7 @@ def _cortical_map(data: ReportData, cortical_map: CorticalMap, limits: tuple[flo
     return Illustration(
         "maps",
         f"r map {label} {subject}",
-        png_bytes(figure),
+        render(figure),
         f"r (Pearson, no unit) of {label}, {subject}: {what} on the inflated fs_LR 32k surface; "
         f"n = {valid.size:,} valid vertices. Colours span {low:g} to {high:g} in all maps: lower values have "
         f"the lowest colour, {n_over:,} vertices lie above the highest. Grey: medial wall, or r undefined. "
@@ -169,7 +154,7 @@ def _time_course(data: ReportData, course: TimeCourse) -> Illustration:
     return Illustration(
         "courses",
         f"time course {course.feature_set} {course.subject} {course.fold}",
-        png_bytes(
+        render(
             draw_time_course(course, title=f"{course.feature_set} · {course.subject}", remark=_remark(data))
         ),
         f"Measured and predicted BOLD (z-scored) of {course.place} in {course.subject}, the vertex that "
@@ -185,7 +170,7 @@ def _alpha_histograms(data: ReportData, subject: str) -> Illustration:
     return Illustration(
         "alphas",
         f"alpha histogram {subject}",
-        png_bytes(draw_alpha_histograms(fits, title=f"Chosen alphas · {subject}", remark=_remark(data))),
+        render(draw_alpha_histograms(fits, title=f"Chosen alphas · {subject}", remark=_remark(data))),
         f"Ridge penalties (alpha, in units of the kernel) chosen for the vertices of {subject}, all outer "
         "folds together, as shares of the choices made. A bar is one value of the alpha grid. Vertices "
         f"without signal belong on the highest alphas; those with r > {LOW_R} should lie inside the grid."

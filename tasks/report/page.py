@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -18,11 +18,11 @@ from hpcenc.tasks.report.alphas import AlphaRow, alpha_row, alpha_warnings
 from hpcenc.tasks.report.data import ReportData, mean_over_subjects
 from hpcenc.tasks.report.illustrations import (
     SHOWN_MAPS,
-    Illustration,
     cortical_maps,
     hidden_subjects,
     illustrate,
 )
+from hpcenc.tasks.report.sections import Illustration
 from hpcenc.tasks.report.surface_map import has_cortical_map
 from hpcenc.tasks.report.tables import (
     ModelRow,
@@ -46,7 +46,10 @@ class ReportFiles:
 
 
 def write_report(data: ReportData, folder: Path) -> ReportFiles:
-    """Write a report: ``report.html``, ``figures/*.png``, ``tables/*.csv`` and ``maps/*.dscalar.nii``.
+    """Write a report: ``report.html``, ``figures/``, ``tables/*.csv`` and ``maps/*.dscalar.nii``.
+
+    Each figure is there as ``.png`` and as ``.svg``.
+
 
     The page holds its figures itself. The same data give the same bytes; each file replaces an
     older one as a whole, the page last, so that it never shows figures that are not there yet.
@@ -65,23 +68,37 @@ def write_report(data: ReportData, folder: Path) -> ReportFiles:
         "models": csv_text((*means, *rows)),
         "folds": csv_text([row for fit in data.scores for row in fold_rows(fit)]),
         "alpha_edges": csv_text(alphas),
+        **{
+            table.name: csv_text(table.rows if table.in_file is None else table.in_file)
+            for section in data.sections
+            for table in section.tables
+        },
     }
     table_paths = tuple(folder / "tables" / f"{name}.csv" for name in tables)
     for path, text in zip(table_paths, tables.values(), strict=True):
         write_atomically(path, text.encode())
     illustrations = tuple(illustrate(data))
-    names = file_names(illustration.name for illustration in illustrations)
-    figure_paths = tuple(folder / "figures" / f"{name}.png" for name in names)
-    for path, illustration in zip(figure_paths, illustrations, strict=True):
-        write_atomically(path, illustration.png)
+    drawn = (*illustrations, *(figure for section in data.sections for figure in section.figures))
+    names = file_names(illustration.name for illustration in drawn)
+    figure_paths = []
+    for name, illustration in zip(names, drawn, strict=True):
+        for suffix, content in (("png", illustration.picture.png), ("svg", illustration.picture.svg)):
+            figure_paths.append(folder / "figures" / f"{name}.{suffix}")
+            write_atomically(figure_paths[-1], content)
     map_paths = _write_maps(data, folder / "maps")
     paths = (*table_paths, *map_paths, *figure_paths)
     page = render_page(
-        data, means, rows, alphas, illustrations, [path.relative_to(folder).as_posix() for path in paths]
+        data,
+        means,
+        rows,
+        alphas,
+        illustrations,
+        [path.relative_to(folder).as_posix() for path in paths],
+        dict(zip((illustration.name for illustration in drawn), names, strict=True)),
     )
     html = folder / "report.html"
     write_atomically(html, page.encode())
-    return ReportFiles(html, figure_paths, table_paths, map_paths)
+    return ReportFiles(html, tuple(figure_paths), table_paths, map_paths)
 
 
 def render_page(
@@ -91,6 +108,7 @@ def render_page(
     alphas: Sequence[AlphaRow],
     illustrations: Sequence[Illustration],
     file_list: Sequence[str],
+    stems: Mapping[str, str],
 ) -> str:
     """HTML of the report's page, with its figures inside.
 
@@ -104,6 +122,8 @@ def render_page(
     illustrations : sequence of Illustration
     file_list : sequence of str
         Files beside the page, by their path relative to it.
+    stems : mapping of str to str
+        Names of the figures' files, without their ends, by the figures' own names.
     """
     by_section: dict[str, list[Illustration]] = {}
     for illustration in illustrations:
@@ -127,6 +147,7 @@ def render_page(
         hidden_subjects=hidden_subjects(data),
         chance_remark=_chance_remark(data),
         file_list=file_list,
+        stems=stems,
         acknowledgements=_acknowledgements(data),
     )
     return page

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -29,6 +30,10 @@ MEASURED_COLOR = "#444444"
 
 SURFACE_COLORS = matplotlib.colormaps["viridis"]
 """Perceptually uniform, and readable with any colour vision and in grey."""
+
+DIFFERENCE_COLORS = matplotlib.colormaps["managua"]
+"""Diverging and perceptually uniform (Crameri 2018): dark in the middle, so that it stands out from bare
+cortex."""
 
 # Okabe and Ito's colours without yellow and black, which vanish on white or in axes.
 _LINE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -68,11 +73,42 @@ def escape(text: str) -> str:
     return text.replace("$", r"\$")
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A figure as files: for screens, and for papers."""
+
+    png: bytes
+    svg: bytes
+    """Text stays text; what has thousands of parts is a raster image in it."""
+
+
+def render(figure: Figure) -> Picture:
+    """Files of a figure, the same bytes for the same figure."""
+    buffer = io.BytesIO()
+    # Ids in SVG are random but for this salt, and the file would hold the time.
+    with matplotlib.rc_context({"svg.hashsalt": "hpcenc", "svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return Picture(png_bytes(figure), buffer.getvalue())
+
+
 def png_bytes(figure: Figure) -> bytes:
     """PNG of a figure, the same bytes for the same figure."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
+
+
+def fit_layout(figure: Figure, bottom: float = 0.0) -> None:
+    """Give the axes the room that their texts leave; the title's line stays free.
+
+    Parameters
+    ----------
+    figure : Figure
+    bottom : float
+        Inches to keep free below, for a legend.
+    """
+    height = figure.get_figheight()
+    figure.tight_layout(rect=(0, bottom / height, 1, 1 - 0.27 / height), pad=0.5)
 
 
 def panel_grid(n_panels: int, n_columns: int = 4) -> tuple[int, int]:

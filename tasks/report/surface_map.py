@@ -64,6 +64,7 @@ def paint_cortex(
     unit: str,
     title: str,
     remark: str = "",
+    color_map: Colormap = SURFACE_COLORS,
 ) -> Figure:
     """Paint values on the inflated cortex: left and right hemisphere, lateral above medial.
 
@@ -79,6 +80,8 @@ def paint_cortex(
         Label of the colour bar: what is shown and its unit.
     title, remark : str
         Title, and a remark in small type beside it.
+    color_map : Colormap
+        Perceptually uniform; a diverging one for differences.
 
     Raises
     ------
@@ -99,9 +102,9 @@ def paint_cortex(
         )
         for row, side in enumerate(cast(tuple[Side, ...], ("lateral", "medial"))):
             axes = figure.add_axes((0.01 + 0.435 * column, 0.51 - 0.45 * row, 0.42, 0.4))
-            _paint_view(axes, view(hemisphere, side), whole, colors)
+            _paint_view(axes, view(hemisphere, side), whole, colors, color_map)
             axes.set_title(f"{hemisphere} {side}", y=-0.09, fontsize=8.5, color=MUTED_COLOR)
-    _add_color_bar(figure, values[axis.positions("cortex")], colors, unit)
+    _add_color_bar(figure, values[axis.positions("cortex")], colors, unit, color_map)
     set_title(figure, title, remark)
     return figure
 
@@ -151,11 +154,15 @@ def face_colors(
     return rgba
 
 
-def _paint_view(axes: Any, view: View, values: NDArray[np.floating[Any]], colors: Normalize) -> None:
-    rgba = face_colors(values, view, colors)
+def _paint_view(
+    axes: Any, view: View, values: NDArray[np.floating[Any]], colors: Normalize, color_map: Colormap
+) -> None:
+    rgba = face_colors(values, view, colors, color_map)
     outlines: Any = view.outlines  # matplotlib's stubs ask for a list, which takes three times as long
     # Edges in the face's own colour close the hairlines that antialiasing leaves between neighbours.
-    axes.add_collection(PolyCollection(outlines, facecolors=rgba, edgecolors=rgba, linewidths=0.25))
+    axes.add_collection(
+        PolyCollection(outlines, facecolors=rgba, edgecolors=rgba, linewidths=0.25, rasterized=True)
+    )
     left, right, bottom, top = view.extent
     axes.set_xlim(left - 1, right + 1)
     axes.set_ylim(bottom - 1, top + 1)
@@ -163,12 +170,14 @@ def _paint_view(axes: Any, view: View, values: NDArray[np.floating[Any]], colors
     axes.set_axis_off()
 
 
-def _add_color_bar(figure: Figure, values: NDArray[np.floating[Any]], colors: Normalize, unit: str) -> None:
+def _add_color_bar(
+    figure: Figure, values: NDArray[np.floating[Any]], colors: Normalize, unit: str, color_map: Colormap
+) -> None:
     finite = values[np.isfinite(values)]
     below, above = bool((finite < colors.vmin).any()), bool((finite > colors.vmax).any())
     extend = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}
     bar = figure.colorbar(
-        ScalarMappable(colors, SURFACE_COLORS),
+        ScalarMappable(colors, color_map),
         cax=figure.add_axes((0.895, 0.2, 0.018, 0.55)),
         extend=extend[below, above],
     )

@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from hpcenc.storage.layout import AVERAGE
 from hpcenc.tasks.report.data import FitScores, ReportData
 
 BEST_SHARE = 0.1
@@ -82,8 +83,8 @@ class ModelRow:
 
     @property
     def in_means(self) -> bool:
-        """Whether means over subjects take this line: it is complete and has a valid vertex."""
-        return self.complete and self.r.n_valid > 0
+        """Whether means over subjects take this line: a subject's, complete, with a valid vertex."""
+        return self.subject != AVERAGE and self.complete and self.r.n_valid > 0
 
 
 @dataclass(frozen=True)

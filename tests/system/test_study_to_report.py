@@ -12,8 +12,8 @@ import pytest
 from click.testing import Result
 from nibabel.cifti2 import BrainModelAxis
 
+from hpcenc.storage import open_study
 from hpcenc.storage.dtseries import write_dtseries
-from hpcenc.storage.results import open_study
 from hpcenc.storage.store import Store
 from hpcenc.storage.voxels import VoxelAxis
 from hpcenc.storage.weights import read_weights

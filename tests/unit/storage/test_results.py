@@ -5,13 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import xarray
 from numpy.typing import NDArray
 
 from hpcenc.storage.errors import StoreError
 from hpcenc.storage.groups import GroupSpec
 from hpcenc.storage.layout import SCORES
-from hpcenc.storage.results import fit_groups, open_study, read_scores, read_voxels, require_scores
+from hpcenc.storage.results import fit_groups, read_scores, read_voxels, require_scores
 from hpcenc.storage.store import Store
 from hpcenc.storage.voxels import VoxelAxis
 from hpcenc.tasks.fitting import fit_arrays
@@ -125,50 +124,3 @@ def test_a_store_without_fits_says_so(tmp_path: Path) -> None:
 
 def test_the_voxel_axis_comes_back(store: Store) -> None:
     assert read_voxels(store).digest() == VoxelAxis.from_count(N_VOXELS).digest()
-
-
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("consolidated", [True, False])
-def test_a_study_in_progress_shows_marked_blocks_only(store: Store, consolidated: bool) -> None:
-    if consolidated:
-        store.consolidate()
-    fit = open_study(store.path)[GROUP]
-    assert set(fit.data_vars) == {"r", "r2", "alpha", "chance", "agrees", "weights"}
-    for name in fit.data_vars:
-        found, expected = fit[name].values, values()["weights"] if name == "weights" else score(name)
-        assert found.dtype == expected.dtype
-        np.testing.assert_array_equal(found[..., :BLOCK], expected[..., :BLOCK])
-        assert np.isnan(found[..., BLOCK:]).all()
-
-
-def test_a_study_opens_lazily_with_names_along_its_axes(store: Store) -> None:
-    store.consolidate()
-    tree = open_study(str(store.path))
-    fit = tree[GROUP]
-    assert fit.r.chunks is not None
-    assert fit.r.dims == ("fold", "variant", "voxel")
-    assert fit.weights.dims == ("weight_fold", "variant", "column", "voxel")
-    assert fit.weights.sel(weight_fold="run2", variant="clip/embedding").shape == (3, N_VOXELS)
-    np.testing.assert_array_equal(
-        fit.r.sel(fold="run2", variant="clip/embedding").values[:BLOCK], score("r")[1, 0, :BLOCK]
-    )
-    assert int(fit.done.sum()) == BLOCK
-    assert fit.attrs["feature_set"] == "clip"
-    assert tree["structure"].sizes == {"voxel": N_VOXELS}
-
-
-def test_opening_a_study_changes_nothing(store: Store) -> None:
-    files = {path: path.read_bytes() for path in store.path.rglob("*") if path.is_file()}
-    open_study(store.path)[GROUP].r.mean().compute()
-    assert {path: path.read_bytes() for path in store.path.rglob("*") if path.is_file()} == files
-
-
-def test_a_damaged_chunk_is_an_error_in_xarray_too(store: Store) -> None:
-    store.consolidate()
-    chunk = store.path / GROUP / "scores/0.0.0.0"
-    data = bytearray(chunk.read_bytes())
-    data[100] ^= 1
-    chunk.write_bytes(data)
-    with pytest.raises(ValueError, match="checksum"):
-        open_study(store.path)[GROUP].r.compute()
-    assert isinstance(open_study(store.path), xarray.DataTree)

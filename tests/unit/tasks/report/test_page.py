@@ -3,9 +3,11 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import math
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import nibabel
 import numpy as np
@@ -17,6 +19,9 @@ from hpcenc.storage.voxels import VoxelAxis
 from hpcenc.tasks.report.data import Facts, ReportData
 from hpcenc.tasks.report.illustrations import cortical_maps, illustrate
 from hpcenc.tasks.report.page import file_names, write_report
+from hpcenc.tasks.report.sections import Column, Illustration, Section, Table, count
+from hpcenc.tasks.report.style import new_figure, render
+from hpcenc.tasks.report.tables import format_score
 
 HOSTILE = '<b onload="x">&\'"</b>'
 VOID = {"meta", "img", "br", "link", "hr"}
@@ -76,7 +81,9 @@ def test_page_needs_nothing_from_outside(cortical_report):
     sources = [tag.get("src", "") for _, tag in page.tags if "src" in tag]
     assert sources
     assert all(source.startswith("data:image/png;base64,") for source in sources)
-    assert all(link["href"].startswith("#") for link in page.all("a"))
+    beside = [link["href"] for link in page.all("a") if not link["href"].startswith("#")]
+    assert beside
+    assert all((cortical_report[1].html.parent / path).is_file() for path in beside)
     assert not page.all("link")
     assert not re.search(r"https?://|url\(|@import", " ".join(page.styles))
 
@@ -87,7 +94,12 @@ def test_every_figure_is_in_the_page_and_beside_it(cortical_report):
         base64.b64decode(image["src"].removeprefix("data:image/png;base64,"))
         for image in _read(files).all("img")
     ]
-    assert embedded == [path.read_bytes() for path in files.figures]
+    pngs, svgs = files.figures[::2], files.figures[1::2]
+    assert embedded == [path.read_bytes() for path in pngs]
+    assert [path.stem for path in svgs] == [path.stem for path in pngs]
+    for path in svgs:
+        assert ElementTree.parse(path).getroot().tag.endswith("}svg")
+        assert path.stat().st_size < 2e6
     for png in embedded:
         pixels = np.asarray(Image.open(io.BytesIO(png)).convert("L"))
         assert 0.02 < (pixels < 250).mean() < 0.9
@@ -103,7 +115,7 @@ def test_every_figure_has_a_caption_and_an_alternative_text(cortical_report):
 def test_contents_lead_to_sections_that_exist(cortical_report):
     page = _read(cortical_report[1])
     ids = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
-    assert {link["href"][1:] for link in page.all("a")} <= ids
+    assert {link["href"][1:] for link in page.all("a") if link["href"].startswith("#")} <= ids
     assert {attributes["aria-labelledby"] for attributes in page.all("section")} <= ids
 
 
@@ -144,7 +156,7 @@ def test_note_is_before_the_first_table(cortical_report):
 def test_plain_voxels_have_tables_and_figures_but_no_maps(plain_report):
     assert plain_report.maps == ()
     assert "No cortical maps: the BOLD files are plain arrays" in _read(plain_report).words
-    assert len(plain_report.figures) == 2 + 1 + 1 + 2  # r, folds, time course, alphas
+    assert len(plain_report.figures) == 2 * (2 + 1 + 1 + 2)  # r, folds, time course, alphas
 
 
 def test_tables_have_a_line_per_fit_and_per_mean(plain_report):
@@ -212,9 +224,56 @@ def test_incomplete_fit_is_shown_and_said(make_fit, tmp_path):
 def test_only_the_first_subjects_have_figures_and_the_page_says_so(make_fit, tmp_path):
     fits = tuple(make_fit(30, subject=f"S{index}") for index in range(6))
     files = write_report(ReportData("six", fits, VoxelAxis.from_count(30)), tmp_path)
-    assert len(files.figures) == 4 + 1 + 4
+    assert len(files.figures) == 2 * (4 + 1 + 4)
     assert "show the first 4 of 6" in _read(files).words
     assert len(list(csv.DictReader(files.tables[0].open(newline="")))) == 1 + 6
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    r: float
+    n: int
+
+
+def test_a_section_has_its_tables_and_figures_in_the_page_and_beside_it(make_fit, tmp_path):
+    picture = render(new_figure())
+    section = Section(
+        "delays",
+        "Delays <b>",
+        ("What it shows.",),
+        (
+            Table(
+                "delays",
+                "Best delays.",
+                (Row("clip", 0.5, 1200), Row("beats", math.nan, 0)),
+                (Column("name", "feature set"), Column("r", "mean r", format_score), Column("n", "n", count)),
+            ),
+        ),
+        (Illustration("delays", "delay curve", picture, "A curve.", "A curve in words, long enough."),),
+    )
+    data = ReportData("x", (make_fit(),), VoxelAxis.from_count(300), sections=(section,))
+    files = write_report(data, tmp_path)
+    page = _read(files)
+    assert "What it shows." in page.words
+    assert "Delays <b>" in page.words
+    assert "1,200" in page.words
+    assert "–" in page.words
+    assert (tmp_path / "tables" / "delays.csv").read_text() == "name,r,n\nclip,0.5,1200\nbeats,nan,0\n"
+    assert (tmp_path / "figures" / "delay-curve.svg").read_bytes() == picture.svg
+    assert {"#delays", "tables/delays.csv", "figures/delay-curve.png"} <= {
+        link["href"] for link in page.all("a")
+    }
+    assert {"0.5", "nan"} <= {cell.get("data-value") for cell in page.all("td")}
+
+
+def test_means_over_subjects_leave_the_average_out(make_fit, tmp_path):
+    fits = tuple(make_fit(seed=seed, subject=subject) for seed, subject in enumerate(("S1", "S2", "average")))
+    files = write_report(ReportData("x", fits, VoxelAxis.from_count(300)), tmp_path)
+    lines = list(csv.DictReader(files.tables[0].open(newline="")))
+    assert [line["subject"] for line in lines] == ["mean of 2 subjects", "S1", "S2", "average"]
+    alone = write_report(ReportData("x", fits[:2], VoxelAxis.from_count(300)), tmp_path / "alone")
+    assert lines[0] == next(csv.DictReader(alone.tables[0].open(newline="")))
 
 
 def test_a_study_without_fits_has_a_page(tmp_path):

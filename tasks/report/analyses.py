@@ -1,0 +1,99 @@
+"""Which analyses a store holds, made into sections of its report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from hpcenc.storage.layout import SWEEPS
+from hpcenc.storage.regions import RegionSet, study_regions
+from hpcenc.storage.results import Scores, fit_groups, read_ceilings
+from hpcenc.storage.store import Store
+from hpcenc.storage.study import Study
+from hpcenc.tasks.bold_planner import run_rows
+from hpcenc.tasks.ceiling import find_showings
+from hpcenc.tasks.report.ceiling_section import ceiling_section
+from hpcenc.tasks.report.comparison_section import comparison_section
+from hpcenc.tasks.report.data import ReportData
+from hpcenc.tasks.report.methods_section import methods_section
+from hpcenc.tasks.report.region_section import region_section
+from hpcenc.tasks.report.sections import Section
+from hpcenc.tasks.report.sweep_sections import sweep_section
+from hpcenc.tasks.report.sweeps import read_sweeps
+
+
+def make_sections(
+    store: Store,
+    study: Study,
+    data: ReportData,
+    found: Sequence[Scores],
+    run: Mapping[str, Any],
+    features: Sequence[tuple[str, str]],
+) -> tuple[Section, ...]:
+    """Sections of everything that was analysed beside the models' own scores.
+
+    Parameters
+    ----------
+    store : Store
+    study : Study
+    data : ReportData
+        Of the main fits.
+    found : sequence of Scores
+        The same as the store holds them.
+    run : mapping
+        Record of the latest run.
+    features : sequence of (label, text)
+        What every model's features were made with.
+
+    Raises
+    ------
+    StudyError
+        If a set of regions cannot be read.
+    """
+    return tuple(_sections(store, study, data, found, run, features))
+
+
+def _sections(
+    store: Store,
+    study: Study,
+    data: ReportData,
+    found: Sequence[Scores],
+    run: Mapping[str, Any],
+    features: Sequence[tuple[str, str]],
+) -> Iterator[Section]:
+    remark = "simulated BOLD" if study.simulated else ""
+    regions = study_regions(data.voxels, study.regions, study.folder)
+    if len(data.labels) > 1:
+        yield comparison_section(data, remark)
+    if regions:
+        yield region_section(data, regions, remark)
+    for kind in SWEEPS:
+        if any(fit_groups(store, kind)):
+            yield _sweep(store, study, data, kind, regions, remark)
+    ceilings = {
+        subject: values for subject in data.subjects if (values := read_ceilings(store, subject)) is not None
+    }
+    if ceilings:
+        yield ceiling_section(data, ceilings, _without_ceiling(study), remark)
+    yield methods_section(store, study, found, run, features)
+
+
+def _sweep(
+    store: Store, study: Study, data: ReportData, kind: str, regions: Sequence[RegionSet], remark: str
+) -> Section:
+    masks = regions[0].masks if regions else {}
+    models = study.models
+    window = (
+        f"Audio windows are {models.audio_align}, pooled over the {models.audio_pool}."
+        if any(model in fit.variant for fit in data.scores for model in ("beats", "cavmae"))
+        else ""
+    )
+    sweeps = tuple(read_sweeps(store, kind, masks))
+    return sweep_section(kind, sweeps, data.scores, data.voxels, window=window, remark=remark)
+
+
+def _without_ceiling(study: Study) -> tuple[str, ...]:
+    """Clips of the study that are shown again and have no ceiling, each with the reason."""
+    rows = [run_rows(run, study.tr_s) for run in study.runs]
+    _, reasons = find_showings(rows, max(study.fit.delays))
+    return reasons

@@ -1,0 +1,246 @@
+"""The report's section on noise ceilings: what repeats, and how much of it the models predict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpcenc.storage.layout import AVERAGE
+from hpcenc.storage.results import Ceilings
+from hpcenc.tasks.ceiling import BLOCK_ROWS, N_RESAMPLES, over_ceiling
+from hpcenc.tasks.report.data import FitScores, ReportData
+from hpcenc.tasks.report.sections import Column, Illustration, Section, Table, count
+from hpcenc.tasks.report.style import render
+from hpcenc.tasks.report.surface_map import has_cortical_map, paint_cortex
+from hpcenc.tasks.report.tables import format_score, format_share
+
+
+@dataclass(frozen=True)
+class CeilingRow:
+    """Noise ceilings of one subject and clip.
+
+    Attributes
+    ----------
+    n_reliable : int
+        Vertices whose 95 % interval of the explainable share lies above 0.
+    n_without : int
+        Defined vertices without a ceiling, for their share is not above 0.
+    """
+
+    subject: str
+    clip: str
+    n_showings: int
+    n_rows: int
+    n_valid: int
+    n_reliable: int
+    n_without: int
+    median_share: float
+    median_share_reliable: float
+    median_ceiling_reliable: float
+
+
+@dataclass(frozen=True)
+class NormalisedRow:
+    """r of one fit in the repeated clip beside its ceiling, over the reliable vertices.
+
+    Attributes
+    ----------
+    mean_r, mean_ceiling : float
+        Over the same vertices and rows.
+    ratio_of_means : float
+    median_ratio : float
+        Of the vertices' own r over ceiling.
+    n_above : int
+        Vertices whose r is above their ceiling, by chance; nothing is capped.
+    """
+
+    feature_set: str
+    variant: str
+    subject: str
+    clip: str
+    n_reliable: int
+    mean_r: float
+    mean_ceiling: float
+    ratio_of_means: float
+    median_ratio: float
+    n_above: int
+
+
+def ceiling_rows(found: Ceilings) -> tuple[CeilingRow, ...]:
+    """A line for each repeated clip of one subject."""
+    rows = []
+    for place, clip in enumerate(found.clips):
+        showing = found.attributes["showings"][place]
+        share, low = found.values["share"][place], found.values["share_low"][place]
+        valid, reliable = np.isfinite(share), low > 0
+        rows.append(
+            CeilingRow(
+                subject=found.attributes["subject"],
+                clip=clip,
+                n_showings=showing["n_showings"],
+                n_rows=showing["n_rows"],
+                n_valid=int(valid.sum()),
+                n_reliable=int(reliable.sum()),
+                n_without=int((valid & ~(share > 0)).sum()),
+                median_share=_median(share[valid]),
+                median_share_reliable=_median(share[reliable]),
+                median_ceiling_reliable=_median(found.values["ceiling"][place][reliable]),
+            )
+        )
+    return tuple(rows)
+
+
+def normalised_row(fit: FitScores, found: Ceilings) -> NormalisedRow | None:
+    """r of one fit over its ceiling; None where the test runs do not show one clip alone."""
+    if "r_repeat" not in fit.more or len(found.clips) != 1:
+        return None
+    r = fit.more["r_repeat"].mean(axis=0)
+    ceiling, low = found.values["ceiling"][0], found.values["share_low"][0]
+    reliable = np.isfinite(r) & (low > 0)
+    ratio = over_ceiling(r[reliable], ceiling[reliable])
+    mean_r, mean_ceiling = _mean(r[reliable]), _mean(ceiling[reliable])
+    return NormalisedRow(
+        fit.feature_set,
+        fit.variant,
+        fit.subject,
+        found.clips[0],
+        int(reliable.sum()),
+        mean_r,
+        mean_ceiling,
+        mean_r / mean_ceiling if reliable.any() else math.nan,
+        _median(ratio),
+        int((ratio > 1).sum()),
+    )
+
+
+def ceiling_section(
+    data: ReportData, ceilings: Mapping[str, Ceilings], reasons: Sequence[str] = (), remark: str = ""
+) -> Section:
+    """The section on noise ceilings.
+
+    Parameters
+    ----------
+    data : ReportData
+    ceilings : mapping of str to Ceilings
+        By subject; at least one.
+    reasons : sequence of str
+        Clips that are shown again but have no ceiling, each with the reason.
+    remark : str
+        Said in every figure.
+    """
+    rows = [row for found in ceilings.values() for row in ceiling_rows(found)]
+    normalised = [
+        row
+        for fit in data.scores
+        if fit.subject in ceilings and (row := normalised_row(fit, ceilings[fit.subject])) is not None
+    ]
+    numbers = ("n_valid", "n_reliable", "n_without")
+    tables = [
+        Table(
+            "ceilings",
+            "What repeats of BOLD when a clip is shown again.",
+            rows,
+            (
+                Column("subject", "subject"),
+                Column("clip", "clip"),
+                Column("n_showings", "showings", count),
+                Column("n_rows", "TRs of each", count),
+                *(Column(name, name.removeprefix("n_"), count) for name in numbers),
+                Column("median_share", "median share", format_score),
+                Column("median_share_reliable", "of reliable ones", format_score),
+                Column("median_ceiling_reliable", "their median ceiling", format_score),
+            ),
+        )
+    ]
+    if normalised:
+        tables.append(
+            Table(
+                "over_ceiling",
+                "r in the repeated clip of the test runs beside the ceiling, over the reliable vertices.",
+                normalised,
+                (
+                    Column("feature_set", "feature set"),
+                    Column("subject", "subject"),
+                    Column("n_reliable", "vertices", count),
+                    Column("mean_r", "mean r", format_score),
+                    Column("mean_ceiling", "mean ceiling", format_score),
+                    Column("ratio_of_means", "ratio of means", format_share),
+                    Column("median_ratio", "median ratio", format_share),
+                    Column("n_above", "above their ceiling", count),
+                ),
+            )
+        )
+    return Section(
+        "ceilings",
+        "Noise ceilings",
+        _paragraphs(reasons),
+        tuple(tables),
+        tuple(_maps(data, ceilings, remark)),
+    )
+
+
+def _paragraphs(reasons: Sequence[str]) -> tuple[str, ...]:
+    return (
+        "The explainable share of a vertex is the mean covariance between the showings of a clip over their "
+        "mean variance, about their means, of the rows from the onset and the longest delay to the clip's "
+        "end: the share of one showing's variance that comes back. Noise that is independent between "
+        "showings does not bias it. Its root is the ceiling, the r that a perfect model would reach "
+        f"against one showing. Intervals of 95 % are from {N_RESAMPLES} resamples of blocks of {BLOCK_ROWS} "
+        "TRs. Reliable: vertices whose interval lies above 0. Without: those whose share is not above 0, "
+        "which have no ceiling.",
+        "Only scores on the same rows are divided by the ceiling. Nothing is capped: a vertex may lie above "
+        "its ceiling by chance.",
+        *(f"No ceiling of {reason}." for reason in reasons),
+    )
+
+
+def _maps(data: ReportData, ceilings: Mapping[str, Ceilings], remark: str) -> list[Illustration]:
+    if not has_cortical_map(data.voxels):
+        return []
+    subject = AVERAGE if AVERAGE in ceilings else next(iter(ceilings))
+    found = ceilings[subject]
+    return [
+        _map(data, subject, clip, found.values["ceiling"][place], found.attributes["showings"][place], remark)
+        for place, clip in enumerate(found.clips)
+    ]
+
+
+def _map(
+    data: ReportData,
+    subject: str,
+    clip: str,
+    ceiling: NDArray[np.floating[Any]],
+    showing: Mapping[str, Any],
+    remark: str,
+) -> Illustration:
+    figure = paint_cortex(
+        ceiling,
+        data.voxels,
+        limits=(0.0, 1.0),
+        unit="noise ceiling (r)",
+        title=f"Noise ceiling · {subject}",
+        remark=remark,
+    )
+    n_with = int(np.isfinite(ceiling).sum())
+    return Illustration(
+        "ceilings",
+        f"ceiling map {subject} {clip}",
+        render(figure),
+        f"Noise ceiling of r (no unit) of {subject} from {showing['n_showings']} showings of {clip}, "
+        f"{showing['n_rows']} TRs each; n = {n_with:,} vertices whose explainable share is above 0. Grey: "
+        "no ceiling, or medial wall.",
+        f"Cortical map of the noise ceiling; median {_median(ceiling[np.isfinite(ceiling)]):.3f}.",
+    )
+
+
+def _median(values: NDArray[np.floating[Any]]) -> float:
+    return float(np.median(values)) if values.size else math.nan
+
+
+def _mean(values: NDArray[np.floating[Any]]) -> float:
+    return float(values.mean(dtype=np.float64)) if values.size else math.nan

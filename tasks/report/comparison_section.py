@@ -1,0 +1,223 @@
+"""The report's section on pairs of feature sets: r against r, maps of differences, and the best hundredth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from hpcenc.storage.layout import AVERAGE
+from hpcenc.tasks.report.data import ReportData, mean_over_subjects
+from hpcenc.tasks.report.sections import Column, Illustration, Section, Table, count
+from hpcenc.tasks.report.style import (
+    DIFFERENCE_COLORS,
+    MUTED_COLOR,
+    SURFACE_COLORS,
+    escape,
+    fit_layout,
+    hide_unused,
+    new_figure,
+    panel_grid,
+    render,
+    set_title,
+    style_axes,
+)
+from hpcenc.tasks.report.surface_map import has_cortical_map, paint_cortex
+from hpcenc.tasks.report.tables import format_score, format_share
+
+MAX_PAIRS = 6
+"""Pairs that are shown, the first ones; the table has all of them."""
+
+TOP_SHARE = 0.01
+"""Share of the vertices that a map of the best ones shows."""
+
+Maps = Mapping[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """Two feature sets over the vertices where both have an r."""
+
+    subject: str
+    first: str
+    second: str
+    n_valid: int
+    mean_difference: float
+    share_first_better: float
+    correlation_of_maps: float
+
+
+def shown_maps(data: ReportData) -> tuple[str, Maps]:
+    """Whose r stands for all, and it by feature set: the average's, the mean over subjects', or the first
+    subject's."""
+    average = data.fits_by_label(AVERAGE)
+    if average:
+        return AVERAGE, {label: fit.mean_r for label, fit in average.items()}
+    means = data.fits_in_means()
+    if means:
+        n_subjects = max(len(fits) for fits in means.values())
+        return f"mean of {n_subjects} subjects", {
+            label: mean_over_subjects(fits) for label, fits in means.items()
+        }
+    subject = data.subjects[0]
+    return subject, {label: fit.mean_r for label, fit in data.fits_by_label(subject).items()}
+
+
+def pair_rows(subject: str, maps: Maps) -> tuple[PairRow, ...]:
+    """A line for each pair of feature sets."""
+    return tuple(_pair(subject, first, second, maps) for first, second in combinations(maps, 2))
+
+
+def comparison_section(data: ReportData, remark: str = "") -> Section:
+    """The section on pairs of feature sets; `data` has fits of two of them."""
+    subject, maps = shown_maps(data)
+    rows = pair_rows(subject, maps)
+    pairs = list(combinations(maps, 2))[:MAX_PAIRS]
+    table = Table(
+        "pairs",
+        f"Pairs of feature sets, {subject}.",
+        rows,
+        (
+            Column("first", "first"),
+            Column("second", "second"),
+            Column("n_valid", "vertices", count),
+            Column("mean_difference", "mean of first less second", format_score),
+            Column("share_first_better", "first is better", format_share),
+            Column("correlation_of_maps", "correlation of the maps", format_score),
+        ),
+    )
+    figures = [_plane(subject, maps, pairs, remark)]
+    if has_cortical_map(data.voxels):
+        figures += [_difference(data, subject, maps, pair, remark) for pair in pairs]
+        figures += [_top(data, subject, label, r, remark) for label, r in list(maps.items())[:MAX_PAIRS]]
+    more = f" The first {MAX_PAIRS} of {len(rows)} pairs are drawn." if len(rows) > MAX_PAIRS else ""
+    paragraphs = (
+        f"r of {subject}, feature set against feature set. A concatenation is no better for being larger: "
+        f"alphas are chosen inside the training runs, and r is over the test runs.{more}",
+    )
+    return Section("pairs", "Feature sets compared", paragraphs, (table,), tuple(figures))
+
+
+def draw_planes(maps: Maps, pairs: Sequence[tuple[str, str]], *, title: str, remark: str = "") -> Figure:
+    """Two-dimensional histograms of r, a panel for each pair, with the diagonal."""
+    n_rows, n_columns = panel_grid(len(pairs), n_columns=3)
+    figure = new_figure(height_in=0.5 + 2.5 * n_rows)
+    panels = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
+    finite = np.concatenate([r[np.isfinite(r)] for r in maps.values()])
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    mesh = None
+    for panel, (first, second) in zip(panels, pairs, strict=False):
+        both = np.isfinite(maps[first]) & np.isfinite(maps[second])
+        counts, x_edges, y_edges = np.histogram2d(
+            maps[second][both], maps[first][both], bins=60, range=((low, high), (low, high))
+        )
+        shown = np.ma.masked_equal(counts.T, 0)
+        mesh = panel.pcolormesh(
+            x_edges,
+            y_edges,
+            shown,
+            cmap=SURFACE_COLORS,
+            norm=LogNorm(1, max(2, counts.max())),
+            rasterized=True,
+        )
+        panel.plot([low, high], [low, high], color=MUTED_COLOR, linewidth=0.8, linestyle="--")
+        panel.set_xlabel(f"r of {escape(second.partition('[')[0])}")
+        panel.set_ylabel(f"r of {escape(first.partition('[')[0])}")
+        panel.set_title(f"n = {int(both.sum()):,}", loc="left", fontsize=8)
+        panel.set_aspect("equal")
+        style_axes(panel)
+    hide_unused(panels, len(pairs))
+    set_title(figure, title, remark)
+    fit_layout(figure)
+    if mesh is not None:
+        bar = figure.colorbar(mesh, ax=list(panels[: len(pairs)]), shrink=0.6, pad=0.02)
+        bar.set_label("vertices", fontsize=9)
+        bar.ax.tick_params(labelsize=8)
+    return figure
+
+
+def _pair(subject: str, first: str, second: str, maps: Maps) -> PairRow:
+    both = np.isfinite(maps[first]) & np.isfinite(maps[second])
+    one, other = maps[first][both], maps[second][both]
+    vary = both.sum() > 1 and one.std() > 0 and other.std() > 0
+    nan = float("nan")
+    return PairRow(
+        subject,
+        first,
+        second,
+        int(both.sum()),
+        float((one - other).mean()) if both.any() else nan,
+        float((one > other).mean()) if both.any() else nan,
+        float(np.corrcoef(one, other)[0, 1]) if vary else nan,
+    )
+
+
+def _plane(subject: str, maps: Maps, pairs: Sequence[tuple[str, str]], remark: str) -> Illustration:
+    figure = draw_planes(maps, pairs, title=f"r against r · {subject}", remark=remark)
+    return Illustration(
+        "pairs",
+        f"r against r {subject}",
+        render(figure),
+        f"r (Pearson, no unit) of each valid vertex of {subject} with two feature sets, mean over folds; "
+        "colours count vertices on a logarithmic scale. Above the dashed line the set of the vertical axis "
+        "predicts better.",
+        "Two-dimensional histograms of r; the shares of either side are in tables/pairs.csv.",
+    )
+
+
+def _difference(
+    data: ReportData, subject: str, maps: Maps, pair: tuple[str, str], remark: str
+) -> Illustration:
+    first, second = pair
+    difference = maps[first] - maps[second]
+    finite = np.abs(difference[np.isfinite(difference)])
+    limit = max(0.05, float(np.percentile(finite, 99.5)) if finite.size else 0.05)
+    names = first.partition("[")[0], second.partition("[")[0]
+    figure = paint_cortex(
+        difference,
+        data.voxels,
+        limits=(-limit, limit),
+        unit=f"r of {names[0]} less r of {names[1]}",
+        title=f"{names[0]} less {names[1]} · {subject}",
+        remark=remark,
+        color_map=DIFFERENCE_COLORS,
+    )
+    return Illustration(
+        "pairs",
+        f"difference {first} {second} {subject}",
+        render(figure),
+        f"Difference of r (no unit), {first} less {second}, {subject}; n = {finite.size:,} vertices where "
+        f"both are defined. Colours span ±{limit:.2f}, the 99.5th percentile of its size.",
+        f"Cortical map of a difference of r; its mean is {np.nanmean(difference):.3f}."
+        if finite.size
+        else "No vertex has both.",
+    )
+
+
+def _top(data: ReportData, subject: str, label: str, r: NDArray[np.float64], remark: str) -> Illustration:
+    finite = r[np.isfinite(r)]
+    threshold = float(np.quantile(finite, 1 - TOP_SHARE)) if finite.size else 0.0
+    best = np.where(r >= threshold, r, np.nan)
+    top = float(finite.max()) if finite.size else 1.0
+    figure = paint_cortex(
+        best,
+        data.voxels,
+        limits=(threshold, max(top, threshold + 1e-6)),
+        unit="r",
+        title=f"Best 1 % · {label} · {subject}",
+        remark=remark,
+    )
+    n_best = int(np.isfinite(best).sum())
+    return Illustration(
+        "pairs",
+        f"best hundredth {label} {subject}",
+        render(figure),
+        f"The hundredth of the valid vertices of {subject} that {label} predicts best: r (no unit) from "
+        f"{threshold:.3f} on, n = {n_best:,} of {finite.size:,}. Grey: all others, and the medial wall.",
+        f"Cortical map of the best vertices; r from {threshold:.3f} to {top:.3f}.",
+    )

@@ -1,0 +1,193 @@
+"""The report's section on regions: mean r of every region, model and subject."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from hpcenc.storage.layout import AVERAGE
+from hpcenc.storage.regions import RegionSet
+from hpcenc.tasks.report.data import FitScores, ReportData
+from hpcenc.tasks.report.sections import Column, Illustration, Section, Table, count
+from hpcenc.tasks.report.style import (
+    escape,
+    fit_layout,
+    line_style,
+    new_figure,
+    render,
+    set_title,
+    style_axes,
+)
+from hpcenc.tasks.report.tables import format_score, summarise
+
+MAX_BARS = 40
+"""Regions of a set that has a bar figure; the table holds every set."""
+
+
+@dataclass(frozen=True)
+class RegionRow:
+    """r of one feature set in one region of one subject, over its valid vertices."""
+
+    regions: str
+    region: str
+    feature_set: str
+    variant: str
+    subject: str
+    n_subjects: int
+    n_valid: int
+    mean_r: float
+    sd_r: float
+    """Standard deviation of `mean_r` between subjects, NaN for one."""
+    median_r: float
+    max_r: float
+
+
+def region_rows(data: ReportData, regions: Sequence[RegionSet]) -> tuple[RegionRow, ...]:
+    """Lines of all fits and regions; before them the means over subjects of complete fits.
+
+    Means over subjects are plain means of the subjects' numbers.
+    """
+    own = [row for fit in data.scores for each in regions for row in _rows_of(fit, each)]
+    means = []
+    in_means = {(fit.feature_set, fit.variant, fit.subject) for fit in data.scores if fit.in_means}
+    groups: dict[tuple[str, ...], list[RegionRow]] = {}
+    for row in own:
+        if (row.feature_set, row.variant, row.subject) in in_means:
+            groups.setdefault((row.regions, row.region, row.feature_set, row.variant), []).append(row)
+    for rows in groups.values():
+        if len(rows) > 1:
+            scores = np.array([[row.mean_r, row.median_r, row.max_r] for row in rows])
+            mean_r, median_r, max_r = map(float, scores.mean(axis=0))
+            means.append(
+                replace(
+                    rows[0],
+                    subject=f"mean of {len(rows)} subjects",
+                    n_subjects=len(rows),
+                    n_valid=min(row.n_valid for row in rows),
+                    mean_r=mean_r,
+                    sd_r=float(scores[:, 0].std(ddof=1)),
+                    median_r=median_r,
+                    max_r=max_r,
+                )
+            )
+    return (*means, *own)
+
+
+def region_section(data: ReportData, regions: Sequence[RegionSet], remark: str = "") -> Section:
+    """The section on regions.
+
+    Parameters
+    ----------
+    data : ReportData
+    regions : sequence of RegionSet
+        At least one.
+    remark : str
+        Said in every figure.
+    """
+    rows = region_rows(data, regions)
+    first = regions[0]
+    # Who stands for all: means over subjects and the average, or else each subject.
+    summary = [row for row in rows if row.n_subjects > 1 or row.subject == AVERAGE]
+    shown = [row for row in summary or rows if row.regions == first.name]
+    table = Table(
+        "regions",
+        f"r over the valid vertices of each region: {first.name} ({first.source}); the file has all sets "
+        "and subjects.",
+        shown,
+        (
+            Column("region", "region"),
+            Column("feature_set", "feature set"),
+            Column("subject", "subject"),
+            Column("n_valid", "valid vertices", count),
+            Column("mean_r", "mean r", format_score),
+            Column("sd_r", "SD between subjects", format_score),
+            Column("median_r", "median r", format_score),
+            Column("max_r", "max r", format_score),
+        ),
+        in_file=rows,
+    )
+    figures = [_bars(data, each, summary or rows, remark) for each in regions if len(each.masks) <= MAX_BARS]
+    sources = "; ".join(f"{each.name}: {each.source}" for each in regions)
+    paragraphs = (
+        f"Regions are {sources}. A vertex may be in several masks, or in none. Means are over the vertices "
+        "where r is defined in every fold.",
+    )
+    return Section("regions", "Regions", paragraphs, (table,), tuple(figures))
+
+
+def _rows_of(fit: FitScores, regions: RegionSet) -> list[RegionRow]:
+    rows = []
+    for name, mask in regions.masks.items():
+        r = summarise(fit.mean_r[mask])
+        rows.append(
+            RegionRow(
+                regions.name,
+                name,
+                fit.feature_set,
+                fit.variant,
+                fit.subject,
+                1,
+                int(r.n_valid),
+                r.mean,
+                math.nan,
+                r.median,
+                r.max,
+            )
+        )
+    return rows
+
+
+def _bars(data: ReportData, regions: RegionSet, rows: Sequence[RegionRow], remark: str) -> Illustration:
+    subjects = list(dict.fromkeys(row.subject for row in rows))
+    subject = AVERAGE if AVERAGE in subjects else subjects[0]
+    shown = [row for row in rows if row.regions == regions.name and row.subject == subject]
+    figure = draw_bars(shown, list(regions.masks), title=f"Mean r by region · {subject}", remark=remark)
+    best = max((row for row in shown if not math.isnan(row.mean_r)), key=lambda row: row.mean_r, default=None)
+    spread = "; whiskers: standard deviation between subjects" if shown and shown[0].n_subjects > 1 else ""
+    return Illustration(
+        "regions",
+        f"regions {regions.name} {subject}",
+        render(figure),
+        f"Mean r (Pearson, no unit) over the valid vertices of each region of {regions.name}, "
+        f"{subject}{spread}. In brackets: valid vertices.",
+        f"Bars of mean r; the highest is {best.mean_r:.3f}, {best.feature_set} in {best.region}."
+        if best
+        else "No region has a valid vertex.",
+    )
+
+
+def draw_bars(rows: Sequence[RegionRow], labels: Sequence[str], *, title: str, remark: str = "") -> Figure:
+    """Horizontal bars of mean r: a group for each region, a bar for each feature set."""
+    sets = list(dict.fromkeys((row.feature_set, row.variant) for row in rows))
+    values = {(row.region, row.feature_set, row.variant): row for row in rows}
+    height = 0.8 / max(1, len(sets))
+    figure = new_figure(height_in=1.0 + len(labels) * max(0.22, 0.09 * len(sets)))
+    axes = figure.subplots()
+    positions = np.arange(len(labels))
+    for place, (feature_set, variant) in enumerate(sets):
+        of_set = [values[label, feature_set, variant] for label in labels]
+        several = [other for other, _ in sets].count(feature_set) > 1
+        deviations = [0 if math.isnan(row.sd_r) else row.sd_r for row in of_set]
+        axes.barh(
+            positions + (place - (len(sets) - 1) / 2) * height,
+            [row.mean_r for row in of_set],
+            height=height,
+            xerr=deviations if any(deviations) else None,
+            error_kw={"elinewidth": 0.7},
+            color=line_style(place)["color"],
+            label=escape(f"{feature_set} {variant}" if several else feature_set),
+        )
+    counts = [values[(label, *sets[0])].n_valid for label in labels] if sets else []
+    axes.set_yticks(positions, [f"{escape(label)} ({n:,})" for label, n in zip(labels, counts, strict=True)])
+    axes.invert_yaxis()
+    axes.axvline(0, color="black", linewidth=0.6)
+    axes.set_xlabel("mean r (Pearson)")
+    style_axes(axes)
+    axes.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderpad=0.2)
+    set_title(figure, title, remark)
+    fit_layout(figure)
+    return figure

@@ -1,0 +1,184 @@
+"""Plots of sweeps: mean r by delay, layer or ratio of bands, and how many vertices chose which."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from hpcenc.storage.layout import AVERAGE
+from hpcenc.tasks.report.style import (
+    MUTED_COLOR,
+    TITLE_SIZE,
+    escape,
+    fit_layout,
+    hide_unused,
+    line_style,
+    new_figure,
+    panel_grid,
+    set_title,
+    style_axes,
+)
+from hpcenc.tasks.report.sweeps import Sweep, spread_over_subjects
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What the variants of a sweep are, on an axis.
+
+    Attributes
+    ----------
+    label : str
+        With its unit.
+    log : bool
+    """
+
+    label: str
+    log: bool = False
+
+
+AXES: Mapping[str, Axis] = {
+    "delays": Axis("delay (TRs)"),
+    "layers": Axis("layer, from the shallowest"),
+    "bands": Axis("scaling of the first band over that of the second", log=True),
+}
+
+
+def draw_curves(
+    sweeps: Mapping[str, Sequence[Sweep]], regions: Sequence[str], *, title: str, remark: str = ""
+) -> Figure:
+    """Mean r of each variant, a panel for each region, a line for each feature set.
+
+    Lines are means over subjects with the standard deviation between them; dashed ones are the average's.
+
+    Parameters
+    ----------
+    sweeps : mapping of str to sequence of Sweep
+        Sweeps of one kind by feature set, of all subjects and of the average.
+    regions : sequence of str
+        Names of the curves that are shown.
+    title, remark : str
+    """
+    kind = next(iter(sweeps.values()))[0].kind
+    n_rows, n_columns = panel_grid(len(regions), n_columns=2)
+    figure = new_figure(height_in=0.8 + 2.3 * n_rows)
+    panels = figure.subplots(n_rows, n_columns, squeeze=False, sharex=True).ravel()
+    for panel, region in zip(panels, regions, strict=False):
+        panel.axhline(0, color=MUTED_COLOR, linewidth=0.6)
+        for place, (label, of_set) in enumerate(sweeps.items()):
+            _draw_set(panel, of_set, region, label, line_style(place)["color"])
+        panel.set_title(_panel_title(region, sweeps), loc="left", fontsize=TITLE_SIZE)
+        if AXES[kind].log:
+            panel.set_xscale("log")
+        style_axes(panel)
+    hide_unused(panels, len(regions))
+    for first in range(0, len(regions), n_columns):
+        panels[first].set_ylabel("mean r (Pearson)")
+    for panel in panels[max(0, len(regions) - n_columns) : len(regions)]:
+        panel.set_xlabel(AXES[kind].label)
+        panel.tick_params(labelbottom=True)
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="lower center", ncols=3, fontsize=8, frameon=False, borderpad=0)
+    set_title(figure, title, remark)
+    fit_layout(figure, bottom=0.18 * -(-len(names) // 3) + 0.1)
+    return figure
+
+
+def draw_choices(sweeps: Mapping[str, Sweep], *, title: str, remark: str = "") -> Figure:
+    """How many vertices of one subject chose which variant, a panel for each feature set.
+
+    Parameters
+    ----------
+    sweeps : mapping of str to Sweep
+        Sweeps of one kind and subject by feature set.
+    title, remark : str
+    """
+    n_rows, n_columns = panel_grid(len(sweeps), n_columns=2)
+    figure = new_figure(height_in=0.6 + 2.1 * n_rows)
+    panels = figure.subplots(n_rows, n_columns, squeeze=False, sharey=True).ravel()
+    for place, (panel, (label, sweep)) in enumerate(zip(panels, sweeps.items(), strict=False)):
+        chosen = sweep.best[sweep.best >= 0]
+        counts = np.bincount(chosen, minlength=len(sweep.values))
+        positions = np.arange(len(sweep.values))
+        panel.bar(positions, 100 * counts / max(1, counts.sum()), color=line_style(place)["color"], width=0.8)
+        panel.set_xticks(positions, [f"{value:g}" for value in sweep.values])
+        panel.set_title(
+            f"{escape(label)}\nn = {counts.sum():,} vertices above chance", loc="left", fontsize=TITLE_SIZE
+        )
+        style_axes(panel)
+        if sweep.kind == "bands":
+            panel.tick_params(axis="x", rotation=45)
+    hide_unused(panels, len(sweeps))
+    kind = next(iter(sweeps.values())).kind
+    for first in range(0, len(sweeps), n_columns):
+        panels[first].set_ylabel("share of them (%)")
+    for panel in panels[max(0, len(sweeps) - n_columns) : len(sweeps)]:
+        panel.set_xlabel(AXES[kind].label)
+    set_title(figure, title, remark)
+    fit_layout(figure)
+    return figure
+
+
+def draw_weight_norms(
+    norms: Mapping[str, tuple[Sequence[int], NDArray[np.float64]]], *, title: str, remark: str = ""
+) -> Figure:
+    """Norm of the window's weights at each delay, mean over vertices, as a share of its sum over delays.
+
+    Parameters
+    ----------
+    norms : mapping of str to (delays, array of shape (n_delays,))
+        By feature set.
+    title, remark : str
+    """
+    figure = new_figure(height_in=2.9)
+    axes = figure.subplots()
+    for place, (label, (delays, values)) in enumerate(norms.items()):
+        axes.plot(
+            delays,
+            100 * values / values.sum(),
+            marker="o",
+            ms=3,
+            lw=1.4,
+            label=escape(label),
+            **line_style(place),
+        )
+    axes.set_xlabel(AXES["delays"].label)
+    axes.set_ylabel("share of the norms (%)")
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=8, frameon=False)
+    style_axes(axes)
+    set_title(figure, title, remark)
+    fit_layout(figure)
+    return figure
+
+
+def _draw_set(panel: Any, sweeps: Sequence[Sweep], region: str, label: str, color: str) -> None:
+    subjects = [sweep for sweep in sweeps if sweep.subject != AVERAGE and sweep.complete]
+    if subjects:
+        values = subjects[0].values
+        mean, deviation = spread_over_subjects([sweep.curves[region] for sweep in subjects])
+        panel.plot(
+            values, mean, marker="o", ms=3, lw=1.4, color=color, label=f"{escape(label)}, n = {len(subjects)}"
+        )
+        panel.fill_between(values, mean - deviation, mean + deviation, color=color, alpha=0.18, linewidth=0)
+    for sweep in sweeps:
+        if sweep.subject == AVERAGE:
+            panel.plot(
+                sweep.values,
+                sweep.curves[region],
+                "s--",
+                ms=3,
+                lw=1.2,
+                color=color,
+                label=f"{escape(label)}, average",
+            )
+
+
+def _panel_title(region: str, sweeps: Mapping[str, Sequence[Sweep]]) -> str:
+    n_valid = [sweep.n_valid[region] for of_set in sweeps.values() for sweep in of_set]
+    span = f"{min(n_valid):,}" if min(n_valid) == max(n_valid) else f"{min(n_valid):,} to {max(n_valid):,}"
+    return f"{escape(region)} (n = {span} vertices)"

@@ -1,0 +1,299 @@
+"""Sections of the report on sweeps: over delays, over layers, and fits in bands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpcenc.storage.layout import AVERAGE, WEIGHT_NORM
+from hpcenc.storage.voxels import VoxelAxis
+from hpcenc.tasks.report.data import FitScores
+from hpcenc.tasks.report.sections import Column, Illustration, Section, Table, count
+from hpcenc.tasks.report.style import render
+from hpcenc.tasks.report.surface_map import has_cortical_map, paint_cortex
+from hpcenc.tasks.report.sweep_figures import draw_choices, draw_curves, draw_weight_norms
+from hpcenc.tasks.report.sweeps import ALL_VERTICES, Sweep, choice_row, curve_rows
+from hpcenc.tasks.report.tables import format_score, format_share
+
+TITLES = {"delays": "Delays", "layers": "Layers", "bands": "One penalty or two"}
+NOUNS = {"delays": "single delay", "layers": "layer", "bands": "ratio of penalties"}
+
+_CHOICE_COLUMNS = (
+    Column("feature_set", "feature set"),
+    Column("subject", "subject"),
+    Column("n_valid", "valid vertices", count),
+    Column("fixed", "best fixed one"),
+    Column("fixed_mean_r", "its mean r", format_score),
+    Column("nested_mean_r", "mean r, each vertex its own", format_score),
+    Column("window_mean_r", "mean r of the main fit", format_score),
+    Column("share_with_best", "above chance", format_share),
+)
+
+_HOW = (
+    "Each vertex chooses by the error of the inner folds, with its own alpha, in every outer fold anew; r "
+    "is over the test rows, which have no say in it. A vertex whose r is not above its chance level has no "
+    "best {noun}. The best fixed one is that of the best mean over vertices, by the inner folds too."
+)
+_WHAT = {
+    "delays": "Fits of single delays beside the FIR window. All of them leave out the rows that the longest "
+    "delay reaches, so that they are scored on the same rows. {window}",
+    "layers": "Fits of every layer with the whole FIR window, on the rows of the main fit.",
+    "bands": "Two feature sets with a penalty each, beside their sum under one penalty, which is the ratio "
+    "1. The grid of 5 × 5 scalings from 0.01 to 100 has nine ratios; what both scalings share is a matter "
+    "of alpha. What a set adds to r is the covariance of its part of the prediction with BOLD, over the "
+    "deviations of BOLD and of the whole prediction: the two add up to r.",
+}
+
+
+def sweep_section(
+    kind: str,
+    sweeps: Sequence[Sweep],
+    fits: Sequence[FitScores],
+    voxels: VoxelAxis,
+    *,
+    window: str = "",
+    remark: str = "",
+) -> Section:
+    """The section of one kind of sweep.
+
+    Parameters
+    ----------
+    kind : {"delays", "layers", "bands"}
+    sweeps : sequence of Sweep
+        Of that kind, at least one.
+    fits : sequence of FitScores
+        Main fits, which sweeps are compared with.
+    voxels : VoxelAxis
+    window : str
+        How the audio windows of the features lie, in a sentence: it moves the best delay.
+    remark : str
+        Said in every figure, such as that the BOLD is simulated.
+    """
+    main = {(fit.feature_set, fit.subject): fit.mean_r for fit in fits}
+    choices = [choice_row(sweep, main.get((sweep.feature_set, sweep.subject))) for sweep in sweeps]
+    tables = [
+        Table(
+            f"{kind}_choices",
+            f"What each {NOUNS[kind]} and the choice among them score.",
+            choices,
+            _CHOICE_COLUMNS,
+        ),
+        *([_band_table(sweeps, main)] if kind == "bands" else []),
+        _curve_table(kind, sweeps),
+    ]
+    figures = [
+        _curves(kind, sweeps, window, remark),
+        *_choices(kind, sweeps, remark),
+        *_maps(kind, sweeps, voxels, remark),
+        *([_norms(fits, remark)] if kind == "delays" and _with_norms(fits) else []),
+    ]
+    paragraphs = (_WHAT[kind].format(window=window).strip(), _HOW.format(noun=NOUNS[kind]))
+    return Section(kind, TITLES[kind], paragraphs, tuple(tables), tuple(figures))
+
+
+def _curve_table(kind: str, sweeps: Sequence[Sweep]) -> Table:
+    rows = curve_rows(sweeps)
+    return Table(
+        f"{kind}_curves",
+        f"Mean r of each {NOUNS[kind]} over all valid vertices; the file has the regions too.",
+        [row for row in rows if row.region == ALL_VERTICES],
+        (
+            Column("feature_set", "feature set"),
+            Column("subject", "subject"),
+            Column("variant", NOUNS[kind]),
+            Column("n_valid", "valid vertices", count),
+            Column("mean_r", "mean r", format_score),
+        ),
+        in_file=rows,
+    )
+
+
+@dataclass(frozen=True)
+class BandRow:
+    """A sum of two feature sets under one penalty and under two, and each of them alone; mean r over the
+    vertices that are valid in all of these."""
+
+    feature_set: str
+    subject: str
+    n_valid: int
+    first: str
+    second: str
+    first_alone: float
+    second_alone: float
+    one_penalty: float
+    two_penalties: float
+    first_adds: float
+    second_adds: float
+
+
+def band_row(sweep: Sweep, main: Mapping[tuple[str, str], NDArray[np.float64]]) -> BandRow:
+    """How one subject's fit in bands compares.
+
+    Parameters
+    ----------
+    sweep : Sweep
+        Of bands.
+    main : mapping of (feature set, subject) to array of shape (n_voxels,)
+        r of the main fits, mean over folds; those that are not there leave NaN.
+    """
+    first, second = sweep.band_r
+    bracket = sweep.feature_set.partition("[")[1:]
+    names = sweep.feature_set.partition("[")[0].split("+")
+    undefined = np.full(len(sweep.nested_r), np.nan)
+    alone = [main.get((name + "".join(bracket), sweep.subject), undefined) for name in names]
+    equal = main.get((sweep.feature_set, sweep.subject), undefined)
+    known = [values for values in (*alone, equal) if np.isfinite(values).any()]
+    valid = np.isfinite([sweep.nested_r, *known]).all(axis=0)
+
+    def mean(values: NDArray[np.float64]) -> float:
+        return float(values[valid].mean()) if valid.any() else float("nan")
+
+    return BandRow(
+        sweep.feature_set,
+        sweep.subject,
+        int(valid.sum()),
+        first,
+        second,
+        mean(alone[0]),
+        mean(alone[1]),
+        mean(equal),
+        mean(sweep.nested_r),
+        mean(sweep.band_r[first]),
+        mean(sweep.band_r[second]),
+    )
+
+
+def _band_table(sweeps: Sequence[Sweep], main: Mapping[tuple[str, str], NDArray[np.float64]]) -> Table:
+    scores = ("first_alone", "second_alone", "one_penalty", "two_penalties", "first_adds", "second_adds")
+    return Table(
+        "bands_compared",
+        "Mean r of each set alone, of both under one penalty and under two, and what each adds to the last.",
+        [band_row(sweep, main) for sweep in sweeps],
+        (
+            Column("feature_set", "feature set"),
+            Column("subject", "subject"),
+            Column("n_valid", "valid vertices", count),
+            *(Column(name, name.replace("_", " "), format_score) for name in scores),
+        ),
+    )
+
+
+def _curves(kind: str, sweeps: Sequence[Sweep], window: str, remark: str) -> Illustration:
+    by_set: dict[str, list[Sweep]] = {}
+    for sweep in sweeps:
+        by_set.setdefault(sweep.feature_set, []).append(sweep)
+    regions = list(sweeps[0].curves)
+    n_subjects = len({sweep.subject for sweep in sweeps if sweep.subject != AVERAGE and sweep.complete})
+    figure = draw_curves(by_set, regions, title=f"Mean r by {NOUNS[kind]}", remark=remark)
+    peaks = [
+        f"{label}: {of_set[-1].labels[int(np.argmax(of_set[-1].curves[ALL_VERTICES]))]}"
+        for label, of_set in by_set.items()
+        if np.isfinite(of_set[-1].curves[ALL_VERTICES]).all()
+    ]
+    return Illustration(
+        kind,
+        f"{kind} curves",
+        render(figure),
+        f"Mean r (Pearson, no unit) over the valid vertices of each region by {NOUNS[kind]}. Lines with "
+        f"bands: mean over subjects and standard deviation between them (n = {n_subjects}, complete ones); "
+        f"dashed: the average's BOLD. {window}".strip(),
+        f"Curves of mean r. Largest over all vertices ({of_whom(sweeps)}): {'; '.join(peaks) or 'none'}.",
+    )
+
+
+def of_whom(sweeps: Sequence[Sweep]) -> str:
+    """Whose figures are shown where one subject stands for all: the average, or the first one."""
+    subjects = [sweep.subject for sweep in sweeps]
+    return AVERAGE if AVERAGE in subjects else subjects[0]
+
+
+def _choices(kind: str, sweeps: Sequence[Sweep], remark: str) -> list[Illustration]:
+    subject = of_whom(sweeps)
+    shown = {sweep.feature_set: sweep for sweep in sweeps if sweep.subject == subject}
+    figure = draw_choices(shown, title=f"Chosen {NOUNS[kind]} · {subject}", remark=remark)
+    counts = [f"{label}: {np.count_nonzero(sweep.best >= 0):,} vertices" for label, sweep in shown.items()]
+    return [
+        Illustration(
+            kind,
+            f"{kind} chosen {subject}",
+            render(figure),
+            f"How many vertices of {subject} have each {NOUNS[kind]} as their best one, of those whose r is "
+            "above their own chance level.",
+            f"Bars of the chosen {NOUNS[kind]}; {'; '.join(counts)} above chance.",
+        )
+    ]
+
+
+def _maps(kind: str, sweeps: Sequence[Sweep], voxels: VoxelAxis, remark: str) -> list[Illustration]:
+    if not has_cortical_map(voxels):
+        return []
+    subject = of_whom(sweeps)
+    return [
+        _map(kind, sweep, voxels, remark)
+        for sweep in sweeps
+        if sweep.subject == subject and (sweep.best >= 0).any()
+    ]
+
+
+def _map(kind: str, sweep: Sweep, voxels: VoxelAxis, remark: str) -> Illustration:
+    values = np.log10(sweep.best_values) if kind == "bands" else sweep.best_values
+    scale = np.log10(sweep.values) if kind == "bands" else np.array(sweep.values)
+    unit = {"delays": "best delay (TRs)", "layers": "best layer", "bands": "log10 of the best ratio"}[kind]
+    figure = paint_cortex(
+        values,
+        voxels,
+        limits=(float(scale.min()), float(scale.max())),
+        unit=unit,
+        title=f"Best {NOUNS[kind]} · {sweep.feature_set} · {sweep.subject}",
+        remark=remark,
+    )
+    n_best = int(np.count_nonzero(sweep.best >= 0))
+    return Illustration(
+        kind,
+        f"{kind} map {sweep.feature_set} {sweep.subject}",
+        render(figure),
+        f"Best {NOUNS[kind]} of each vertex of {sweep.subject} with {sweep.feature_set}; n = {n_best:,} "
+        "vertices whose r is above their own chance level. Grey: not above it, undefined, or medial wall.",
+        f"Cortical map of the best {NOUNS[kind]}; median {np.nanmedian(values):g} ({unit}).",
+    )
+
+
+def _with_norms(fits: Sequence[FitScores]) -> list[FitScores]:
+    """Fits of the shown subject whose weights' norms were kept."""
+    kept = [fit for fit in fits if any(name.startswith(WEIGHT_NORM) for name in fit.more)]
+    subjects = [fit.subject for fit in kept]
+    shown = AVERAGE if AVERAGE in subjects else subjects[0] if subjects else ""
+    return [fit for fit in kept if fit.subject == shown]
+
+
+def _norms(fits: Sequence[FitScores], remark: str) -> Illustration:
+    shown = _with_norms(fits)
+    norms = {fit.feature_set: mean_norms(fit) for fit in shown}
+    subject = shown[0].subject
+    figure = draw_weight_norms(norms, title=f"Weights of the FIR window · {subject}", remark=remark)
+    largest = [f"{label}: {delays[int(np.argmax(values))]} TRs" for label, (delays, values) in norms.items()]
+    return Illustration(
+        "delays",
+        f"weight norms {subject}",
+        render(figure),
+        "Norm of the window's weights over features at each delay, mean over the valid vertices of "
+        f"{subject} whose r is above their chance level, as a share of its sum over delays: z-scored BOLD "
+        "for z-scored features, of the last fold whose weights are kept. A penalty spreads weights over "
+        "neighbouring delays of slow features.",
+        f"Curves of the norm of weights by delay; largest at {'; '.join(largest)}.",
+    )
+
+
+def mean_norms(fit: FitScores) -> tuple[tuple[int, ...], NDArray[np.float64]]:
+    """Delays, and the mean norm of the weights at each, over the vertices above their chance level."""
+    names = [name for name in fit.more if name.startswith(WEIGHT_NORM)]
+    above = fit.mean_r > fit.chance.mean(axis=0)
+    means = []
+    for name in names:
+        values = fit.more[name][:, above]
+        kept = values[np.isfinite(values).all(axis=1)]
+        means.append(float(kept[-1].mean()) if kept.size else float("nan"))
+    return tuple(int(name.removeprefix(WEIGHT_NORM)) for name in names), np.array(means)

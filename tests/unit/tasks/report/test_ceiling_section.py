@@ -1,0 +1,56 @@
+"""Noise ceilings in the report."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from hpcenc.storage.results import Ceilings
+from hpcenc.storage.voxels import VoxelAxis
+from hpcenc.tasks.report.ceiling_section import ceiling_rows, ceiling_section, normalised_row
+from hpcenc.tasks.report.data import ReportData
+
+NAN = np.nan
+SHARE = np.array([0.64, 0.16, -0.1, NAN])
+LOW = np.array([0.5, -0.05, -0.4, NAN])
+
+
+def ceilings_of(clips=("clip",)) -> Ceilings:
+    one = {
+        "share": SHARE,
+        "share_low": LOW,
+        "share_high": np.array([0.7, 0.3, 0.1, NAN]),
+        "ceiling": np.sqrt(np.where(SHARE > 0, SHARE, NAN)),
+    }
+    showings = [{"group": clip, "n_showings": 4, "n_rows": 73} for clip in clips]
+    values = {name: np.tile(row, (len(clips), 1)) for name, row in one.items()}
+    return Ceilings({"subject": "S1", "showings": showings}, clips, values)
+
+
+def test_vertices_are_counted_by_what_is_known_of_them():
+    (row,) = ceiling_rows(ceilings_of())
+    assert (row.n_showings, row.n_rows) == (4, 73)
+    assert (row.n_valid, row.n_reliable, row.n_without) == (3, 1, 1)
+    assert row.median_share == pytest.approx(0.16)
+    assert row.median_ceiling_reliable == pytest.approx(0.8)
+
+
+def test_r_is_divided_on_the_same_rows_and_never_capped(make_fit):
+    r = np.array([[0.9, 0.1, 0.2, 0.3], [0.9, 0.3, 0.2, 0.1]])
+    fit = make_fit(4, r=np.zeros((2, 4)), more={"r_repeat": r})
+    row = normalised_row(fit, ceilings_of())
+    assert (row.n_reliable, row.n_above) == (1, 1)
+    assert row.ratio_of_means == pytest.approx(0.9 / 0.8)
+    assert row.median_ratio == pytest.approx(0.9 / 0.8)
+    assert normalised_row(make_fit(4), ceilings_of()) is None
+    assert normalised_row(fit, ceilings_of(("clip", "other"))) is None
+
+
+def test_the_section_names_estimator_repeats_and_what_has_no_ceiling(make_fit):
+    fit = make_fit(4, more={"r_repeat": np.full((2, 4), 0.4)})
+    data = ReportData("x", (fit,), VoxelAxis.from_count(4))
+    section = ceiling_section(data, {"S1": ceilings_of()}, ["short: 3 rows are left"])
+    assert [table.name for table in section.tables] == ["ceilings", "over_ceiling"]
+    assert "mean covariance between the showings" in section.paragraphs[0]
+    assert section.paragraphs[-1] == "No ceiling of short: 3 rows are left."
+    assert section.figures == ()

@@ -1,0 +1,66 @@
+"""Pairs of feature sets in the report."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from hpcenc.storage.voxels import VoxelAxis
+from hpcenc.tasks.report.comparison_section import comparison_section, pair_rows, shown_maps
+from hpcenc.tasks.report.data import ReportData
+
+NAN = np.nan
+
+
+def test_pairs_are_compared_where_both_are_defined():
+    maps = {
+        "a": np.array([0.4, 0.2, NAN, 0.1]),
+        "b": np.array([0.2, 0.3, 0.5, 0.0]),
+        "c": np.array([NAN, NAN, NAN, NAN]),
+    }
+    rows = pair_rows("S1", maps)
+    assert [(row.first, row.second, row.n_valid) for row in rows] == [
+        ("a", "b", 3),
+        ("a", "c", 0),
+        ("b", "c", 0),
+    ]
+    assert rows[0].mean_difference == pytest.approx(0.2 / 3)
+    assert rows[0].share_first_better == pytest.approx(2 / 3)
+    assert rows[0].correlation_of_maps == pytest.approx(np.corrcoef([0.4, 0.2, 0.1], [0.2, 0.3, 0.0])[0, 1])
+    assert np.isnan([rows[1].mean_difference, rows[1].correlation_of_maps]).all()
+
+
+def test_the_average_stands_for_all_then_the_mean_over_subjects(make_fit):
+    def fits(*subjects):
+        return tuple(
+            make_fit(20, seed=seed, subject=subject, feature_set=name, variant=name)
+            for seed, (subject, name) in enumerate((s, f) for s in subjects for f in ("clip", "beats"))
+        )
+
+    axis = VoxelAxis.from_count(20)
+    assert shown_maps(ReportData("x", fits("S1", "S2", "average"), axis))[0] == "average"
+    subject, maps = shown_maps(ReportData("x", fits("S1", "S2"), axis))
+    assert subject == "mean of 2 subjects"
+    both = [fit.mean_r for fit in fits("S1", "S2") if fit.feature_set == "clip"]
+    np.testing.assert_allclose(maps["clip"], np.mean(both, axis=0))
+    assert shown_maps(ReportData("x", fits("S1"), axis))[0] == "S1"
+
+
+def test_maps_of_differences_and_of_the_best_hundredth_are_painted_on_the_cortex(cortex, make_fit):
+    rng = np.random.default_rng(0)
+    r = rng.normal(0.1, 0.1, (2, cortex.n_voxels))
+    fits = tuple(
+        make_fit(cortex.n_voxels, r=r + shift, feature_set=name, variant=name)
+        for name, shift in (("clip", 0.0), ("beats", 0.05))
+    )
+    section = comparison_section(ReportData("x", fits, cortex), "simulated BOLD")
+    assert [figure.name for figure in section.figures] == [
+        "r against r S1",
+        "difference clip beats S1",
+        "best hundredth clip S1",
+        "best hundredth beats S1",
+    ]
+    assert "n = 59,412 vertices" in section.figures[1].caption
+    assert "n = 595 of 59,412" in section.figures[2].caption
+    (table,) = section.tables
+    assert table.rows[0].mean_difference == pytest.approx(-0.05)

@@ -1,0 +1,71 @@
+"""Regions in the report."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from hpcenc.storage.regions import RegionSet
+from hpcenc.storage.voxels import VoxelAxis
+from hpcenc.tasks.report.data import ReportData
+from hpcenc.tasks.report.region_section import region_rows, region_section
+
+N_VOXELS = 12
+
+
+def data_of(make_fit, subjects, **changes):
+    fits = tuple(
+        make_fit(
+            N_VOXELS, seed=seed, subject=subject, feature_set=feature_set, variant=feature_set, **changes
+        )
+        for seed, (subject, feature_set) in enumerate((s, f) for s in subjects for f in ("clip", "beats"))
+    )
+    return ReportData("x", fits, VoxelAxis.from_count(N_VOXELS))
+
+
+@pytest.fixture
+def regions():
+    left = np.arange(N_VOXELS) < 6
+    return RegionSet("halves", {"left": left, "right": ~left, "nowhere": np.zeros(N_VOXELS, bool)}, "a test")
+
+
+def test_rows_are_means_over_the_valid_vertices_of_each_region(make_fit, regions):
+    r = np.arange(2 * N_VOXELS, dtype=float).reshape(2, -1) / 100
+    r[0, 1] = np.nan
+    rows = region_rows(ReportData("x", (make_fit(N_VOXELS, r=r),), VoxelAxis.from_count(N_VOXELS)), [regions])
+    assert [(row.regions, row.region, row.n_valid) for row in rows] == [
+        ("halves", "left", 5),
+        ("halves", "right", 6),
+        ("halves", "nowhere", 0),
+    ]
+    expected = r[:, [0, 2, 3, 4, 5]].mean(axis=0)
+    assert rows[0].mean_r == pytest.approx(expected.mean())
+    assert rows[0].max_r == pytest.approx(expected.max())
+    assert np.isnan([rows[2].mean_r, rows[2].max_r, rows[0].sd_r]).all()
+
+
+def test_means_over_subjects_have_their_spread_and_leave_the_average_out(make_fit, regions):
+    rows = region_rows(data_of(make_fit, ("S1", "S2", "average")), [regions])
+    mean = rows[0]
+    own = [
+        row.mean_r
+        for row in rows
+        if (row.region, row.feature_set) == ("left", "clip") and row.n_subjects == 1
+    ]
+    assert (mean.subject, mean.n_subjects, len(own)) == ("mean of 2 subjects", 2, 3)
+    assert mean.mean_r == pytest.approx(np.mean(own[:2]))
+    assert mean.sd_r == pytest.approx(np.std(own[:2], ddof=1))
+
+
+def test_the_page_has_the_first_set_of_whoever_stands_for_all_and_the_file_has_everything(make_fit, regions):
+    other = RegionSet("other", {"all": np.ones(N_VOXELS, bool)}, "another")
+    section = region_section(data_of(make_fit, ("S1", "S2", "average")), [regions, other], "simulated BOLD")
+    (table,) = section.tables
+    assert {row.regions for row in table.rows} == {"halves"}
+    assert {row.subject for row in table.rows} == {"mean of 2 subjects", "average"}
+    assert {row.regions for row in table.in_file} == {"halves", "other"}
+    assert {row.subject for row in table.in_file} == {"mean of 2 subjects", "S1", "S2", "average"}
+    assert [figure.name for figure in section.figures] == ["regions halves average", "regions other average"]
+    assert "a test" in section.paragraphs[0]
+    alone = region_section(data_of(make_fit, ("S1",)), [regions])
+    assert {row.subject for row in alone.tables[0].rows} == {"S1"}

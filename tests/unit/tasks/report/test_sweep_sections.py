@@ -1,0 +1,112 @@
+"""Sections on sweeps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from hpcenc.storage.voxels import VoxelAxis
+from hpcenc.tasks.report.sweep_sections import band_row, mean_norms, sweep_section
+from hpcenc.tasks.report.sweeps import ALL_VERTICES, Sweep
+
+N_VOXELS = 40
+
+
+def sweep_of(kind="delays", subject="S1", feature_set="clip", best=None, **changes):
+    rng = np.random.default_rng(0)
+    values = {"delays": (0.0, 3.0, 6.0), "layers": (1.0, 2.0, 3.0), "bands": (10.0, 1.0, 0.1)}[kind]
+    curve = np.array([0.1, 0.3, 0.2])
+    nested = np.full(N_VOXELS, 0.4)
+    made = Sweep(
+        kind=kind,
+        feature_set=feature_set,
+        subject=subject,
+        labels=tuple(f"{kind} {value:g}" for value in values),
+        values=values,
+        folds=("A",),
+        curves={ALL_VERTICES: curve, "left": curve / 2},
+        n_valid={ALL_VERTICES: N_VOXELS, "left": 12},
+        best=rng.integers(-1, 3, N_VOXELS) if best is None else best,
+        nested_r=nested,
+        band_r={"beats/12": 0.25 * nested, "clip/12": 0.75 * nested} if kind == "bands" else {},
+        fixed=1,
+        fixed_r=np.full(N_VOXELS, 0.3),
+        blocks_done=1,
+        blocks=1,
+    )
+    return replace(made, **changes)
+
+
+@pytest.mark.parametrize("kind", ["delays", "layers", "bands"])
+def test_a_section_has_curves_choices_and_what_they_score(kind, make_fit):
+    feature_set = "beats+clip" if kind == "bands" else "clip"
+    sweeps = [sweep_of(kind, subject, feature_set) for subject in ("S1", "S2", "average")]
+    fits = [make_fit(N_VOXELS, r=np.full((2, N_VOXELS), 0.35), subject="S1", feature_set=feature_set)]
+    section = sweep_section(kind, sweeps, fits, VoxelAxis.from_count(N_VOXELS), remark="simulated BOLD")
+    tables = {table.name: table for table in section.tables}
+    choices = tables[f"{kind}_choices"].rows
+    assert [row.subject for row in choices] == ["S1", "S2", "average"]
+    assert choices[0].window_mean_r == pytest.approx(0.35)
+    assert choices[0].nested_mean_r == pytest.approx(0.4)
+    assert np.isnan(choices[1].window_mean_r)
+    curves = tables[f"{kind}_curves"]
+    assert len(curves.rows) == 3 * 3
+    assert len(curves.in_file) == 3 * 3 * 2
+    assert [figure.name for figure in section.figures] == [f"{kind} curves", f"{kind} chosen average"]
+    assert "n = 2" in section.figures[0].caption
+
+
+def test_maps_are_of_the_vertices_that_have_a_best_variant(cortex):
+    best = np.full(cortex.n_voxels, -1)
+    best[:100] = 1
+    flat = np.full(cortex.n_voxels, 0.4)
+    one = sweep_of(best=best, nested_r=flat, fixed_r=flat)
+    none = replace(one, feature_set="beats", best=np.full(cortex.n_voxels, -1))
+    section = sweep_section("delays", [one, none], [], cortex)
+    (painted,) = [figure for figure in section.figures if "map" in figure.name]
+    assert painted.name == "delays map clip S1"
+    assert "n = 100 vertices" in painted.caption
+    assert "median 3" in painted.alternative
+
+
+def test_bands_stand_beside_each_set_alone_and_their_sum():
+    label = "beats+clip[untrained, seed 0]"
+    main = {
+        ("beats[untrained, seed 0]", "S1"): np.full(N_VOXELS, 0.1),
+        ("clip[untrained, seed 0]", "S1"): np.full(N_VOXELS, 0.38),
+        (label, "S1"): np.full(N_VOXELS, 0.33),
+    }
+    main[label, "S1"][0] = np.nan
+    row = band_row(sweep_of("bands", feature_set=label), main)
+    assert (row.n_valid, row.first, row.second) == (N_VOXELS - 1, "beats/12", "clip/12")
+    found = (
+        row.first_alone,
+        row.second_alone,
+        row.one_penalty,
+        row.two_penalties,
+        row.first_adds,
+        row.second_adds,
+    )
+    assert found == pytest.approx((0.1, 0.38, 0.33, 0.4, 0.1, 0.3))
+    assert np.isnan(band_row(sweep_of("bands", feature_set="beats+clip"), main).first_alone)
+
+
+def test_norms_are_means_over_vertices_above_chance_in_the_last_fold_that_has_them(make_fit):
+    r = np.array([[0.5, 0.0, 0.5], [0.5, 0.0, 0.5]])
+    norms = {
+        "weight_norm:1": np.array([[9.0, 9.0, 9.0], [1.0, 5.0, 3.0]]),
+        "weight_norm:4": np.array([[np.nan] * 3, [2.0, 5.0, 4.0]]),
+    }
+    delays, values = mean_norms(make_fit(3, r=r, more=norms))
+    assert delays == (1, 4)
+    np.testing.assert_allclose(values, [2.0, 3.0])
+
+
+def test_norms_are_drawn_where_they_were_kept(make_fit):
+    norms = {f"weight_norm:{delay}": np.full((2, N_VOXELS), float(delay)) for delay in (1, 2)}
+    fit = make_fit(N_VOXELS, r=np.full((2, N_VOXELS), 0.5), feature_set="clip", more=norms)
+    section = sweep_section("delays", [sweep_of()], [fit], VoxelAxis.from_count(N_VOXELS))
+    assert section.figures[-1].name == "weight norms S1"
+    assert "2 TRs" in section.figures[-1].alternative
