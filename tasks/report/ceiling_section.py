@@ -17,6 +17,7 @@ from hpcenc.tasks.report.data import FitScores, ReportData
 from hpcenc.tasks.report.sections import Column, Illustration, Section, Table, count
 from hpcenc.tasks.report.style import render
 from hpcenc.tasks.report.surface_map import has_cortical_map, paint_cortex
+from hpcenc.tasks.report.surface_view import SurfaceMap
 from hpcenc.tasks.report.tables import format_score, format_share
 
 
@@ -181,6 +182,7 @@ def ceiling_section(
         _paragraphs(reasons),
         tuple(tables),
         tuple(_maps(data, ceilings, remark)),
+        _views(data, ceilings),
     )
 
 
@@ -199,10 +201,26 @@ def _paragraphs(reasons: Sequence[str]) -> tuple[str, ...]:
     )
 
 
+def _shown(ceilings: Mapping[str, Ceilings]) -> str:
+    """Whose ceilings are shown as maps."""
+    return AVERAGE if AVERAGE in ceilings else next(iter(ceilings))
+
+
+def _views(data: ReportData, ceilings: Mapping[str, Ceilings]) -> tuple[SurfaceMap, ...]:
+    if not has_cortical_map(data.voxels):
+        return ()
+    subject = _shown(ceilings)
+    found = ceilings[subject]
+    return tuple(
+        SurfaceMap(f"noise ceiling · {clip} · {subject}", values, (0.0, 1.0), "noise ceiling (r)")
+        for clip, values in zip(found.clips, found.values["ceiling"], strict=True)
+    )
+
+
 def _maps(data: ReportData, ceilings: Mapping[str, Ceilings], remark: str) -> list[Illustration]:
     if not has_cortical_map(data.voxels):
         return []
-    subject = AVERAGE if AVERAGE in ceilings else next(iter(ceilings))
+    subject = _shown(ceilings)
     found = ceilings[subject]
     return [
         _map(data, subject, clip, found.values["ceiling"][place], found.attributes["showings"][place], remark)

@@ -28,6 +28,7 @@ from hpcenc.tasks.report.style import (
     style_axes,
 )
 from hpcenc.tasks.report.surface_map import has_cortical_map, paint_cortex
+from hpcenc.tasks.report.surface_view import SurfaceMap
 from hpcenc.tasks.report.tables import format_score, format_share
 
 MAX_PAIRS = 6
@@ -91,16 +92,19 @@ def comparison_section(data: ReportData, remark: str = "") -> Section:
             Column("correlation_of_maps", "correlation of the maps", format_score),
         ),
     )
-    figures = [_plane(subject, maps, pairs, remark)]
+    figures, views = [_plane(subject, maps, pairs, remark)], []
     if has_cortical_map(data.voxels):
-        figures += [_difference(data, subject, maps, pair, remark) for pair in pairs]
+        views = [difference_map(subject, maps, pair) for pair in pairs]
+        figures += [
+            _difference(data, subject, pair, view, remark) for pair, view in zip(pairs, views, strict=True)
+        ]
         figures += [_top(data, subject, label, r, remark) for label, r in list(maps.items())[:MAX_PAIRS]]
     more = f" The first {MAX_PAIRS} of {len(rows)} pairs are drawn." if len(rows) > MAX_PAIRS else ""
     paragraphs = (
         f"r of {subject}, feature set against feature set. A concatenation is no better for being larger: "
         f"alphas are chosen inside the training runs, and r is over the test runs.{more}",
     )
-    return Section("pairs", "Feature sets compared", paragraphs, (table,), tuple(figures))
+    return Section("pairs", "Feature sets compared", paragraphs, (table,), tuple(figures), tuple(views))
 
 
 def draw_planes(maps: Maps, pairs: Sequence[tuple[str, str]], *, title: str, remark: str = "") -> Figure:
@@ -170,30 +174,42 @@ def _plane(subject: str, maps: Maps, pairs: Sequence[tuple[str, str]], remark: s
     )
 
 
-def _difference(
-    data: ReportData, subject: str, maps: Maps, pair: tuple[str, str], remark: str
-) -> Illustration:
-    first, second = pair
-    difference = maps[first] - maps[second]
-    finite = np.abs(difference[np.isfinite(difference)])
-    limit = max(0.05, float(np.percentile(finite, 99.5)) if finite.size else 0.05)
-    names = first.partition("[")[0], second.partition("[")[0]
-    figure = paint_cortex(
+def difference_map(subject: str, maps: Maps, pair: tuple[str, str]) -> SurfaceMap:
+    """r of one feature set less that of another."""
+    difference = maps[pair[0]] - maps[pair[1]]
+    sizes = np.abs(difference[np.isfinite(difference)])
+    limit = max(0.05, float(np.percentile(sizes, 99.5)) if sizes.size else 0.05)
+    names = [label.partition("[")[0] for label in pair]
+    return SurfaceMap(
+        f"{pair[0]} less {pair[1]} · {subject}",
         difference,
+        (-limit, limit),
+        f"r of {names[0]} less r of {names[1]}",
+        DIFFERENCE_COLORS,
+    )
+
+
+def _difference(
+    data: ReportData, subject: str, pair: tuple[str, str], view: SurfaceMap, remark: str
+) -> Illustration:
+    names = [label.partition("[")[0] for label in pair]
+    finite = view.values[np.isfinite(view.values)]
+    figure = paint_cortex(
+        view.values,
         data.voxels,
-        limits=(-limit, limit),
-        unit=f"r of {names[0]} less r of {names[1]}",
+        limits=view.limits,
+        unit=view.unit,
         title=f"{names[0]} less {names[1]} · {subject}",
         remark=remark,
-        color_map=DIFFERENCE_COLORS,
+        color_map=view.color_map,
     )
     return Illustration(
         "pairs",
-        f"difference {first} {second} {subject}",
+        f"difference {pair[0]} {pair[1]} {subject}",
         render(figure),
-        f"Difference of r (no unit), {first} less {second}, {subject}; n = {finite.size:,} vertices where "
-        f"both are defined. Colours span ±{limit:.2f}, the 99.5th percentile of its size.",
-        f"Cortical map of a difference of r; its mean is {np.nanmean(difference):.3f}."
+        f"Difference of r (no unit), {pair[0]} less {pair[1]}, {subject}; n = {finite.size:,} vertices "
+        f"where both are defined. Colours span ±{view.limits[1]:.2f}, the 99.5th percentile of its size.",
+        f"Cortical map of a difference of r; its mean is {finite.mean():.3f}."
         if finite.size
         else "No vertex has both.",
     )

@@ -21,9 +21,11 @@ from hpcenc.tasks.report.illustrations import (
     cortical_maps,
     hidden_subjects,
     illustrate,
+    r_limits,
 )
 from hpcenc.tasks.report.sections import Illustration
 from hpcenc.tasks.report.surface_map import has_cortical_map
+from hpcenc.tasks.report.surface_view import SurfaceMap, surface_page
 from hpcenc.tasks.report.tables import (
     ModelRow,
     csv_text,
@@ -86,7 +88,8 @@ def write_report(data: ReportData, folder: Path) -> ReportFiles:
             figure_paths.append(folder / "figures" / f"{name}.{suffix}")
             write_atomically(figure_paths[-1], content)
     map_paths = _write_maps(data, folder / "maps")
-    paths = (*table_paths, *map_paths, *figure_paths)
+    views = _write_view(data, folder)
+    paths = (*views, *table_paths, *map_paths, *figure_paths)
     page = render_page(
         data,
         means,
@@ -95,6 +98,7 @@ def write_report(data: ReportData, folder: Path) -> ReportFiles:
         illustrations,
         [path.relative_to(folder).as_posix() for path in paths],
         dict(zip((illustration.name for illustration in drawn), names, strict=True)),
+        views[0].name if views else "",
     )
     html = folder / "report.html"
     write_atomically(html, page.encode())
@@ -109,6 +113,7 @@ def render_page(
     illustrations: Sequence[Illustration],
     file_list: Sequence[str],
     stems: Mapping[str, str],
+    view: str,
 ) -> str:
     """HTML of the report's page, with its figures inside.
 
@@ -124,6 +129,8 @@ def render_page(
         Files beside the page, by their path relative to it.
     stems : mapping of str to str
         Names of the figures' files, without their ends, by the figures' own names.
+    view : str
+        Name of the interactive view's file; empty if there is none.
     """
     by_section: dict[str, list[Illustration]] = {}
     for illustration in illustrations:
@@ -148,6 +155,7 @@ def render_page(
         chance_remark=_chance_remark(data),
         file_list=file_list,
         stems=stems,
+        view=view,
         acknowledgements=_acknowledgements(data),
     )
     return page
@@ -192,6 +200,22 @@ def _write_maps(data: ReportData, folder: Path) -> tuple[Path, ...]:
     for path, of_subject in zip(paths, maps.values(), strict=True):
         write_dscalar(path, {f"r {label}": r for label, r in of_subject.items()}, data.voxels)
     return paths
+
+
+def _write_view(data: ReportData, folder: Path) -> tuple[Path, ...]:
+    """Write the interactive view of all maps; nothing where they cannot be shown."""
+    if not has_cortical_map(data.voxels) or not data.scores:
+        return ()
+    limits = r_limits([fit.mean_r for fit in data.scores])
+    maps = [
+        SurfaceMap(f"r · {each.label} · {each.subject}", each.r, limits, "r")
+        for each in cortical_maps(data)[:SHOWN_MAPS]
+    ]
+    maps += [each for section in data.sections for each in section.maps]
+    path = folder / "surface.html"
+    note = " ".join(filter(None, [data.note, "Simulated BOLD." if data.simulated else ""]))
+    write_atomically(path, surface_page(f"Maps of {data.study}", maps, data.voxels, note).encode())
+    return (path,)
 
 
 def _warnings(data: ReportData, rows: Sequence[ModelRow], alphas: Sequence[AlphaRow]) -> tuple[str, ...]:

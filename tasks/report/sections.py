@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpcenc.tasks.report.style import Picture
+from hpcenc.tasks.report.surface_view import SurfaceMap
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,8 @@ class Section:
     paragraphs: tuple[str, ...] = ()
     tables: tuple[Table, ...] = ()
     figures: tuple[Illustration, ...] = ()
+    maps: tuple[SurfaceMap, ...] = ()
+    """What the interactive view shows of it."""
 
 
 def _cell(row: Any, column: Column) -> Cell:

@@ -14,6 +14,7 @@ from hpcenc.tasks.report.data import FitScores
 from hpcenc.tasks.report.sections import Column, Illustration, Section, Table, count
 from hpcenc.tasks.report.style import render
 from hpcenc.tasks.report.surface_map import has_cortical_map, paint_cortex
+from hpcenc.tasks.report.surface_view import SurfaceMap
 from hpcenc.tasks.report.sweep_figures import draw_choices, draw_curves, draw_weight_norms
 from hpcenc.tasks.report.sweeps import ALL_VERTICES, Sweep, choice_row, curve_rows
 from hpcenc.tasks.report.tables import format_score, format_share
@@ -84,14 +85,16 @@ def sweep_section(
         *([_band_table(sweeps, main)] if kind == "bands" else []),
         _curve_table(kind, sweeps),
     ]
+    maps = best_maps(kind, sweeps) if has_cortical_map(voxels) else []
     figures = [
         _curves(kind, sweeps, window, remark),
         *_choices(kind, sweeps, remark),
-        *_maps(kind, sweeps, voxels, remark),
+        *(_painted(kind, sweep, shown, voxels, remark) for sweep, shown in maps),
         *([_norms(fits, remark)] if kind == "delays" and _with_norms(fits) else []),
     ]
     paragraphs = (_WHAT[kind].format(window=window).strip(), _HOW.format(noun=NOUNS[kind]))
-    return Section(kind, TITLES[kind], paragraphs, tuple(tables), tuple(figures))
+    shown_maps = tuple(shown for _, shown in maps)
+    return Section(kind, TITLES[kind], paragraphs, tuple(tables), tuple(figures), shown_maps)
 
 
 def _curve_table(kind: str, sweeps: Sequence[Sweep]) -> Table:
@@ -227,26 +230,30 @@ def _choices(kind: str, sweeps: Sequence[Sweep], remark: str) -> list[Illustrati
     ]
 
 
-def _maps(kind: str, sweeps: Sequence[Sweep], voxels: VoxelAxis, remark: str) -> list[Illustration]:
-    if not has_cortical_map(voxels):
-        return []
+def best_maps(kind: str, sweeps: Sequence[Sweep]) -> list[tuple[Sweep, SurfaceMap]]:
+    """Maps of the best variants of whoever is shown, of sweeps in which a vertex has one."""
     subject = of_whom(sweeps)
-    return [
-        _map(kind, sweep, voxels, remark)
-        for sweep in sweeps
-        if sweep.subject == subject and (sweep.best >= 0).any()
-    ]
-
-
-def _map(kind: str, sweep: Sweep, voxels: VoxelAxis, remark: str) -> Illustration:
-    values = np.log10(sweep.best_values) if kind == "bands" else sweep.best_values
-    scale = np.log10(sweep.values) if kind == "bands" else np.array(sweep.values)
     unit = {"delays": "best delay (TRs)", "layers": "best layer", "bands": "log10 of the best ratio"}[kind]
+    maps = []
+    for sweep in sweeps:
+        if sweep.subject != subject or not (sweep.best >= 0).any():
+            continue
+        # Ratios are steps of a power of ten.
+        scale, values = np.array(sweep.values), sweep.best_values
+        if kind == "bands":
+            scale, values = np.log10(scale), np.log10(values)
+        limits = float(scale.min()), float(scale.max())
+        name = f"best {NOUNS[kind]} · {sweep.feature_set} · {subject}"
+        maps.append((sweep, SurfaceMap(name, values, limits, unit)))
+    return maps
+
+
+def _painted(kind: str, sweep: Sweep, shown: SurfaceMap, voxels: VoxelAxis, remark: str) -> Illustration:
     figure = paint_cortex(
-        values,
+        shown.values,
         voxels,
-        limits=(float(scale.min()), float(scale.max())),
-        unit=unit,
+        limits=shown.limits,
+        unit=shown.unit,
         title=f"Best {NOUNS[kind]} · {sweep.feature_set} · {sweep.subject}",
         remark=remark,
     )
@@ -257,7 +264,7 @@ def _map(kind: str, sweep: Sweep, voxels: VoxelAxis, remark: str) -> Illustratio
         render(figure),
         f"Best {NOUNS[kind]} of each vertex of {sweep.subject} with {sweep.feature_set}; n = {n_best:,} "
         "vertices whose r is above their own chance level. Grey: not above it, undefined, or medial wall.",
-        f"Cortical map of the best {NOUNS[kind]}; median {np.nanmedian(values):g} ({unit}).",
+        f"Cortical map of the best {NOUNS[kind]}; median {np.nanmedian(shown.values):g} ({shown.unit}).",
     )
 
 
