@@ -73,6 +73,11 @@ AVERAGE = "average"
 """The pseudo-subject whose BOLD is the mean over subjects."""
 
 
+def singles_group(feature_set: str, subject: str) -> str:
+    """Group of the single features of one feature set in one subject."""
+    return f"singles/{slug(feature_set)}/{slug(subject)}"
+
+
 def ceiling_group(subject: str) -> str:
     """Group of the noise ceilings of one subject."""
     return f"ceilings/{slug(subject)}"

@@ -121,6 +121,37 @@ def read_ceilings(store: Store, subject: str) -> Ceilings | None:
     return Ceilings(attributes, clips, dict(zip(array.attrs["statistic"], values, strict=True)))
 
 
+@dataclass(frozen=True)
+class Singles:
+    """Single features of one space in one subject.
+
+    Attributes
+    ----------
+    attributes : dict
+        Of their group: feature set, subject, folds, space, delay.
+    scores : dict of str to array of shape (n_folds, n_voxels)
+        ``r`` over the test rows of the feature chosen on the training rows, its ``chance`` level,
+        ``feature``, its place, and ``r_train``. NaN where undefined or not done.
+    """
+
+    attributes: dict[str, Any]
+    scores: dict[str, NDArray[np.floating[Any]]]
+
+
+def read_singles(store: Store) -> Iterator[Singles]:
+    """Single features of all subjects, of the blocks that are done."""
+    for group in fit_groups(store, "singles"):
+        attributes = store.attributes_of(group)
+        array = store.array(f"{group}/scores")
+        values = np.full(array.shape, np.nan, np.float32)
+        n_voxels, block = array.shape[-1], attributes["block"]
+        for index in range(-(-n_voxels // block)):
+            if store.is_done(group, index, attributes["digest"]):
+                part = (slice(None), slice(None), slice(index * block, min((index + 1) * block, n_voxels)))
+                values[part] = store.read(f"{group}/scores", part)
+        yield Singles(attributes, dict(zip(array.attrs["score"], values, strict=True)))
+
+
 def read_voxels(store: Store) -> VoxelAxis:
     """The voxel axis of a store."""
     names = ("structure", "vertex", "ijk")

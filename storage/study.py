@@ -258,6 +258,8 @@ class Sweeps(Settings):
     """Single delays in TRs, each a fit of its own beside the window's."""
     layers: bool = False
     """Every layer of the models."""
+    tags: NonNegativeInt | None = None
+    """Delay in TRs at which every single tag of ``beats-tags`` and ``cavmae-tags`` is held against BOLD."""
     bands: bool = False
     """Sums of two feature sets with a penalty each: nine ratios of the two, from 1:10,000 to 10,000:1."""
     subjects: tuple[str, ...] = ()

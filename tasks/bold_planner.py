@@ -1,4 +1,4 @@
-"""The part of a plan that says whose BOLD is fitted: subjects, their mean, and what repeats in it."""
+"""The part of a plan that says whose BOLD is fitted: subjects, their mean, and how blocks of it are cut."""
 
 from __future__ import annotations
 
@@ -9,15 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from hpcenc.storage.digests import digest
 from hpcenc.storage.groups import GroupSpec
-from hpcenc.storage.layout import AVERAGE, average_group, ceiling_group, run_array
+from hpcenc.storage.layout import AVERAGE, average_group, run_array
 from hpcenc.storage.study import Average, Run, Study
 from hpcenc.tasks import averaging
 from hpcenc.tasks.block_bold import StoredBold
-from hpcenc.tasks.ceiling import CEILING_VERSION, ceiling_facts, find_showings
-from hpcenc.tasks.ceiling_unit import CeilingUnit, ceiling_arrays
 from hpcenc.tasks.facts import StudyFacts
 from hpcenc.tasks.folds import RunRows
-from hpcenc.tasks.operator_task import Rows
 from hpcenc.tasks.records import Task, Unit
 
 if TYPE_CHECKING:
@@ -60,7 +57,7 @@ class BoldPlanner:
     Parameters
     ----------
     groups : dict of str to GroupSpec
-        Is filled with the groups of mean BOLD and of noise ceilings.
+        Is filled with the group of mean BOLD.
     add : callable
         Is given each task and the name of its stage.
     set_aside : list of str
@@ -97,27 +94,6 @@ class BoldPlanner:
                 yield self._subject(subject)
             elif self.study.average is not None and (mean := self._average(self.study.average)) is not None:
                 yield mean
-
-    def ceiling(self, scanned: Scanned, rows: Rows) -> CeilingUnit | None:
-        """Noise ceilings of the first block, or None where no clip is shown again."""
-        showings, _ = find_showings(rows.runs, rows.longest_delay)
-        if not showings:
-            return None
-        rest_tail = rows.longest_delay if self.study.fit.rest == "drop" else -1
-        inputs = {
-            "version": CEILING_VERSION,
-            "bold": scanned.identity,
-            "voxels": self._voxels_digest,
-            "block": self.study.fit.block,
-            "runs": [[run.n_trs, run.rest] for run in rows.runs],
-            "rest_tail": rest_tail,
-            "showings": ceiling_facts(showings),
-        }
-        group, key = ceiling_group(scanned.subject), digest(inputs)
-        arrays = ceiling_arrays(len(showings), self.n_voxels, self.study.fit.block)
-        attributes = {**inputs, "subject": scanned.subject, "run_names": [run.name for run in rows.runs]}
-        self.groups[group] = GroupSpec(group, key, arrays, len(self.blocks), attributes)
-        return CeilingUnit(Unit(group, 0, key), rows.runs, rest_tail, showings)
 
     def _subject(self, subject: str) -> Scanned:
         runs = tuple(run for run in self.study.runs_of(subject) if (subject, run.name) in self.facts.bold)

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,6 @@ from hpcenc.storage.layout import (
 )
 from hpcenc.tasks import at_hand
 from hpcenc.tasks.block_bold import BlockBold
-from hpcenc.tasks.ceiling_unit import CeilingUnit
 from hpcenc.tasks.records import Deadline, Fact, TaskRecord, Unit, run_units
 
 if TYPE_CHECKING:
@@ -67,6 +66,21 @@ class VariantSource:
     def n_columns(self) -> int:
         """Columns of the delayed design."""
         return self.n_features * len(self.delays)
+
+
+class ExtraUnit(Protocol):
+    """What else a fit task makes of its block while it has the BOLD at hand."""
+
+    @property
+    def unit(self) -> Unit:
+        """Its mark."""
+
+    @property
+    def needs(self) -> tuple[Unit, ...]:
+        """Units of earlier stages that must be done before."""
+
+    def work(self, store: Store, bold: NDArray[np.float32], voxels: slice) -> Mapping[str, Fact]:
+        """Compute and write it; gives facts for the record."""
 
 
 def score_names(
@@ -169,6 +183,8 @@ class FitBlock:
         Rows in which a repeated clip is shown, and nothing else is answered to.
     tf32 : bool
         Choose alphas in TF32.
+    extras : tuple of ExtraUnit
+        Noise ceilings, single features.
     """
 
     subject: str
@@ -180,7 +196,7 @@ class FitBlock:
     backend: str
     tf32: bool
     fits: tuple[FitUnit, ...]
-    ceiling: CeilingUnit | None = None
+    extras: tuple[ExtraUnit, ...] = ()
 
     @property
     def key(self) -> str:
@@ -189,14 +205,15 @@ class FitBlock:
 
     @property
     def units(self) -> tuple[Unit, ...]:
-        """One for the noise ceilings, if the study repeats a clip, and one for each feature set."""
-        ceiling = () if self.ceiling is None else (self.ceiling.unit,)
-        return (*ceiling, *(fit.unit for fit in self.fits))
+        """Those of the extras, and one for each feature set."""
+        return (*(extra.unit for extra in self.extras), *(fit.unit for fit in self.fits))
 
     def needs_of(self, unit: Unit) -> tuple[Unit, ...]:
-        """What one feature set needs, or the noise ceilings."""
-        parts = (*self.fits, *(() if self.ceiling is None else (self.ceiling,)))
-        return next(part.needs for part in parts if part.unit == unit)
+        """What one feature set or extra needs."""
+        needs = {extra.unit: extra.needs for extra in self.extras} | {
+            fit.unit: fit.needs for fit in self.fits
+        }
+        return needs[unit]
 
     def run(self, store: Store, deadline: Deadline | None) -> TaskRecord:
         """Fit the feature sets that are not done."""
@@ -204,12 +221,12 @@ class FitBlock:
             return TaskRecord(self.key, skipped=len(self.units))
         bold = self.bold.read(store, slice(*self.voxels))
         fits = {fit.unit: fit for fit in self.fits}
+        extras = {extra.unit: extra for extra in self.extras}
 
         def work(unit: Unit) -> Mapping[str, Fact]:
             if unit in fits:
                 return self._fit(store, fits[unit], bold)
-            assert self.ceiling is not None
-            return self.ceiling.work(store, bold, slice(*self.voxels))
+            return extras[unit].work(store, bold, slice(*self.voxels))
 
         return run_units(self, store, deadline, work)
 

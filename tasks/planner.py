@@ -26,6 +26,7 @@ from hpcenc.tasks import fitting, operator_task, shared_alpha
 from hpcenc.tasks.block_bold import BlockBold
 from hpcenc.tasks.bold_planner import BoldPlanner, Scanned, run_rows
 from hpcenc.tasks.ceiling import find_showings
+from hpcenc.tasks.extras_planner import ExtrasPlanner
 from hpcenc.tasks.facts import StudyFacts
 from hpcenc.tasks.feature_planner import FeaturePlanner
 from hpcenc.tasks.folds import RowPolicy
@@ -85,9 +86,10 @@ class _Planner:
             tuple[Variant, bool, str, Rows], tuple[fitting.VariantSource, tuple[Unit, ...]]
         ] = {}
         self.set_aside = list(facts.set_aside)
+        self.voxels_digest = "" if facts.voxels is None else facts.voxels.digest()
         self.features = FeaturePlanner(study, facts, self.groups, self._add)
         self.bold = BoldPlanner(study, facts, self.groups, self._add, self.set_aside)
-        self.voxels_digest = "" if facts.voxels is None else facts.voxels.digest()
+        self.extras = ExtrasPlanner(study, self.bold, self.features, self.groups, self.voxels_digest)
 
     def plan(self) -> Plan:
         for scanned in self.bold.subjects():
@@ -110,7 +112,11 @@ class _Planner:
         """Rows of these runs; a sweep over delays leaves out what its longest one reaches, for all of
         them."""
         fit, sweeps = self.study.fit, self.study.sweeps
-        longest = max((*fit.delays, *sweeps.delays)) if kind == "delays" else max(fit.delays)
+        longest = max(fit.delays)
+        if kind == "delays":
+            longest = max((longest, *sweeps.delays))
+        elif kind == "tags" and sweeps.tags is not None:
+            longest = max(longest, sweeps.tags)
         key = longest, tuple(run.name for run in runs)
         if key not in self.rows:
             self.rows[key] = self._make_rows(runs, longest)
@@ -250,7 +256,7 @@ class _Planner:
             if feature_set.kind == "fits" or subject in swept
         ]
         bold = BlockBold(scanned.bold, rows.onsets, self.study.bold.grayordinates)
-        ceiling = self.bold.ceiling(scanned, rows)
+        extras = self.extras.units(scanned, rows, self._rows(runs, "tags"), self.feature_sets)
         alphas = self._share_alphas(scanned, bold, fits)
         for index, voxels in enumerate(self.bold.blocks):
             self._add(
@@ -276,12 +282,13 @@ class _Planner:
                         )
                         for fit, shared in zip(fits, alphas, strict=True)
                     ),
-                    ceiling=None
-                    if ceiling is None
-                    else replace(
-                        ceiling,
-                        unit=replace(ceiling.unit, index=index),
-                        needs=scanned.needs(index),
+                    extras=tuple(
+                        replace(
+                            extra,
+                            unit=replace(extra.unit, index=index),
+                            needs=(*extra.needs, *scanned.needs(index)),
+                        )
+                        for extra in extras
                     ),
                 ),
             )

@@ -7,7 +7,7 @@ from typing import Any
 
 from hpcenc.storage.layout import SWEEPS
 from hpcenc.storage.regions import RegionSet, study_regions
-from hpcenc.storage.results import Scores, fit_groups, read_ceilings
+from hpcenc.storage.results import Scores, fit_groups, read_ceilings, read_singles
 from hpcenc.storage.store import Store
 from hpcenc.storage.study import Study
 from hpcenc.tasks.bold_planner import run_rows
@@ -20,6 +20,7 @@ from hpcenc.tasks.report.region_section import region_section
 from hpcenc.tasks.report.sections import Section
 from hpcenc.tasks.report.sweep_sections import sweep_section
 from hpcenc.tasks.report.sweeps import read_sweeps
+from hpcenc.tasks.report.tag_section import read_tags, tag_section
 
 
 def make_sections(
@@ -75,6 +76,10 @@ def _sections(
     }
     if ceilings:
         yield ceiling_section(data, ceilings, _without_ceiling(study), remark)
+    tags, singles = read_tags(store), tuple(read_singles(store))
+    # Untrained heads say nothing by themselves: their courses are shown where someone fitted them.
+    if tags and (singles or any("untrained" not in each.label for each in tags)):
+        yield tag_section(store, study, data, tags, singles, regions, remark)
     yield methods_section(store, study, found, run, features)
 
 

@@ -1,0 +1,335 @@
+"""The report's section on AudioSet tags: their courses, two models against each other, and single tags
+against BOLD."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from hpcenc.storage.features import read_feature_names
+from hpcenc.storage.layout import AVERAGE
+from hpcenc.storage.regions import RegionSet
+from hpcenc.storage.results import Singles
+from hpcenc.storage.spaces import SpaceSource
+from hpcenc.storage.store import Store
+from hpcenc.storage.study import Run, Study
+from hpcenc.tasks.report.data import ReportData
+from hpcenc.tasks.report.sections import Column, Illustration, Section, Table, count
+from hpcenc.tasks.report.style import (
+    LEFT_OUT_COLOR,
+    escape,
+    fit_layout,
+    line_style,
+    new_figure,
+    render,
+    set_title,
+    style_axes,
+)
+from hpcenc.tasks.report.tables import format_score, format_share
+
+SHOWN_TAGS = 6
+"""Tags whose courses are drawn."""
+
+REPEAT_COLOR = "#fde9c8"
+ALL_VERTICES = "all vertices"
+
+
+@dataclass(frozen=True, eq=False)
+class Tags:
+    """Probabilities of one model's tags, by run.
+
+    Attributes
+    ----------
+    label : str
+        Of the model.
+    names : tuple of str
+    courses : dict of str to array of shape (n_trs, n_tags)
+        By run.
+    """
+
+    label: str
+    names: tuple[str, ...]
+    courses: dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class AgreementRow:
+    """One class in two models, over all rows of the runs that both have."""
+
+    tag: str
+    r: float
+    first_mean: float
+    second_mean: float
+
+
+@dataclass(frozen=True)
+class SingleRow:
+    """The best single tag beside whole models, mean r over the vertices where all of them are defined.
+
+    Attributes
+    ----------
+    share_above : float
+        Vertices whose tag predicts above its chance level, in the mean over folds.
+    commonest : str
+        Tag that most of those vertices chose in the last fold.
+    """
+
+    feature_set: str
+    subject: str
+    region: str
+    n_valid: int
+    delay: int
+    single_r: float
+    all_tags_r: float
+    embedding_r: float
+    share_above: float
+    commonest: str
+
+
+def read_tags(store: Store) -> tuple[Tags, ...]:
+    """Tags of every model in the store, of one stimulus version each: the one with most runs."""
+    found: dict[str, dict[str, dict[str, str]]] = {}
+    for metadata in sorted((store.path / "features").glob("*/*/*/tags/zarr.json")):
+        group = metadata.parent.parent.relative_to(store.path).as_posix()
+        attributes = store.attributes_of(group)
+        by_version = found.setdefault(attributes["label"], {})
+        by_version.setdefault(attributes["stimulus_version"], {})[attributes["run"]] = f"{group}/tags"
+    tags = []
+    for label, by_version in found.items():
+        paths = max(by_version.values(), key=len)
+        shape = store.array(next(iter(paths.values()))).shape
+        space = SpaceSource("tags", tuple((path,) for path in paths.values()), "single", shape[1])
+        courses = {run: store.read(path) for run, path in paths.items()}
+        tags.append(Tags(label, read_feature_names(store, space), courses))
+    return tuple(tags)
+
+
+def agreement(first: Tags, second: Tags) -> tuple[AgreementRow, ...]:
+    """r of every class that both models name, over the rows of the runs that both have; best first, NaN
+    last."""
+    runs = [run for run in first.courses if run in second.courses]
+    one, other = (np.concatenate([tags.courses[run] for run in runs]) for tags in (first, second))
+    rows = []
+    for place, name in enumerate(first.names):
+        if name in second.names:
+            a, b = one[:, place].astype(np.float64), other[:, second.names.index(name)].astype(np.float64)
+            varies = a.std() > 0 and b.std() > 0
+            r = float(np.corrcoef(a, b)[0, 1]) if varies else math.nan
+            rows.append(AgreementRow(name, r, float(a.mean()), float(b.mean())))
+    return tuple(sorted(rows, key=lambda row: (math.isnan(row.r), -row.r)))
+
+
+def single_rows(
+    singles: Sequence[Singles],
+    names: Mapping[str, tuple[str, ...]],
+    data: ReportData,
+    regions: Sequence[RegionSet],
+) -> tuple[SingleRow, ...]:
+    """A line for each subject, set of tags and region of the first set of regions."""
+    masks = {ALL_VERTICES: np.ones(data.voxels.n_voxels, dtype=bool)} | (regions[0].masks if regions else {})
+    main = {(fit.feature_set, fit.subject): fit.mean_r for fit in data.scores}
+    undefined = np.full(data.voxels.n_voxels, np.nan)
+    rows = []
+    for each in singles:
+        label, subject = each.attributes["feature_set"], each.attributes["subject"]
+        r, chance = each.scores["r"].mean(axis=0), each.scores["chance"].mean(axis=0)
+        feature = each.scores["feature"][-1]
+        all_tags = main.get((label, subject), undefined)
+        embedding = main.get((label.replace("-tags", "", 1), subject), undefined)
+        known = [values for values in (all_tags, embedding) if np.isfinite(values).any()]
+        defined = np.isfinite([r, *known]).all(axis=0)
+        for region, mask in masks.items():
+            valid = defined & mask
+            above = valid & (r > chance)
+            chosen = Counter(feature[above].astype(int).tolist()).most_common(1)
+            rows.append(
+                SingleRow(
+                    label,
+                    subject,
+                    region,
+                    int(valid.sum()),
+                    each.attributes["delay"],
+                    _mean(r[valid]),
+                    _mean(all_tags[valid]),
+                    _mean(embedding[valid]),
+                    float(above.sum() / valid.sum()) if valid.any() else math.nan,
+                    names[label][chosen[0][0]] if chosen else "",
+                )
+            )
+    return tuple(rows)
+
+
+def tag_section(
+    store: Store,
+    study: Study,
+    data: ReportData,
+    tags: Sequence[Tags],
+    singles: Sequence[Singles],
+    regions: Sequence[RegionSet],
+    remark: str = "",
+) -> Section:
+    """The section on tags.
+
+    Parameters
+    ----------
+    tags : sequence of Tags
+        Of every model that has them, at least one.
+    singles : sequence of Singles
+    regions : sequence of RegionSet
+    remark : str
+        Said in every figure.
+    """
+    tables, figures = [], [_timeline(study, tags[0], singles, remark)]
+    if len(tags) > 1:
+        rows = agreement(tags[0], tags[1])
+        tables.append(_agreement_table(tags, rows))
+        figures.append(_agreement_figure(tags, rows, remark))
+    if singles:
+        names = {
+            each.attributes["feature_set"]: read_feature_names(
+                store, SpaceSource.from_dict(each.attributes["space"])
+            )
+            for each in singles
+        }
+        tables.append(_single_table(single_rows(singles, names, data, regions)))
+    paragraphs = (
+        "Tags are AudioSet's classes: of each row the mean logit of its tokens, then the sigmoid. Names are "
+        "those of the checkpoint's own table or of AudioSet's; where neither was given, classes go by id or "
+        "place.",
+        *(
+            f"{each.label}: an untrained head, whose classes mean nothing: a control."
+            for each in tags
+            if "untrained" in each.label
+        ),
+        "A vertex's single tag is that of the largest correlation with its BOLD over the training rows, of "
+        "either sign; its r is over the test rows.",
+    )
+    return Section("tags", "AudioSet tags", paragraphs, tuple(tables), tuple(figures))
+
+
+def draw_timelines(
+    run: Run, tr_s: float, courses: NDArray[np.float32], names: Sequence[str], *, title: str, remark: str = ""
+) -> Figure:
+    """Courses of some tags over one run, with its rests and repeated clips shaded."""
+    figure = new_figure(height_in=0.7 + 0.75 * len(names))
+    panels = figure.subplots(len(names), 1, squeeze=False, sharex=True)[:, 0]
+    times = (np.arange(len(courses)) + 0.5) * tr_s
+    for place, (panel, name) in enumerate(zip(panels, names, strict=True)):
+        for segment in run.segments:
+            if segment.kind != "clip":
+                color = LEFT_OUT_COLOR if segment.kind == "rest" else REPEAT_COLOR
+                panel.axvspan(segment.start_s, segment.end_s, color=color, linewidth=0, zorder=0)
+            elif segment.start_s > 0:
+                panel.axvline(segment.start_s, color=LEFT_OUT_COLOR, linewidth=0.8, zorder=0)
+        panel.plot(times, courses[:, place], linewidth=1, color=line_style(place)["color"])
+        panel.set_ylim(0, max(1e-6, float(np.nanmax(courses[:, place]))) * 1.05)
+        panel.set_title(escape(name), loc="left", fontsize=8, pad=2)
+        panel.locator_params(axis="y", nbins=2)
+        style_axes(panel)
+    panels[-1].set_xlim(0, len(courses) * tr_s)
+    panels[-1].set_xlabel(f"time from the first volume of {escape(run.name)} (s)")
+    panels[len(names) // 2].set_ylabel("probability")
+    set_title(figure, title, remark)
+    fit_layout(figure)
+    return figure
+
+
+def shown_tags(tags: Tags, singles: Sequence[Singles]) -> list[int]:
+    """Places of the tags whose courses are drawn: those that most vertices chose, else those that vary
+    most."""
+    for each in singles:
+        if each.attributes["feature_set"].replace("-tags", "", 1) == tags.label:
+            r, chance = each.scores["r"].mean(axis=0), each.scores["chance"].mean(axis=0)
+            chosen = Counter(each.scores["feature"][-1][r > chance].astype(int).tolist())
+            if chosen:
+                return [place for place, _ in chosen.most_common(SHOWN_TAGS)]
+    spread = np.concatenate(list(tags.courses.values())).std(axis=0)
+    return [int(place) for place in np.argsort(-spread, kind="stable")[:SHOWN_TAGS]]
+
+
+def _timeline(study: Study, tags: Tags, singles: Sequence[Singles], remark: str) -> Illustration:
+    run = next(run for run in study.runs if run.name in tags.courses)
+    places = shown_tags(tags, singles)
+    names = [tags.names[place] for place in places]
+    courses = tags.courses[run.name][:, places]
+    figure = draw_timelines(
+        run, study.tr_s, courses, names, title=f"Tags of {tags.label} · {run.name}", remark=remark
+    )
+    how = "that most vertices chose" if any(singles) else "that vary most"
+    return Illustration(
+        "tags",
+        f"tag timelines {tags.label} {run.name}",
+        render(figure),
+        f"Probability (no unit) of the {len(names)} tags of {tags.label} {how}, over {run.name}, n = "
+        f"{len(courses)} rows; each panel has its own scale. Grey: rest; orange: the repeated clip; grey "
+        "lines: clips begin.",
+        f"Courses of {', '.join(names)}.",
+    )
+
+
+def _agreement_table(tags: Sequence[Tags], rows: Sequence[AgreementRow]) -> Table:
+    columns = (
+        Column("tag", "tag"),
+        Column("r", "r", format_score),
+        Column("first_mean", f"mean of {tags[0].label}", format_score),
+        Column("second_mean", f"mean of {tags[1].label}", format_score),
+    )
+    title = (
+        f"Tags of {tags[0].label} and {tags[1].label}, the ten that agree most; the file has all {len(rows)}."
+    )
+    return Table("tag_agreement", title, rows[:10], columns, in_file=rows)
+
+
+def _agreement_figure(tags: Sequence[Tags], rows: Sequence[AgreementRow], remark: str) -> Illustration:
+    r = np.array([row.r for row in rows if not math.isnan(row.r)])
+    figure = new_figure(height_in=2.6)
+    axes = figure.subplots()
+    axes.hist(r, bins=np.linspace(-1, 1, 41).tolist(), color=line_style(0)["color"])
+    axes.axvline(0, color="black", linewidth=0.6)
+    axes.set_xlabel("r of a class between the two models")
+    axes.set_ylabel("classes")
+    style_axes(axes)
+    set_title(figure, f"{tags[0].label} against {tags[1].label}", remark)
+    fit_layout(figure)
+    return Illustration(
+        "tags",
+        f"tag agreement {tags[0].label} {tags[1].label}",
+        render(figure),
+        f"r (Pearson, no unit) of each AudioSet class between {tags[0].label} and {tags[1].label} over all "
+        f"rows; n = {r.size:,} classes that both name and that vary.",
+        f"Histogram of r by class; median {np.median(r):.3f}." if r.size else "No class varies in both.",
+    )
+
+
+def _single_table(rows: Sequence[SingleRow]) -> Table:
+    subjects = list(dict.fromkeys(row.subject for row in rows))
+    shown = AVERAGE if AVERAGE in subjects else subjects[0]
+    return Table(
+        "single_tags",
+        f"The best single tag beside the whole set of tags and the embedding, {shown}; the file has all "
+        "subjects.",
+        [row for row in rows if row.subject == shown],
+        (
+            Column("feature_set", "feature set"),
+            Column("region", "region"),
+            Column("n_valid", "valid vertices", count),
+            Column("delay", "delay (TRs)", count),
+            Column("single_r", "best single tag, mean r", format_score),
+            Column("all_tags_r", "all tags", format_score),
+            Column("embedding_r", "embedding", format_score),
+            Column("share_above", "above chance", format_share),
+            Column("commonest", "commonest tag"),
+        ),
+        in_file=rows,
+    )
+
+
+def _mean(values: NDArray[Any]) -> float:
+    return float(values.mean(dtype=np.float64)) if values.size else math.nan

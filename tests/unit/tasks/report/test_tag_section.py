@@ -1,0 +1,123 @@
+"""AudioSet tags in the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hpcenc.storage.groups import ArraySpec, GroupSpec
+from hpcenc.storage.regions import RegionSet
+from hpcenc.storage.results import Singles
+from hpcenc.storage.store import Store
+from hpcenc.storage.study import parse_study
+from hpcenc.storage.voxels import VoxelAxis
+from hpcenc.tasks.report.data import ReportData
+from hpcenc.tasks.report.tag_section import Tags, agreement, read_tags, shown_tags, single_rows, tag_section
+
+N_VOXELS = 8
+NAMES = ("Speech", "Music", "Dog")
+
+
+def tags_of(label, names=NAMES, seed=0):
+    rng = np.random.default_rng(seed)
+    spread = np.array([0.1, 0.5, 0.2])[: len(names)]
+    courses = {run: (rng.random((20, len(names))) * spread).astype(np.float32) for run in ("A", "B")}
+    return Tags(label, names, courses)
+
+
+def singles_of(subject="S1", feature=1):
+    r = np.array([[0.3, 0.2, 0.1, 0.4, 0.5, 0.0, 0.2, np.nan]])
+    scores = {
+        "r": r,
+        "chance": np.full((1, N_VOXELS), 0.15),
+        "feature": np.full((1, N_VOXELS), float(feature)),
+        "r_train": r,
+    }
+    space = {
+        "name": "beats/tags",
+        "arrays": [["features/beats/main/a/tags"]],
+        "how": "single",
+        "n_features": 3,
+    }
+    return Singles({"feature_set": "beats-tags", "subject": subject, "delay": 5, "space": space}, scores)
+
+
+def test_classes_are_compared_by_name_over_the_rows_that_both_models_have():
+    first = tags_of("beats")
+    second = Tags("cavmae", ("Dog", "Speech", "Cat"), {"B": first.courses["B"][:, [2, 0, 1]]})
+    second.courses["B"][:, 1] *= -1
+    rows = agreement(first, second)
+    assert [row.tag for row in rows] == ["Dog", "Speech"]
+    assert rows[0].r == pytest.approx(1)
+    assert rows[1].r == pytest.approx(-1)
+    assert rows[0].first_mean == pytest.approx(first.courses["B"][:, 2].mean())
+    second.courses["B"][:, 0] = 0.5
+    assert np.isnan(agreement(first, second)[-1].r)
+
+
+def test_the_tags_that_are_drawn_are_those_that_were_chosen_or_that_vary_most():
+    tags = tags_of("beats")
+    assert shown_tags(tags, []) == [1, 2, 0]
+    assert shown_tags(tags, [singles_of(feature=2)]) == [2]
+    assert shown_tags(tags_of("cavmae"), [singles_of(feature=2)]) == [1, 2, 0]
+
+
+def test_a_single_tag_stands_beside_whole_models_on_the_same_vertices(make_fit):
+    def fit(name, value):
+        return make_fit(N_VOXELS, r=np.full((2, N_VOXELS), value), feature_set=name, variant=name)
+
+    data = ReportData("x", (fit("beats-tags", 0.4), fit("beats", 0.6)), VoxelAxis.from_count(N_VOXELS))
+    left = RegionSet("halves", {"left": np.arange(N_VOXELS) < 3}, "a test")
+    rows = single_rows([singles_of()], {"beats-tags": NAMES}, data, [left])
+    assert [(row.region, row.n_valid) for row in rows] == [("all vertices", 7), ("left", 3)]
+    assert rows[1].single_r == pytest.approx(0.2)
+    assert (rows[1].all_tags_r, rows[1].embedding_r) == pytest.approx((0.4, 0.6))
+    assert rows[1].share_above == pytest.approx(2 / 3)
+    assert rows[1].commonest == "Music"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    made = Store.create(tmp_path / "study.zarr", {}, {"vertex": np.arange(N_VOXELS)})
+    for run in ("A", "B"):
+        array = ArraySpec(
+            (20, 3), (20, 3), "float32", ("tr", "tag"), attributes={"display_name": list(NAMES)}
+        )
+        attributes = {"label": "beats", "stimulus_version": "main", "run": run}
+        group = f"features/beats/main/{run.lower()}"
+        made.ensure_group(GroupSpec(group, "f" * 64, {"tags": array}, 1, attributes))
+        made.write(f"{group}/tags", (slice(None), slice(None)), tags_of("beats").courses[run])
+    return made
+
+
+def test_the_section_is_made_from_the_store(store, make_fit, tmp_path):
+    (tags,) = read_tags(store)
+    assert (tags.label, tags.names, list(tags.courses)) == ("beats", NAMES, ["A", "B"])
+    np.testing.assert_array_equal(tags.courses["B"], tags_of("beats").courses["B"])
+    segments = [
+        {"kind": "rest", "start_s": 0, "end_s": 3},
+        {"kind": "clip", "start_s": 3, "end_s": 12},
+        {"kind": "repeat", "start_s": 12, "end_s": 18, "group": "clip"},
+    ]
+    study = parse_study(
+        {
+            "name": "x",
+            "tr_s": 1.0,
+            "runs": [{"name": run, "n_trs": 20, "segments": segments} for run in ("A", "B")],
+            "subjects": {"ids": ["S1"]},
+            "bold": {"path": "{subject}/{run}.npy"},
+        },
+        tmp_path,
+    )
+    data = ReportData("x", (make_fit(N_VOXELS),), VoxelAxis.from_count(N_VOXELS))
+    both = (tags, tags_of("cavmae[untrained, seed 0]", seed=1))
+    section = tag_section(store, study, data, both, [singles_of()], [], "simulated BOLD")
+    assert [table.name for table in section.tables] == ["tag_agreement", "single_tags"]
+    assert [figure.name for figure in section.figures] == [
+        "tag timelines beats A",
+        "tag agreement beats cavmae[untrained, seed 0]",
+    ]
+    assert "Music" in section.figures[0].alternative
+    assert any("an untrained head" in paragraph for paragraph in section.paragraphs)
