@@ -310,3 +310,32 @@ def test_a_submit_of_many_subjects_is_light(way: tuple[str, ...], site: Site) ->
     site.hpcenc("cancel")
     assert not {"torch", "dask", "distributed", "dask_jobqueue", "zarr"} & set(found["modules"])
     assert found["bytes"] < 200e6
+
+
+SWEPT = """
+[average]
+[sweeps]
+delays = [0, 1, 2]
+bands = true
+[feature_files.other]
+path = "mylab_{run}.npy"
+"""
+
+
+@pytest.mark.parametrize("way", [(), ("--array",)], ids=["controller", "array"])
+def test_sweeps_averages_and_a_shared_alpha_are_those_of_one_process(
+    way: tuple[str, ...], site: Site, tmp_path: Path
+) -> None:
+    text = site.study.read_text().replace("[fit]\n", f'{SWEPT}[fit]\nalpha = "shared"\n', 1)
+    site.study.write_text(text)
+    models = "mylab,mylab+other"
+    site.hpcenc("submit", "--models", models, "--profile", "serial")
+    wanted = chunks(site.results / "study.zarr")
+    groups = ("bold/average", "bands/mylab-and-other/average", "alphas/delays/mylab/s1", "fits/mylab/s2")
+    assert {f"{group}/done/0" for group in groups} <= wanted.keys()
+    shutil.rmtree(site.results)
+    site.open()
+    site.submit("--models", models, *way)
+    site.hpcenc("wait")
+    site.await_no_jobs()
+    assert chunks(site.results / "study.zarr") == wanted
