@@ -41,29 +41,27 @@ class Showings:
     ----------
     group : str
         Name of the clip.
-    starts : tuple of int
-        First row of each showing that is compared, counted over all runs.
-    n_rows : int
-        Rows of each of them.
+    rows : tuple of tuple of int
+        Rows of each showing that are compared, counted over all runs; the same moments of the clip.
     """
 
     group: str
-    starts: tuple[int, ...]
-    n_rows: int
+    rows: tuple[tuple[int, ...], ...]
 
     @property
-    def rows(self) -> tuple[int, ...]:
-        """All of their rows."""
-        return tuple(row for start in self.starts for row in range(start, start + self.n_rows))
+    def n_rows(self) -> int:
+        """Rows of each showing."""
+        return len(self.rows[0])
 
 
 def find_showings(
-    runs: Sequence[RunRows], longest_delay: int
+    runs: Sequence[RunRows], longest_delay: int, rest_tail: int
 ) -> tuple[tuple[Showings, ...], tuple[str, ...]]:
     """Showings of every clip that several runs show.
 
     A showing counts from its onset and the longest delay on, when BOLD no longer answers to what came
-    before, to its end. All showings of a clip are cut to the shortest.
+    before, to its end. All showings of a clip are cut to the shortest, and to the moments that are rest in
+    none of them.
 
     Parameters
     ----------
@@ -71,6 +69,8 @@ def find_showings(
         Runs present, in the order of their rows.
     longest_delay : int
         In TRs.
+    rest_tail : int
+        TRs that rest reaches beyond its end; -1 keeps its rows.
 
     Returns
     -------
@@ -78,22 +78,33 @@ def find_showings(
     without : tuple of str
         Clips that are shown again but have no ceiling, each with the reason.
     """
+    used = used_rows(runs, rest_tail)
     spans: dict[str, list[tuple[int, int]]] = {}
     for run, onset in zip(runs, run_onsets(runs), strict=True):
         for group, start, stop in run.repeats:
             spans.setdefault(group, []).append((onset + start + longest_delay, onset + stop))
     found, without = [], []
     for group, of_group in spans.items():
-        n_rows = min(stop - start for start, stop in of_group)
         if len(of_group) < 2:
             continue
-        if n_rows < MIN_ROWS:
+        shortest = min(stop - start for start, stop in of_group)
+        moments = [moment for moment in range(shortest) if all(used[start + moment] for start, _ in of_group)]
+        if len(moments) < MIN_ROWS:
             without.append(
-                f"{group}: {max(n_rows, 0)} rows are left of a showing, of {MIN_ROWS} that are needed"
+                f"{group}: {len(moments)} rows are left of a showing, of {MIN_ROWS} that are needed"
             )
             continue
-        found.append(Showings(group, tuple(start for start, _ in of_group), n_rows))
+        found.append(
+            Showings(group, tuple(tuple(start + moment for moment in moments) for start, _ in of_group))
+        )
     return tuple(found), tuple(without)
+
+
+def used_rows(runs: Sequence[RunRows], rest_tail: int) -> NDArray[np.bool_]:
+    """Rows that are no rest, nor within `rest_tail` TRs after one; all of them where that is -1."""
+    if rest_tail < 0:
+        return np.ones(sum(run.n_trs for run in runs), dtype=bool)
+    return ~rest_rows(runs, rest_tail)
 
 
 def scale_runs(Y: Floats, runs: Sequence[RunRows], rest_tail: int) -> Floats:
@@ -113,7 +124,7 @@ def scale_runs(Y: Floats, runs: Sequence[RunRows], rest_tail: int) -> Floats:
         NaN where a voxel is not finite, or constant up to rounding, in a run.
     """
     scaled = np.empty(Y.shape)
-    used = ~rest_rows(runs, rest_tail) if rest_tail >= 0 else np.ones(len(Y), dtype=bool)
+    used = used_rows(runs, rest_tail)
     for run, onset in zip(runs, run_onsets(runs), strict=True):
         rows = slice(onset, onset + run.n_trs)
         part = Y[rows].astype(np.float64)
@@ -152,7 +163,7 @@ def explainable_share(showings: Floats) -> NDArray[np.float64]:
     return share
 
 
-def share_interval(showings: Floats, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def share_interval(showings: Floats, seed: int = 0) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """95 % interval of the explainable share, by a bootstrap over blocks of rows.
 
     Parameters
@@ -190,7 +201,7 @@ def ceiling_r(share: Floats) -> NDArray[np.float64]:
     return ceiling
 
 
-def ceilings_of_block(Y: Floats, found: Sequence[Showings], seed: int) -> NDArray[np.float64]:
+def ceilings_of_block(Y: Floats, found: Sequence[Showings]) -> NDArray[np.float64]:
     """Ceilings of one voxel block.
 
     Parameters
@@ -198,7 +209,6 @@ def ceilings_of_block(Y: Floats, found: Sequence[Showings], seed: int) -> NDArra
     Y : array of shape (n_trs, n_voxels)
         Of `scale_runs`.
     found : sequence of Showings
-    seed : int
 
     Returns
     -------
@@ -207,9 +217,9 @@ def ceilings_of_block(Y: Floats, found: Sequence[Showings], seed: int) -> NDArra
     """
     values = np.empty((len(STATISTICS), len(found), Y.shape[1]))
     for place, of_group in enumerate(found):
-        showings = np.stack([Y[start : start + of_group.n_rows] for start in of_group.starts])
+        showings = np.stack([Y[list(rows)] for rows in of_group.rows])
         share = explainable_share(showings)
-        low, high = share_interval(showings, seed)
+        low, high = share_interval(showings)
         values[:, place] = share, low, high, ceiling_r(share)
     return values
 
@@ -246,12 +256,7 @@ def _resamples(n_rows: int, rng: np.random.Generator) -> NDArray[np.float64]:
 def ceiling_facts(found: Sequence[Showings]) -> list[dict[str, Any]]:
     """What ceilings rest on, as plain values."""
     return [
-        {
-            "group": each.group,
-            "n_showings": len(each.starts),
-            "n_rows": each.n_rows,
-            "starts": list(each.starts),
-        }
+        {"group": each.group, "n_showings": len(each.rows), "n_rows": each.n_rows, "rows": each.rows}
         for each in found
     ]
 

@@ -42,7 +42,7 @@ class CeilingUnit:
     def work(self, store: Store, bold: NDArray[np.float32], voxels: slice) -> Mapping[str, Fact]:
         """Find the ceilings and write them; gives facts for the record."""
         scaled = scale_runs(bold, self.runs, self.rest_tail)
-        values = ceilings_of_block(scaled, self.showings, seed=self.unit.index).astype(np.float32)
+        values = ceilings_of_block(scaled, self.showings).astype(np.float32)
         store.write(f"{self.unit.group}/values", (slice(None), slice(None), voxels), values)
         share = values[STATISTICS.index("share")]
         return {"voxels": values.shape[-1], "without_ceiling": int((~(share > 0)).any(axis=0).sum())}

@@ -61,10 +61,10 @@ class ExtrasPlanner:
 
     def _ceilings(self, scanned: Scanned, rows: Rows) -> Iterator[CeilingUnit]:
         """One, where a clip is shown again."""
-        showings, _ = find_showings(rows.runs, rows.longest_delay)
+        rest_tail = rows.longest_delay if self._study.fit.rest == "drop" else -1
+        showings, _ = find_showings(rows.runs, rows.longest_delay, rest_tail)
         if not showings:
             return
-        rest_tail = rows.longest_delay if self._study.fit.rest == "drop" else -1
         inputs = {
             "version": CEILING_VERSION,
             "bold": scanned.identity,

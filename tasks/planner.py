@@ -435,5 +435,6 @@ class _Planner:
 
 def repeat_rows(rows: Rows) -> tuple[int, ...]:
     """Rows of repeated clips that have a noise ceiling."""
-    showings, _ = find_showings(rows.runs, rows.longest_delay)
-    return tuple(row for each in showings for row in each.rows)
+    rest_tail = rows.longest_delay if rows.policy.rest == "drop" else -1
+    showings, _ = find_showings(rows.runs, rows.longest_delay, rest_tail)
+    return tuple(row for each in showings for rows_of in each.rows for row in rows_of)

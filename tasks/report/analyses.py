@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hpcenc.storage.layout import SWEEPS
-from hpcenc.storage.regions import RegionSet, study_regions
+from hpcenc.storage.regions import RegionSet
 from hpcenc.storage.results import Scores, fit_groups, read_ceilings, read_singles
 from hpcenc.storage.store import Store
 from hpcenc.storage.study import Study
@@ -30,6 +30,7 @@ def make_sections(
     found: Sequence[Scores],
     run: Mapping[str, Any],
     features: Sequence[tuple[str, str]],
+    regions: Sequence[RegionSet],
 ) -> tuple[Section, ...]:
     """Sections of everything that was analysed beside the models' own scores.
 
@@ -45,13 +46,10 @@ def make_sections(
         Record of the latest run.
     features : sequence of (label, text)
         What every model's features were made with.
-
-    Raises
-    ------
-    StudyError
-        If a set of regions cannot be read.
+    regions : sequence of RegionSet
+        The first one has curves of its own.
     """
-    return tuple(_sections(store, study, data, found, run, features))
+    return tuple(_sections(store, study, data, found, run, features, regions))
 
 
 def _sections(
@@ -61,9 +59,9 @@ def _sections(
     found: Sequence[Scores],
     run: Mapping[str, Any],
     features: Sequence[tuple[str, str]],
+    regions: Sequence[RegionSet],
 ) -> Iterator[Section]:
     remark = "simulated BOLD" if study.simulated else ""
-    regions = study_regions(data.voxels, study.regions, study.folder)
     if len(data.labels) > 1:
         yield comparison_section(data, remark)
     if regions:
@@ -100,5 +98,6 @@ def _sweep(
 def _without_ceiling(study: Study) -> tuple[str, ...]:
     """Clips of the study that are shown again and have no ceiling, each with the reason."""
     rows = [run_rows(run, study.tr_s) for run in study.runs]
-    _, reasons = find_showings(rows, max(study.fit.delays))
+    longest = max(study.fit.delays)
+    _, reasons = find_showings(rows, longest, longest if study.fit.rest == "drop" else -1)
     return reasons

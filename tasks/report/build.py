@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from hpcenc.storage.layout import report_folder
+from hpcenc.storage.regions import study_regions
 from hpcenc.storage.results import Scores, read_voxels, require_scores
 from hpcenc.storage.store import Store
 from hpcenc.storage.study import Study
@@ -23,6 +24,9 @@ from hpcenc.tasks.report.provenance import Origin, origin_warnings, read_origins
 from hpcenc.tasks.ridge import run_lengths
 from hpcenc.tasks.scores import circular_shift_count
 from hpcenc.tasks.selection import REFERENCE_SETS
+
+SHOWN_REGIONS = 8
+"""Regions at most, of the first set, that have a time course each."""
 
 Events = Iterable[Mapping[str, Any]]
 
@@ -71,7 +75,9 @@ def build_report(
     found = sorted(require_scores(store), key=_reading_order)
     voxels = read_voxels(store)
     origins = read_origins(store, found)
-    courses, missing_courses = make_courses(store, found, voxels, study)
+    regions = study_regions(voxels, study.regions, study.folder)
+    masks = regions[0].masks if regions and len(regions[0].masks) <= SHOWN_REGIONS else {}
+    courses, missing_courses = make_courses(store, found, voxels, study, masks)
     damaged = tuple(line for scores in found if (line := _damage(scores)))
     fits = tuple(fit for scores in found for fit in _fits(store, scores))
     facts = _facts(store, found, origins, run, list(events), [*set_aside, *damaged])
@@ -86,7 +92,7 @@ def build_report(
         facts=Facts(facts),
         warnings=(*(f"Set aside: {reason}" for reason in (*set_aside, *damaged)), *origin_warnings(origins)),
     )
-    sections = make_sections(store, study, data, found, run, dict(facts)["Features"])
+    sections = make_sections(store, study, data, found, run, dict(facts)["Features"], regions)
     data = replace(data, sections=sections)
     return Report(write_report(data, folder or report_folder(study.store_path)), damaged)
 

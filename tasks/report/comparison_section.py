@@ -19,7 +19,6 @@ from hpcenc.tasks.report.style import (
     MUTED_COLOR,
     SURFACE_COLORS,
     escape,
-    fit_layout,
     hide_unused,
     new_figure,
     panel_grid,
@@ -110,7 +109,9 @@ def comparison_section(data: ReportData, remark: str = "") -> Section:
 def draw_planes(maps: Maps, pairs: Sequence[tuple[str, str]], *, title: str, remark: str = "") -> Figure:
     """Two-dimensional histograms of r, a panel for each pair, with the diagonal."""
     n_rows, n_columns = panel_grid(len(pairs), n_columns=3)
-    figure = new_figure(height_in=0.5 + 2.5 * n_rows)
+    figure = new_figure(height_in=0.5 + 2.3 * n_rows)
+    # Room for a bar beside panels of fixed shape is more than a tight layout can find.
+    figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - 0.3 / figure.get_figheight()))
     panels = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
     finite = np.concatenate([r[np.isfinite(r)] for r in maps.values()])
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
@@ -137,7 +138,6 @@ def draw_planes(maps: Maps, pairs: Sequence[tuple[str, str]], *, title: str, rem
         style_axes(panel)
     hide_unused(panels, len(pairs))
     set_title(figure, title, remark)
-    fit_layout(figure)
     if mesh is not None:
         bar = figure.colorbar(mesh, ax=list(panels[: len(pairs)]), shrink=0.6, pad=0.02)
         bar.set_label("vertices", fontsize=9)
@@ -227,6 +227,7 @@ def _top(data: ReportData, subject: str, label: str, r: NDArray[np.float64], rem
         unit="r",
         title=f"Best 1 % · {label} · {subject}",
         remark=remark,
+        whole_faces=False,
     )
     n_best = int(np.isfinite(best).sum())
     return Illustration(

@@ -1,8 +1,8 @@
-"""Time courses: measured and predicted BOLD of the best vertex of every feature set."""
+"""Time courses: measured and predicted BOLD of the best vertex of every feature set and region."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hpcenc.storage.array_folder import load_arrays
 from hpcenc.storage.bold import find_bold, read_axes, read_block, read_header
 from hpcenc.storage.errors import BoldError, StoreError, StudyError
-from hpcenc.storage.layout import operators_folder
+from hpcenc.storage.layout import AVERAGE, average_group, operators_folder, run_array
 from hpcenc.storage.results import Scores
 from hpcenc.storage.store import Store
 from hpcenc.storage.study import Study
@@ -35,9 +35,18 @@ class BestVertex:
 
 
 def make_courses(
-    store: Store, found: Sequence[Scores], voxels: VoxelAxis, study: Study
+    store: Store,
+    found: Sequence[Scores],
+    voxels: VoxelAxis,
+    study: Study,
+    regions: Mapping[str, NDArray[np.bool_]] | None = None,
 ) -> tuple[tuple[TimeCourse, ...], tuple[str, ...]]:
-    """Course of the best vertex of every feature set, on the last fold.
+    """Course of the best vertex of every feature set, and of every region, on the last fold.
+
+    Parameters
+    ----------
+    regions : mapping of str to array of bool, shape (n_voxels,), optional
+        Of each the vertex that any feature set predicts best, in the average or else in the first subject.
 
     Returns
     -------
@@ -47,22 +56,40 @@ def make_courses(
         lie elsewhere or be another file by now.
     """
     courses, missing = [], []
-    for feature_set, best in _best_vertices(found).items():
+    subjects = [scores.attributes["subject"] for scores in found]
+    shown = [
+        each
+        for each in found
+        if each.attributes["subject"] == (AVERAGE if AVERAGE in subjects else subjects[0])
+    ]
+    wanted = [
+        (label, f"the vertex that {label} predicts best", best)
+        for label, best in _best_vertices(found).items()
+    ]
+    for region, mask in (regions or {}).items():
+        bests = [best for best in _best_vertices(shown, mask).values() if best is not None]
+        best = max(bests, key=lambda each: each.r, default=None)
+        wanted.append((region, f"the vertex of {region} that any feature set predicts best", best))
+    for label, what, best in wanted:
         if best is None:
-            missing.append(f"{feature_set}: no vertex has an r in every fold yet")
+            missing.append(f"{label}: no vertex has an r in every fold yet")
             continue
         try:
-            courses.append(_course(store, best, voxels, study))
+            courses.append(_course(store, best, voxels, study, what))
         except (StoreError, StudyError, BoldError) as error:
-            missing.append(f"{feature_set}, subject {best.scores.attributes['subject']}: {error}")
+            missing.append(f"{label}, subject {best.scores.attributes['subject']}: {error}")
     return tuple(courses), tuple(missing)
 
 
-def _best_vertices(found: Sequence[Scores]) -> dict[str, BestVertex | None]:
-    """Best vertex by feature set; None where r is undefined everywhere."""
+def _best_vertices(
+    found: Sequence[Scores], mask: NDArray[np.bool_] | None = None
+) -> dict[str, BestVertex | None]:
+    """Best vertex by feature set, within a mask; None where r is undefined everywhere."""
     best: dict[str, BestVertex | None] = {}
     for scores in found:
         mean_r = scores.r.mean(axis=0)  # (variant, voxel)
+        if mask is not None:
+            mean_r = np.where(mask, mean_r, np.nan)
         current = best.setdefault(scores.attributes["feature_set"], None)
         if np.isnan(mean_r).all():
             continue
@@ -73,20 +100,13 @@ def _best_vertices(found: Sequence[Scores]) -> dict[str, BestVertex | None]:
     return best
 
 
-def _course(store: Store, best: BestVertex, voxels: VoxelAxis, study: Study) -> TimeCourse:
+def _course(store: Store, best: BestVertex, voxels: VoxelAxis, study: Study, what: str) -> TimeCourse:
     """Measured and predicted BOLD of one vertex on the last fold."""
     attributes, voxel = best.scores.attributes, best.voxel
     subject, fold = attributes["subject"], len(attributes["folds"]) - 1
     group = attributes["variants"][best.variant]["operators"][fold]
     operators = from_arrays(load_arrays(operators_folder(store.path, store.attributes_of(group)["digest"])))
-    # Fits of stores that do not say which files they read are taken at their word.
-    identities = attributes.get("bold", [None] * len(attributes["runs"]))
-    measured = np.concatenate(
-        [
-            _one_voxel(study, subject, run, voxel, identity)
-            for run, identity in zip(attributes["runs"], identities, strict=True)
-        ]
-    )
+    measured = _measured(store, study, attributes, voxel)
     onsets = attributes["onsets"]
     predicted, scored = _predict(operators, measured, onsets, best.scores.alpha[fold, best.variant, voxel])
     test_run = int(np.searchsorted(onsets, operators.test_rows[0], side="right")) - 1
@@ -103,12 +123,32 @@ def _course(store: Store, best: BestVertex, voxels: VoxelAxis, study: Study) -> 
         fold=f"{attributes['folds'][fold]}",
         voxel=voxel,
         place=_place(voxels, voxel),
+        what=what,
         time_s=np.arange(len(used)) * attributes["tr_s"],
         measured=courses[0],
         predicted=courses[1],
         r=float(pearson_r(predicted[in_run], scored[in_run])[0]),
         used=used,
     )
+
+
+def _measured(store: Store, study: Study, attributes: Mapping[str, Any], voxel: int) -> NDArray[np.float32]:
+    """BOLD of one voxel in all runs of a fit, (n_trs, 1)."""
+    runs, subject = attributes["runs"], attributes["subject"]
+    if subject == AVERAGE:
+        return np.concatenate([_one_stored(store, run, voxel) for run in runs])
+    # Fits of stores that do not say which files they read are taken at their word.
+    identities = attributes.get("bold", [None] * len(runs))
+    pairs = zip(runs, identities, strict=True)
+    return np.concatenate([_one_voxel(study, subject, run, voxel, identity) for run, identity in pairs])
+
+
+def _one_stored(store: Store, run: str, voxel: int) -> NDArray[np.float32]:
+    path = f"{average_group()}/{run_array(run)}"
+    block = store.array(path).chunks[1]
+    first = voxel // block * block
+    stop = min(first + block, store.array(path).shape[1])
+    return store.read(path, (slice(None), slice(first, stop)))[:, voxel - first : voxel - first + 1]
 
 
 def _one_voxel(

@@ -117,6 +117,8 @@ class TimeCourse:
     """Pearson r over the rows used."""
     used: NDArray[np.bool_]
     """Rows that are scored, ``(n_trs,)``; the others are rest or were left out."""
+    what: str = "the vertex that is predicted best"
+    """Why it is shown."""
 
 
 @dataclass(frozen=True)

@@ -153,12 +153,12 @@ def _cortical_map(data: ReportData, cortical_map: CorticalMap, limits: tuple[flo
 def _time_course(data: ReportData, course: TimeCourse) -> Illustration:
     return Illustration(
         "courses",
-        f"time course {course.feature_set} {course.subject} {course.fold}",
+        f"time course {course.feature_set} {course.subject} {course.fold} {course.voxel}",
         render(
             draw_time_course(course, title=f"{course.feature_set} · {course.subject}", remark=_remark(data))
         ),
-        f"Measured and predicted BOLD (z-scored) of {course.place} in {course.subject}, the vertex that "
-        f"{course.feature_set} predicts best, over the test run {course.fold}: r = {course.r:.3f}, "
+        f"Measured and predicted BOLD (z-scored) of {course.place} in {course.subject}, {course.what}, with "
+        f"{course.feature_set}, over the test run {course.fold}: r = {course.r:.3f}, "
         f"n = {int(course.used.sum())} scored TRs of {len(course.used)}. Grey: TRs that are not scored. The "
         "vertex is picked for its r, which is therefore biased upwards.",
         f"Two lines over {len(course.used)} TRs, measured and predicted BOLD; r = {course.r:.3f}.",

@@ -65,6 +65,7 @@ def paint_cortex(
     title: str,
     remark: str = "",
     color_map: Colormap = SURFACE_COLORS,
+    whole_faces: bool = True,
 ) -> Figure:
     """Paint values on the inflated cortex: left and right hemisphere, lateral above medial.
 
@@ -82,6 +83,9 @@ def paint_cortex(
         Title, and a remark in small type beside it.
     color_map : Colormap
         Perceptually uniform; a diverging one for differences.
+    whole_faces : bool
+        Whether a face is coloured where all its corners have a value, or where any has: so that single
+        vertices among others without a value are seen.
 
     Raises
     ------
@@ -102,7 +106,7 @@ def paint_cortex(
         )
         for row, side in enumerate(cast(tuple[Side, ...], ("lateral", "medial"))):
             axes = figure.add_axes((0.01 + 0.435 * column, 0.51 - 0.45 * row, 0.42, 0.4))
-            _paint_view(axes, view(hemisphere, side), whole, colors, color_map)
+            _paint_view(axes, view(hemisphere, side), whole, colors, color_map, whole_faces)
             axes.set_title(f"{hemisphere} {side}", y=-0.09, fontsize=8.5, color=MUTED_COLOR)
     _add_color_bar(figure, values[axis.positions("cortex")], colors, unit, color_map)
     set_title(figure, title, remark)
@@ -137,15 +141,21 @@ def view(hemisphere: Hemisphere, side: Side) -> View:
 
 
 def face_colors(
-    values: NDArray[np.floating[Any]], view: View, colors: Normalize, color_map: Colormap = SURFACE_COLORS
+    values: NDArray[np.floating[Any]],
+    view: View,
+    colors: Normalize,
+    color_map: Colormap = SURFACE_COLORS,
+    whole_faces: bool = True,
 ) -> NDArray[np.floating[Any]]:
     """Colour of every face of a view, ``(n_faces, 4)``.
 
     A face has the mean of its corners' values; one with a NaN corner is bare cortex, so that no
-    colour reaches into the medial wall.
+    colour reaches into the medial wall, unless `whole_faces` is False.
     """
-    of_face = values[view.faces].mean(axis=1)
-    bare = np.isnan(of_face)
+    corners = values[view.faces]
+    known = np.isfinite(corners)
+    bare = ~(known.all(axis=1) if whole_faces else known.any(axis=1))
+    of_face = np.where(known, corners, 0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
     rgba: NDArray[np.floating[Any]] = color_map(colors(np.where(bare, 0.0, of_face)))
     shade = view.shade[~bare, None]
     # Darkened in sulci and veiled in white on gyri: darkening alone would not show in dark colours.
@@ -155,9 +165,14 @@ def face_colors(
 
 
 def _paint_view(
-    axes: Any, view: View, values: NDArray[np.floating[Any]], colors: Normalize, color_map: Colormap
+    axes: Any,
+    view: View,
+    values: NDArray[np.floating[Any]],
+    colors: Normalize,
+    color_map: Colormap,
+    whole_faces: bool,
 ) -> None:
-    rgba = face_colors(values, view, colors, color_map)
+    rgba = face_colors(values, view, colors, color_map, whole_faces)
     outlines: Any = view.outlines  # matplotlib's stubs ask for a list, which takes three times as long
     # Edges in the face's own colour close the hairlines that antialiasing leaves between neighbours.
     axes.add_collection(

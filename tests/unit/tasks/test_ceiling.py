@@ -129,10 +129,17 @@ RUNS = (
 
 
 def test_a_showing_counts_from_its_onset_and_the_longest_delay_and_all_are_equally_long() -> None:
-    found, without = find_showings(RUNS, longest_delay=4)
-    assert found == (Showings("clip", (34, 60 + 24), 16),)
-    assert found[0].rows == (*range(34, 50), *range(84, 100))
+    found, without = find_showings(RUNS, longest_delay=4, rest_tail=4)
+    assert found == (Showings("clip", (tuple(range(34, 50)), tuple(range(84, 100)))),)
     assert without == (f"short: 0 rows are left of a showing, of {MIN_ROWS} that are needed",)
+
+
+def test_moments_that_are_rest_in_one_showing_are_left_out_of_all() -> None:
+    runs = (*RUNS[:1], RunRows("B", 55, rest=((37, 44),), repeats=(("clip", 20, 41),)))
+    (found,), _ = find_showings(runs, longest_delay=4, rest_tail=4)
+    assert found.rows == (tuple(range(34, 47)), tuple(range(84, 97)))
+    (kept,), _ = find_showings(runs, longest_delay=4, rest_tail=-1)
+    assert kept.n_rows == 16
 
 
 def test_runs_are_scaled_by_the_rows_that_are_no_rest() -> None:
@@ -144,7 +151,7 @@ def test_runs_are_scaled_by_the_rows_that_are_no_rest() -> None:
     scaled = scale_runs(Y, RUNS, rest_tail=4)
     np.testing.assert_allclose(scaled[9:50, 0].std(), 1)
     assert np.isnan(scaled[60:115, 1]).all()
-    values = ceilings_of_block(scaled, find_showings(RUNS, 4)[0], seed=0)
+    values = ceilings_of_block(scaled, find_showings(RUNS, 4, 4)[0])
     assert values.shape == (4, 1, 3)
     assert np.isnan(values[:, 0, 1]).all()
     assert (values[1, 0, [0, 2]] < values[2, 0, [0, 2]]).all()

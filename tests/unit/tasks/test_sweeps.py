@@ -391,9 +391,9 @@ def test_a_repeated_clip_gives_ceilings_and_a_score_on_the_same_rows(folder: Pat
     found = read_ceilings(store, "s1")
     assert found is not None
     assert found.clips == ("clip",)
-    assert found.attributes["showings"] == [
-        {"group": "clip", "n_showings": 3, "n_rows": 37, "starts": [23, 153, 233]}
-    ]
+    (showing,) = found.attributes["showings"]
+    assert (showing["group"], showing["n_showings"], showing["n_rows"]) == ("clip", 3, 37)
+    assert showing["rows"] == [list(range(start, start + 37)) for start in (23, 153, 233)]
     bold = [np.load(folder / "s1" / f"{run}.npy").astype(float) for run in "ACD"]
     parts = np.stack([(run / run.std(0))[23:60] for run in bold])
     parts -= parts.mean(axis=1, keepdims=True)
