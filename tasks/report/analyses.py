@@ -91,7 +91,11 @@ def _sweep(
         if any(model in fit.variant for fit in data.scores for model in ("beats", "cavmae"))
         else ""
     )
-    sweeps = tuple(read_sweeps(store, kind, masks))
+    order = list(dict.fromkeys(fit.feature_set for fit in data.scores))
+    sweeps = sorted(
+        read_sweeps(store, kind, masks),
+        key=lambda sweep: order.index(sweep.feature_set) if sweep.feature_set in order else len(order),
+    )
     return sweep_section(kind, sweeps, data.scores, data.voxels, window=window, remark=remark)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,9 @@ def make_courses(
         Feature sets without one, each with the reason: operators may be cleaned away, and BOLD may
         lie elsewhere or be another file by now.
     """
-    courses, missing = [], []
+    courses: list[TimeCourse] = []
+    missing: list[str] = []
+    drawn: dict[tuple[str, int, int], int] = {}
     subjects = [scores.attributes["subject"] for scores in found]
     shown = [
         each
@@ -74,9 +76,17 @@ def make_courses(
         if best is None:
             missing.append(f"{label}: no vertex has an r in every fold yet")
             continue
+        place = best.scores.group, best.variant, best.voxel
+        if place in drawn:
+            courses[drawn[place]] = replace(
+                courses[drawn[place]], what=f"{courses[drawn[place]].what} and {what}"
+            )
+            continue
         try:
+            drawn[place] = len(courses)
             courses.append(_course(store, best, voxels, study, what))
         except (StoreError, StudyError, BoldError) as error:
+            del drawn[place]
             missing.append(f"{label}, subject {best.scores.attributes['subject']}: {error}")
     return tuple(courses), tuple(missing)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from hpcenc.storage.layout import AVERAGE
@@ -44,7 +45,7 @@ class Axis:
 AXES: Mapping[str, Axis] = {
     "delays": Axis("delay (TRs)"),
     "layers": Axis("layer, from the shallowest"),
-    "bands": Axis("scaling of the first band over that of the second", log=True),
+    "bands": Axis("scaling of the first over the second", log=True),
 }
 
 
@@ -74,6 +75,8 @@ def draw_curves(
         panel.set_title(_panel_title(region, sweeps), loc="left", fontsize=TITLE_SIZE)
         if AXES[kind].log:
             panel.set_xscale("log")
+        else:
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         style_axes(panel)
     hide_unused(panels, len(regions))
     for first in range(0, len(regions), n_columns):
@@ -82,9 +85,9 @@ def draw_curves(
         panel.set_xlabel(AXES[kind].label)
         panel.tick_params(labelbottom=True)
     handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="lower center", ncols=3, fontsize=8, frameon=False, borderpad=0)
+    figure.legend(handles, names, loc="lower center", ncols=2, fontsize=8, frameon=False, borderpad=0)
     set_title(figure, title, remark)
-    fit_layout(figure, bottom=0.18 * -(-len(names) // 3) + 0.1)
+    fit_layout(figure, bottom=0.18 * -(-len(names) // 2) + 0.1)
     return figure
 
 
