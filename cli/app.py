@@ -22,7 +22,7 @@ app = typer.Typer(
 )
 app.add_typer(profile_app, name="profile")
 
-BENCHMARKS = ("fit", "accuracy", "subject", "extraction", "scale")
+BENCHMARKS = ("fit", "accuracy", "subject", "sweeps", "extraction", "scale")
 
 
 @app.command()
@@ -167,7 +167,9 @@ def demo(
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="fit, accuracy, subject, extraction or scale.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="fit, accuracy, subject, sweeps, extraction, scale.")
+    ],
 ) -> None:
     """Measure hpcenc: the fit against its peers, its accuracy, a whole subject, extraction, many subjects.
 

@@ -148,7 +148,7 @@ def fit_peak(sizes: FitSizes, n_slots: int = 1) -> int:
     in_turn, beside = 0, 0
     for weights, folds, kept in sizes.units:
         for fold in folds:
-            in_turn = max(in_turn, _solve_bytes(sizes, fold, keeps=fold in kept))
+            in_turn = max(in_turn, _solve_bytes(sizes, fold, keeps=fold in kept or fold.n_bands > 0))
             if sizes.copies:  # mapped, and copied
                 in_turn = max(in_turn, 4 * sizes.n_voxels * sizes.n_trs + fold.operator_bytes)
         for fold in kept:
@@ -178,6 +178,8 @@ def _solve_bytes(sizes: FitSizes, fold: FoldSizes, keeps: bool) -> int:
     bold = sizes.n_trs * (2 if sizes.copies else 1) + fold.n_train + 2 * fold.n_test
     # Those of fitted voxels, among all voxels, and with NaN for the others.
     at_end = bold + (3 if keeps else 2 if fold.solver == "fast" else 0) * fold.n_train
+    if fold.nested and fold.solver == "fast":
+        at_end += fold.n_train  # dual coefficients in the order of alphas
     if fold.solver == "fast":
         # Deviations of coarse scores, of all voxels at once, in float64.
         choosing = bold + 4 * (fold.n_alphas**2 + N_HEAD) + fold.n_train

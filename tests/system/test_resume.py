@@ -31,8 +31,9 @@ Filled = tuple[dict[str, bytes], int]
 
 N_MOMENTS = 20
 MOMENT_SEED = 20
-AFTER_LAST_MARK = 4
-"""Touches after the last mark is in place: its folder is synced, and three events are logged."""
+AFTER_LAST_MARK = 5
+"""Touches after the last mark is in place: its folder is synced, three events are logged, and a mark is
+read."""
 PARTIAL = r"\.[0-9a-f]{32}"
 
 NAMED_POINTS = {

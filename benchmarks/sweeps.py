@@ -1,0 +1,112 @@
+"""What a sweep over single delays costs beside the FIR window: operators and fits, in CPU seconds of one
+thread.
+
+hpcenc bench sweeps                     # 10,000 vertices, ten delays; three rounds
+hpcenc bench sweeps -- --scale small    # a smoke test; its figures mean nothing
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from clock import Clock
+from hpcenc.storage.design import delayed_design
+from hpcenc.storage.lagged import lag_features, lagged_products
+from hpcenc.storage.layout import SHARD_VOXELS
+from hpcenc.tasks.at_hand import SUB_BLOCK
+from hpcenc.tasks.fitting import N_CHECK
+from hpcenc.tasks.gram import base_gram, window_gram
+from hpcenc.tasks.kernels import Design
+from hpcenc.tasks.operators import FoldOperators, make_operators, restrict_to_alpha
+from hpcenc.tasks.ridge import fit_block
+from problem import EXPONENTS, SCALES, Problem, spans, write_problem
+
+SHARED_PLACE = 12
+"""Place of the alpha that all vertices share in the grid; any would cost the same."""
+
+
+def window_operators(problem: Problem, nested: bool = False) -> FoldOperators:
+    """Operators of the FIR window, as a main fit has them."""
+    kernel = window_gram(base_gram(problem.features), problem.delays, problem.onsets)
+    return make_operators(kernel, problem.fold, EXPONENTS, solver="fast", nested=nested)
+
+
+def delay_operators(problem: Problem, delay: int) -> FoldOperators:
+    """Operators of a single delay, as a sweep has them."""
+    design = delayed_design(problem.features, (delay,), problem.onsets).astype(np.float64)
+    return make_operators(Design(design), problem.fold, EXPONENTS, nested=True)
+
+
+def fit_all(problem: Problem, ops: FoldOperators, n_vertices: int, block: int, *, sweep: bool) -> None:
+    """Fit and score all vertices; a main fit makes its weights too, and drops them."""
+    features = (
+        None if sweep else lag_features(problem.features, problem.delays, problem.onsets, ops.train_rows)
+    )
+    for start, stop in spans(0, n_vertices, block):
+        bold = problem.bold(start, stop)
+        found = fit_block(bold, ops, problem.onsets, not sweep, SUB_BLOCK, N_CHECK, nested=sweep)
+        if features is not None:
+            for shard in spans(0, stop - start, SHARD_VOXELS):
+                lagged_products(features, found.dual[:, slice(*shard)])
+
+
+def rounds(problem: Problem, n_vertices: int, block: int, n_rounds: int) -> Iterator[dict[str, float]]:
+    """CPU seconds of each way, round by round."""
+    for _ in range(n_rounds):
+        clock = Clock()
+        with clock("window operators"):
+            window = window_operators(problem)
+        with clock("window fits"):
+            fit_all(problem, window, n_vertices, block, sweep=False)
+        with clock("window fits, one alpha"):
+            fit_all(problem, restrict_to_alpha(window, SHARED_PLACE), n_vertices, block, sweep=False)
+        del window
+        for delay in problem.delays:
+            with clock("delays operators"):
+                ops = delay_operators(problem, delay)
+            with clock("delays fits"):
+                fit_all(problem, ops, n_vertices, block, sweep=True)
+            with clock("delays fits, one alpha"):
+                fit_all(problem, restrict_to_alpha(ops, SHARED_PLACE), n_vertices, block, sweep=True)
+        yield {name: cpu for name, (cpu, _) in clock.stages.items()}
+
+
+def _total(seconds: dict[str, float], way: str, parts: Sequence[str]) -> float:
+    return sum(seconds[f"{way} {part}"] for part in parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="hpcenc bench sweeps", description=__doc__)
+    parser.add_argument("--scale", choices=SCALES, default="full")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    scale = SCALES[options.scale]
+    with tempfile.TemporaryDirectory() as folder, threadpool_limits(1):
+        problem = write_problem(Path(folder), scale, "base", scale.many)
+        found = list(rounds(problem, scale.many, scale.many, options.repeats))
+    said = f"{scale.many:,} vertices, {len(problem.delays)} delays"
+    print(f"{said}, CPU seconds of one thread, {len(found)} rounds")
+    for name in found[0]:
+        print(f"{name:28} {median(each[name] for each in found):8.2f}")
+    for what, suffix, wanted in (("own alphas", "", 4), ("one alpha for all", ", one alpha", 2)):
+        fits = f"fits{suffix}"
+        for parts, when in ((("operators", fits), "operators made"), ((fits,), "operators cached")):
+            ratios = [_total(each, "delays", parts) / _total(each, "window", parts) for each in found]
+            low, high = min(ratios), max(ratios)
+            line = f"delays / window, {what}, {when}: {median(ratios):.2f} ({low:.2f}-{high:.2f})"
+            print(f"{line}; wanted: {wanted}")
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
