@@ -393,6 +393,7 @@ class _Planner:
             "onsets": list(rows.onsets),
             "n_trs": rows.n_trs,
             "tr_s": study.tr_s,
+            "zscore": fit.zscore_bold,
             "weights": weights,
             "weight_folds": weight_folds,
             "block": fit.block,

@@ -319,17 +319,18 @@ def standardise_bold(
     run_onsets: Sequence[int],
     sub_block: int = 500,
     zscore: Literal["run", "movie"] = "run",
-) -> tuple[Array, Array]:
-    """Training rows as `fit_block` z-scores them.
+) -> tuple[Array, Array, Array]:
+    """Training and test rows as `fit_block` z-scores them.
 
     Returns
     -------
     train : array of shape (n_train, n_voxels)
-        Zero where a voxel is not valid.
+    test : array of shape (n_test, n_voxels)
+        Both zero where a voxel is not valid.
     valid : array of bool, shape (n_voxels,)
     """
     bold = _standardise(Y, ops, run_onsets, sub_block, zscore)
-    return bold.spread(bold.train, 0.0), bold.valid
+    return bold.spread(bold.train, 0.0), bold.spread(bold.test, 0.0), bold.valid
 
 
 def join_fits(fits: Sequence[BlockFit]) -> BlockFit:

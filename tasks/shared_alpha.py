@@ -118,7 +118,9 @@ class ShareAlphas:
         moments, n_valid = np.zeros((n_train, n_train)), 0
         for first, stop in self.blocks:
             bold = self.bold.read(store, slice(first, stop))
-            train, valid = standardise_bold(bold, operators, self.bold.onsets, at_hand.SUB_BLOCK, self.zscore)
+            train, _, valid = standardise_bold(
+                bold, operators, self.bold.onsets, at_hand.SUB_BLOCK, self.zscore
+            )
             moments += train @ train.T
             n_valid += int(valid.sum())
         return representative_courses(moments / max(n_valid, 1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from hpcenc.storage.study import Study
 from hpcenc.storage.voxels import VoxelAxis
 from hpcenc.tasks.operators import FoldOperators, from_arrays
 from hpcenc.tasks.report.data import TimeCourse
-from hpcenc.tasks.ridge import refit, run_lengths, zscore_runs
+from hpcenc.tasks.ridge import refit, standardise_bold
 from hpcenc.tasks.scores import pearson_r
 
 
@@ -118,7 +118,8 @@ def _course(store: Store, best: BestVertex, voxels: VoxelAxis, study: Study, wha
     operators = from_arrays(load_arrays(operators_folder(store.path, store.attributes_of(group)["digest"])))
     measured = _measured(store, study, attributes, voxel)
     onsets = attributes["onsets"]
-    predicted, scored = _predict(operators, measured, onsets, best.scores.alpha[fold, best.variant, voxel])
+    alpha = best.scores.alpha[fold, best.variant, voxel]
+    predicted, scored = _predict(operators, measured, onsets, alpha, attributes.get("zscore", "run"))
     test_run = int(np.searchsorted(onsets, operators.test_rows[0], side="right")) - 1
     edges = [*onsets, attributes["n_trs"]]
     rows = slice(edges[test_run], edges[test_run + 1])
@@ -173,13 +174,14 @@ def _one_voxel(
 
 
 def _predict(
-    operators: FoldOperators, measured: NDArray[np.floating[Any]], onsets: Sequence[int], alpha: float
+    operators: FoldOperators,
+    measured: NDArray[np.floating[Any]],
+    onsets: Sequence[int],
+    alpha: float,
+    zscore: Literal["run", "movie"],
 ) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]:
     """Prediction and z-scored measurement of the test rows, as the fit made them."""
-    train, _ = zscore_runs(
-        measured[operators.train_rows], run_lengths(np.asarray(operators.train_rows), onsets)
-    )
-    test, _ = zscore_runs(measured[operators.test_rows], run_lengths(np.asarray(operators.test_rows), onsets))
+    train, test, _ = standardise_bold(measured, operators, onsets, zscore=zscore)
     index = np.array([int(np.argmin(np.abs(np.asarray(operators.alphas) - alpha)))])
     predicted, _ = refit(train, operators, index)
     return predicted, test

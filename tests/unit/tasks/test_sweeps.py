@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
 
 from hpcenc.storage.digests import FileDigests
-from hpcenc.storage.results import read_ceilings, read_scores
+from hpcenc.storage.results import read_ceilings, read_scores, read_voxels
 from hpcenc.storage.store import Store
 from hpcenc.storage.study import Study, Sweeps, parse_study
 from hpcenc.storage.weights import read_weights
@@ -22,6 +22,7 @@ from hpcenc.tasks.nested import choose_variants
 from hpcenc.tasks.plan import Plan
 from hpcenc.tasks.planner import make_plan
 from hpcenc.tasks.price import price_plan
+from hpcenc.tasks.report.courses import make_courses
 from hpcenc.tasks.scores import pearson_r
 from hpcenc.tasks.selection import BAND_RATIOS, select_feature_sets
 
@@ -85,7 +86,8 @@ def run_plan(study: Study, models: str) -> tuple[Store, Plan]:
     facts = inspect(study, chosen, study.subjects.ids, FileDigests(study.store_path.parent / "digests.json"))
     assert facts.voxels is not None
     plan = make_plan(study, chosen, facts, "numpy")
-    store = Store.create(study.store_path, {"voxels": facts.voxels.digest()}, facts.voxels.to_arrays()[0])
+    arrays, axis = facts.voxels.to_arrays()
+    store = Store.create(study.store_path, {"voxel_axis": axis}, arrays)
     for spec in plan.groups:
         store.ensure_group(spec)
     for stage in plan.stages:
@@ -326,6 +328,13 @@ def r_of(plain: dict[str, Any], alpha: Any) -> NDArray[np.float64]:
     return np.asarray(pearson_r(ridge.predict(plain["design"][~plain["train"]]), plain["Y"][~plain["train"]]))
 
 
+def r_of_run(plain: dict[str, Any], found: Any, voxel: int) -> float:
+    """r of one vertex over the part of run C that tests."""
+    alpha = float(found.alpha[0, 0, voxel])
+    ridge = Ridge(alpha).fit(plain["design"][plain["train"]], plain["Y"][plain["train"], voxel])
+    return float(np.corrcoef(ridge.predict(plain["design"][185:210]), plain["Y"][185:210, voxel])[0, 1])
+
+
 def test_a_movie_cut_in_two_is_fitted_as_the_definition_says(folder: Path, tmp_path: Path) -> None:
     store, _ = run_plan(paper_like(folder, tmp_path), "first")
     plain = by_hand(folder, WINDOW)
@@ -334,6 +343,10 @@ def test_a_movie_cut_in_two_is_fitted_as_the_definition_says(folder: Path, tmp_p
     np.testing.assert_allclose(found.alpha[0, 0], plain["alphas"][chosen], rtol=1e-5)
     np.testing.assert_allclose(found.r[0, 0], r_of(plain, plain["alphas"][chosen]), atol=1e-5)
     assert found.attributes["folds"] == ["last 100 TRs"]
+    (course,), missing = make_courses(store, [found], read_voxels(store), paper_like(folder, tmp_path))
+    assert missing == ()
+    assert course.r == pytest.approx(r_of_run(plain, found, course.voxel), abs=1e-4)
+    assert course.used.tolist() == [False] * 55 + [True] * 25
 
 
 @pytest.mark.parametrize("solver", ["exact", "fast"])
