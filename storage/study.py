@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -35,6 +36,16 @@ class Settings(BaseModel):
     """Base of all settings: frozen, and unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True, allow_inf_nan=False)
+
+
+def _rising(delays: tuple[int, ...]) -> tuple[int, ...]:
+    if list(delays) != sorted(set(delays)):
+        raise ValueError(f"delays must rise without repeats, found {list(delays)}")
+    return delays
+
+
+Delays = Annotated[tuple[NonNegativeInt, ...], AfterValidator(_rising)]
+"""Delays in TRs, rising."""
 
 
 class Segment(Settings):
@@ -177,7 +188,7 @@ class WeightsException(Settings):
 class Fit(Settings):
     """How voxel blocks are fitted."""
 
-    delays: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = tuple(range(1, 11))
+    delays: Annotated[Delays, Field(min_length=1)] = tuple(range(1, 11))
     """Delays of the FIR window, in TRs."""
     alpha_exponents: tuple[float, float] = (-2.0, 5.0)
     """Alphas are ``10**u * trace(Kc) / (n - 1)`` with u between these, Kc the centred training kernel."""
@@ -215,13 +226,6 @@ class Fit(Settings):
     tf32: bool = False
     """Choose alphas by products in TF32, where a GPU has it. Refits, r and weights stay in float32."""
 
-    @field_validator("delays")
-    @classmethod
-    def _sorted(cls, delays: tuple[int, ...]) -> tuple[int, ...]:
-        if list(delays) != sorted(set(delays)):
-            raise ValueError(f"delays must rise without repeats, found {list(delays)}")
-        return delays
-
     @field_validator("alpha_exponents")
     @classmethod
     def _rising(cls, exponents: tuple[float, float]) -> tuple[float, float]:
@@ -254,7 +258,7 @@ class Sweeps(Settings):
     """Fits of every feature set in many variants, of which each voxel chooses one inside the training
     runs."""
 
-    delays: tuple[NonNegativeInt, ...] = ()
+    delays: Delays = ()
     """Single delays in TRs, each a fit of its own beside the window's."""
     layers: bool = False
     """Every layer of the models."""
@@ -264,13 +268,6 @@ class Sweeps(Settings):
     """Sums of two feature sets with a penalty each: nine ratios of the two, from 1:10,000 to 10,000:1."""
     subjects: tuple[str, ...] = ()
     """Subjects that they are fitted in, ``average`` among them; all if empty."""
-
-    @field_validator("delays")
-    @classmethod
-    def _sorted(cls, delays: tuple[int, ...]) -> tuple[int, ...]:
-        if list(delays) != sorted(set(delays)):
-            raise ValueError(f"delays must rise without repeats, found {list(delays)}")
-        return delays
 
 
 class Average(Settings):

@@ -31,7 +31,7 @@ def make_sections(
     run: Mapping[str, Any],
     features: Sequence[tuple[str, str]],
     regions: Sequence[RegionSet],
-) -> tuple[Section, ...]:
+) -> Iterator[Section]:
     """Sections of everything that was analysed beside the models' own scores.
 
     Parameters
@@ -49,18 +49,6 @@ def make_sections(
     regions : sequence of RegionSet
         The first one has curves of its own.
     """
-    return tuple(_sections(store, study, data, found, run, features, regions))
-
-
-def _sections(
-    store: Store,
-    study: Study,
-    data: ReportData,
-    found: Sequence[Scores],
-    run: Mapping[str, Any],
-    features: Sequence[tuple[str, str]],
-    regions: Sequence[RegionSet],
-) -> Iterator[Section]:
     remark = "simulated BOLD" if study.simulated else ""
     if len(data.labels) > 1:
         yield comparison_section(data, remark)

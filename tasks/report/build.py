@@ -93,7 +93,7 @@ def build_report(
         warnings=(*(f"Set aside: {reason}" for reason in (*set_aside, *damaged)), *origin_warnings(origins)),
     )
     sections = make_sections(store, study, data, found, run, dict(facts)["Features"], regions)
-    data = replace(data, sections=sections)
+    data = replace(data, sections=tuple(sections))
     return Report(write_report(data, folder or report_folder(study.store_path)), damaged)
 
 
