@@ -229,10 +229,10 @@ def test_cancelling_at_any_moment_leaves_nothing_behind(site: Site, check_done: 
 
 @pytest.fixture
 def small_disk(site: Site, tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2 MB, to which the study's results go."""
+    """A file system of 8 MB, to which the study's results go."""
     folder = tmp_path / "small"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], check=False)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], check=False)
     if mounted.returncode:
         pytest.skip("a file system can be mounted by root only")
     text = site.study.read_text()
