@@ -64,24 +64,28 @@ def read_scores(store: Store, group: str) -> Scores:
         If a chunk of a block that is marked as done is missing or damaged.
     """
     attributes = store.attributes_of(group)
-    block, digest = attributes["block"], attributes["digest"]
-    array = store.array(f"{group}/scores")
-    shape, names = array.shape, array.attrs["score"]
-    n_voxels = shape[-1]
-    n_blocks = -(-n_voxels // block)
-    values = np.full(shape, np.nan, np.float32)
-    done = np.zeros(n_voxels, dtype=bool)
-    n_done, everything = 0, slice(None)
-    for index in range(n_blocks):
-        if store.is_done(group, index, digest):
-            voxels = slice(index * block, min((index + 1) * block, n_voxels))
-            done[voxels] = True
-            n_done += 1
-            part = (everything, everything, everything, voxels)
-            values[part] = store.read(f"{group}/scores", part)
+    values, blocks_done = _read_done(store, group, "scores")
+    names = store.array(f"{group}/scores").attrs["score"]
     scores = dict(zip(names, values, strict=True))
     more = {name: scores.pop(name) for name in names if name not in SCORES}
+    done = np.repeat(blocks_done, attributes["block"])[: values.shape[-1]]
+    n_done, n_blocks = int(blocks_done.sum()), blocks_done.size
     return Scores(group, attributes, **scores, more=more, blocks_done=n_done, blocks=n_blocks, done=done)
+
+
+def _read_done(store: Store, group: str, name: str) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """An array of a group by voxels, NaN where a block is not done; and which blocks are."""
+    attributes, array = store.attributes_of(group), store.array(f"{group}/{name}")
+    n_voxels, block = array.shape[-1], attributes["block"]
+    values = np.full(array.shape, np.nan, np.float32)
+    done = np.zeros(-(-n_voxels // block), dtype=bool)
+    for index in range(done.size):
+        if store.is_done(group, index, attributes["digest"]):
+            done[index] = True
+            voxels = slice(index * block, min((index + 1) * block, n_voxels))
+            part = (*[slice(None)] * (array.ndim - 1), voxels)
+            values[part] = store.read(f"{group}/{name}", part)
+    return values, done
 
 
 @dataclass(frozen=True)
@@ -110,15 +114,10 @@ def read_ceilings(store: Store, subject: str) -> Ceilings | None:
     if group_attributes(store.path, group) is None:
         return None
     attributes = store.attributes_of(group)
-    array = store.array(f"{group}/values")
-    values = np.full(array.shape, np.nan, np.float32)
-    n_voxels, block = array.shape[-1], attributes["block"]
-    for index in range(-(-n_voxels // block)):
-        if store.is_done(group, index, attributes["digest"]):
-            part = (slice(None), slice(None), slice(index * block, min((index + 1) * block, n_voxels)))
-            values[part] = store.read(f"{group}/values", part)
+    values, _ = _read_done(store, group, "values")
+    statistics = store.array(f"{group}/values").attrs["statistic"]
     clips = tuple(each["group"] for each in attributes["showings"])
-    return Ceilings(attributes, clips, dict(zip(array.attrs["statistic"], values, strict=True)))
+    return Ceilings(attributes, clips, dict(zip(statistics, values, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -142,14 +141,9 @@ def read_singles(store: Store) -> Iterator[Singles]:
     """Single features of all subjects, of the blocks that are done."""
     for group in fit_groups(store, "singles"):
         attributes = store.attributes_of(group)
-        array = store.array(f"{group}/scores")
-        values = np.full(array.shape, np.nan, np.float32)
-        n_voxels, block = array.shape[-1], attributes["block"]
-        for index in range(-(-n_voxels // block)):
-            if store.is_done(group, index, attributes["digest"]):
-                part = (slice(None), slice(None), slice(index * block, min((index + 1) * block, n_voxels)))
-                values[part] = store.read(f"{group}/scores", part)
-        yield Singles(attributes, dict(zip(array.attrs["score"], values, strict=True)))
+        values, _ = _read_done(store, group, "scores")
+        names = store.array(f"{group}/scores").attrs["score"]
+        yield Singles(attributes, dict(zip(names, values, strict=True)))
 
 
 def read_voxels(store: Store) -> VoxelAxis:
