@@ -46,6 +46,16 @@ n_workers = 2
 threads_per_worker = 1  # the bytes of a product depend on its threads
 """
 
+SWEPT = """
+[average]
+[sweeps]
+delays = [0, 1, 2]
+bands = true
+[feature_files.other]
+path = "mylab_{run}.npy"
+"""
+"""Added to the study: sweeps over all that it has, and the average of its subjects."""
+
 
 def write_small_study(folder: Path) -> Path:
     """Features, BOLD that follows them two TRs later under as much noise, and the study file."""

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from sandbox import processes_of, wait_for
 from sites import Site, chunks
+from small_study import SWEPT
 
 
 def test_a_study_goes_from_submit_to_report(site: Site, check_done: Callable[[], None]) -> None:
@@ -238,7 +239,11 @@ def small_disk(site: Site, tmp_path: Path) -> Iterator[Path]:
     text = site.study.read_text()
     site.study.write_text(text.replace("tr_s", f'store = "{folder}/study.zarr"\ntr_s', 1))
     yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    try:
+        for runs in folder.glob("*.runs"):  # looked at, and kept if the test failed, once the disk is gone
+            shutil.copytree(runs, tmp_path / runs.name)
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def test_a_store_on_a_full_disk_is_kept_and_goes_on_when_there_is_space(
@@ -310,16 +315,6 @@ def test_a_submit_of_many_subjects_is_light(way: tuple[str, ...], site: Site) ->
     site.hpcenc("cancel")
     assert not {"torch", "dask", "distributed", "dask_jobqueue", "zarr"} & set(found["modules"])
     assert found["bytes"] < 200e6
-
-
-SWEPT = """
-[average]
-[sweeps]
-delays = [0, 1, 2]
-bands = true
-[feature_files.other]
-path = "mylab_{run}.npy"
-"""
 
 
 @pytest.mark.parametrize("way", [(), ("--array",)], ids=["controller", "array"])

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import Result
+from small_study import SWEPT
 
 from hpcenc.cluster.submit import prepare, submit
 from hpcenc.storage.errors import StoreError
@@ -72,16 +73,6 @@ def test_a_run_killed_at_seeded_moments_resumes_to_the_same_bytes(
     moments = rng.choice(n_touches - AFTER_LAST_MARK, N_MOMENTS, replace=False)
     for moment in moments.tolist():
         check_resumes(study_file, f"moment-{moment}", wanted, pattern="", nth=moment + 1, how="kill")
-
-
-SWEPT = """
-[average]
-[sweeps]
-delays = [0, 1, 2]
-bands = true
-[feature_files.other]
-path = "mylab_{run}.npy"
-"""
 
 
 def test_sweeps_and_averages_killed_at_seeded_moments_resume_to_the_same_bytes(
