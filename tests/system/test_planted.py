@@ -7,7 +7,6 @@ rate; features are their means over the rows, as a model's are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from planting import MASKS, N_VERTICES, REGIONS, SLICES, Planted, above_chance, no_effect, to_rows
 from scipy.signal import lfilter
 
 from hpcenc.storage.digests import FileDigests
 from hpcenc.storage.results import read_scores
 from hpcenc.storage.store import Store
 from hpcenc.storage.study import parse_study
-from hpcenc.tasks.demo.hrf import respond
 from hpcenc.tasks.inspection import inspect
 from hpcenc.tasks.nested import choose_variants
 from hpcenc.tasks.planner import make_plan
@@ -29,29 +28,9 @@ from hpcenc.tasks.report.sweeps import summarise_sweep
 from hpcenc.tasks.selection import FeatureSet, FeatureSpace, Variant, select_feature_sets
 
 N_TRS = {"A": 320, "B": 300, "C": 310, "D": 330}
-RATE_HZ, N_FEATURES, N_EACH = 20, 24, 120
+RATE_HZ, N_FEATURES = 20, 24
 WINDOW, SINGLE = tuple(range(1, 11)), tuple(range(10))
 Floats = NDArray[np.floating[Any]]
-
-
-@dataclass(frozen=True)
-class Region:
-    """Vertices with one mix of the two spaces: the share of vision in the signal's variance, and its HRF's
-    peak."""
-
-    name: str
-    vision: float
-    peak_s: float
-    snr: float = 1.0
-
-
-REGIONS = (
-    Region("visual", 1.0, 6.0),
-    Region("auditory", 0.0, 4.0),
-    Region("both", 0.7, 5.0),
-    Region("silent", 0.0, 5.0, snr=0.0),
-)
-SLICES = {region.name: slice(place * N_EACH, (place + 1) * N_EACH) for place, region in enumerate(REGIONS)}
 
 
 def slow_courses(rng: np.random.Generator, n_trs: int) -> Floats:
@@ -63,23 +42,12 @@ def slow_courses(rng: np.random.Generator, n_trs: int) -> Floats:
     return np.asarray(courses)
 
 
-def to_rows(courses: Floats) -> Floats:
-    """Means over the seconds of each row."""
-    return courses.reshape(-1, RATE_HZ, courses.shape[1]).mean(axis=1)
-
-
-def unit(values: Floats) -> Floats:
-    return np.asarray((values - values.mean(axis=0)) / values.std(axis=0))
-
-
-def write_study(folder: Path, seed: int = 0, noise_only: bool = False) -> dict[str, Any]:
+def write_study(folder: Path, seed: int = 0, noise_only: bool = False) -> Planted:
     """Features of two spaces in three layers each, BOLD, and what was planted."""
     rng = np.random.default_rng(seed)
-    weights = {
-        space: rng.standard_normal((N_FEATURES, len(REGIONS) * N_EACH)) for space in ("vision", "audio")
-    }
+    weights = {space: rng.standard_normal((N_FEATURES, N_VERTICES)) for space in ("vision", "audio")}
     rotate = [np.linalg.qr(rng.standard_normal((N_FEATURES, N_FEATURES)))[0] for _ in range(2)]
-    planted: dict[str, list[Floats]] = {"before": [], "response": []}
+    planted = Planted(weights, RATE_HZ)
     (folder / "s1").mkdir(parents=True)
     for run, n_trs in N_TRS.items():
         fine = {space: slow_courses(rng, n_trs) for space in ("vision", "audio")}
@@ -89,23 +57,9 @@ def write_study(folder: Path, seed: int = 0, noise_only: bool = False) -> dict[s
             half = np.where(np.arange(N_FEATURES) % 2, courses, slow_courses(rng, n_trs))
             bent = np.abs(courses @ rotate[0]) @ rotate[1] + 0.5 * courses
             for layer, values in enumerate((half, courses, bent), start=1):
-                np.save(folder / f"{space}{layer}_{run}.npy", to_rows(values).astype(np.float32))
-        bold = lfilter([1], [1, -0.4], rng.standard_normal((n_trs, len(REGIONS) * N_EACH)), axis=0)
-        before, response = np.empty_like(bold), np.zeros_like(bold)
-        for region in REGIONS:
-            part = SLICES[region.name]
-            mixed = [
-                np.sqrt(share) * unit(fine[space] @ weights[space][:, part])
-                for space, share in (("vision", region.vision), ("audio", 1 - region.vision))
-            ]
-            course = mixed[0] + mixed[1]
-            answered = respond(course, region.peak_s, RATE_HZ)[RATE_HZ // 2 :: RATE_HZ]
-            before[:, part], response[:, part] = to_rows(course), answered
-            if region.snr and not noise_only:
-                bold[:, part] += np.sqrt(region.snr) * unit(answered) * bold[:, part].std(axis=0)
-        planted["before"].append(before)
-        planted["response"].append(response)
-        np.save(folder / "s1" / f"{run}.npy", (100 + bold).astype(np.float32))
+                np.save(folder / f"{space}{layer}_{run}.npy", to_rows(values, RATE_HZ).astype(np.float32))
+        bold = planted.bold(fine, rng, noise_only)
+        np.save(folder / "s1" / f"{run}.npy", bold.astype(np.float32))
     return planted
 
 
@@ -147,7 +101,7 @@ def layers(space: str) -> FeatureSet:
 @dataclass(frozen=True)
 class Simulated:
     store: Store
-    planted: dict[str, Any]
+    planted: Planted
 
     def r(self, feature_set: str, region: str) -> Floats:
         """r of a region's vertices with a main fit."""
@@ -168,32 +122,17 @@ def noise(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return run_study(folder)
 
 
-def planted_lag(planted: dict[str, Any], region: str) -> int:
-    """Lag at which the planted courses correlate most with their own responses, over a region's vertices."""
-    part = SLICES[region]
-
-    def correlation(lag: int) -> float:
-        found = []
-        for before, response in zip(planted["before"], planted["response"], strict=True):
-            early, late = unit(before[: len(before) - lag, part]), unit(response[lag:, part])
-            found.append((early * late).mean())
-        return float(np.mean(found))
-
-    return max(range(15), key=correlation)
-
-
 @pytest.mark.parametrize(("region", "feature_set"), [
     ("visual", "vision2"), ("auditory", "audio2"), ("both", "vision2"), ("both", "vision2-and-audio2"),
 ])  # fmt: skip
 def test_delay_curves_peak_where_the_planted_course_answers_most(
     simulated: Simulated, region: str, feature_set: str
 ) -> None:
-    masks = {name: np.isin(np.arange(len(REGIONS) * N_EACH), np.r_[part]) for name, part in SLICES.items()}
-    sweep = summarise_sweep(read_scores(simulated.store, f"delays/{feature_set}/s1"), masks)
+    sweep = summarise_sweep(read_scores(simulated.store, f"delays/{feature_set}/s1"), MASKS)
     peak = SINGLE[int(np.argmax(sweep.curves[region]))]
-    assert abs(peak - planted_lag(simulated.planted, region)) <= 1
+    assert abs(peak - simulated.planted.lag(region)) <= 1
     best = sweep.best_values[SLICES[region]]
-    assert abs(np.nanmedian(best) - planted_lag(simulated.planted, region)) <= 1
+    assert abs(np.nanmedian(best) - simulated.planted.lag(region)) <= 1
 
 
 @pytest.mark.parametrize(("space", "region"), [("vision", "visual"), ("audio", "auditory")])
@@ -235,21 +174,6 @@ def test_a_fit_in_bands_finds_the_planted_shares(simulated: Simulated) -> None:
 
 SWEPT = ("delays/vision2", "delays/audio2", "delays/vision2-and-audio2", "layers/vision", "layers/audio")
 ALL_SWEPT = (*SWEPT, "bands/vision2-and-audio2")
-
-
-def above_chance(store: Store, groups: Sequence[str], part: slice) -> float:
-    """Share of vertices that have a best variant, over several sweeps."""
-    shares = []
-    for group in groups:
-        scores = read_scores(store, f"{group}/s1")
-        best = choose_variants(scores.more["cv"], scores.r, scores.chance).best[part]
-        shares.append(np.mean(best >= 0))
-    return float(np.mean(shares))
-
-
-def no_effect(r: Floats) -> bool:
-    """Whether a mean r is 0 within four standard errors."""
-    return bool(abs(r.mean()) <= 4 * r.std(ddof=1) / np.sqrt(len(r)))
 
 
 def test_vertices_without_signal_stay_at_chance_in_every_analysis(simulated: Simulated) -> None:
