@@ -26,6 +26,7 @@ from hpcenc.tasks.folds import RunRows, run_onsets
 from hpcenc.tasks.forms import packed_size
 from hpcenc.tasks.operators import FoldOperators, InnerOperators, from_arrays
 from hpcenc.tasks.ridge import run_lengths, zscore_runs
+from hpcenc.tasks.thin import thin_products
 
 PARTS = ("operators", "alphas", "refit", "weights")
 """Of a run; all but the first are the fits'."""
@@ -94,7 +95,7 @@ def making_flop(
     gram = sum(n_trs**2 * width for width in widths)
     flop = DOUBLE * (gram + EIGH * n_train**3 + 2 * len(ops.test_rows) * n_train * rank)
     if ops.fast is None:
-        return flop + sum(_making_inner(inner, n_columns) for inner in ops.inner)
+        return flop + sum(_making_inner(inner, n_columns) for inner in ops.inner) + _making_thin(ops)
     forms = ops.fast.forms
     n_head, n_alphas, n_packed = forms.head.shape[1], len(ops.alphas), packed_size(n_train)
     n_vals = run_lengths(ops.train_rows, onsets)
@@ -123,8 +124,19 @@ def _smoother_rank(ratios: NDArray[np.float64]) -> int:
 def _making_inner(inner: InnerOperators, n_columns: int) -> float:
     n_training, n_val, n_basis = len(inner.train_rows), len(inner.val_rows), inner.coefficients.shape[1]
     rank = min(n_training - 1, n_columns)
-    through = 0 if inner.projection is not None else 2 * n_training * rank * n_basis * n_val
+    through = 2 * n_training * rank * n_basis * n_val
     return DOUBLE * (EIGH * n_training**3 + 2 * n_val * n_training * rank) + through
+
+
+def _making_thin(ops: FoldOperators) -> float:
+    """Kernels of the other rows and of the fold's, an eigendecomposition, the forms and their products."""
+    n_train, rank = ops.eigenvectors.shape
+    flop = 0.0
+    for (start, stop), thin in zip(ops.inner_rows.tolist(), ops.thin, strict=False):
+        n_alphas, n_basis = thin.mixtures.shape
+        rows = n_train + (stop - start)
+        flop += DOUBLE * (EIGH * rank**3 + 2 * rank**2 * (rows + n_alphas * (n_alphas + n_basis)))
+    return flop
 
 
 def choosing_flop(
@@ -134,7 +146,13 @@ def choosing_flop(
     if ops.fast is None:
         flop = sum(_choosing_inner(inner) for inner in ops.inner)
         sizes = sorted({inner.coefficients.shape[1] for inner in ops.inner})
-        return flop, f"exact, {' or '.join(map(str, sizes))} filters"
+        if not ops.thin:
+            return flop, f"exact, {' or '.join(map(str, sizes))} filters"
+        rank, sizes = ops.eigenvectors.shape[1], sorted({thin.mixtures.shape[1] for thin in ops.thin})
+        for (start, stop), thin in zip(ops.inner_rows.tolist(), ops.thin, strict=True):
+            n_alphas, n_basis = thin.mixtures.shape
+            flop += 2 * thin_products(rank, stop - start, n_basis) + DOUBLE * 2 * n_alphas * (rank + n_basis)
+        return flop, f"exact, {' or '.join(map(str, sizes))} forms of {rank} coordinates"
     forms = ops.fast.forms
     n_train, n_head = forms.head.shape
     n_alphas, n_packed = len(ops.alphas), packed_size(n_train)
@@ -152,8 +170,11 @@ def choosing_flop(
 def _choosing_inner(inner: InnerOperators) -> float:
     n_alphas, n_basis = inner.coefficients.shape
     n_val = len(inner.val_rows)
-    large = inner.operator.size + (0 if inner.projection is None else inner.projection.size)
-    return 2 * large + 2 * n_val * (n_basis**2 + n_basis) + DOUBLE * 2 * n_alphas * (n_basis**2 + n_basis)
+    return (
+        2 * inner.operator.size
+        + 2 * n_val * (n_basis**2 + n_basis)
+        + DOUBLE * 2 * n_alphas * (n_basis**2 + n_basis)
+    )
 
 
 def refit_flop(ops: FoldOperators, chosen: NDArray[np.float32], want_dual: bool) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from hpcenc.storage.store import Store
 from hpcenc.tasks.at_hand import SUB_BLOCK
 from hpcenc.tasks.fitting import N_CHECK, fit_arrays
 from hpcenc.tasks.gram import base_gram, window_gram
-from hpcenc.tasks.operators import FoldOperators, InnerOperators, from_arrays, make_operators, to_arrays
+from hpcenc.tasks.operators import FoldOperators, from_arrays, make_operators, to_arrays
 from hpcenc.tasks.ridge import choose_alphas, fit_block, run_lengths, zscore_runs
 from job import Job
 from peers import Fitted
@@ -73,7 +72,7 @@ def choose(problem: Problem, job: Job, first: int, last: int, clock: Clock) -> d
             choose_alphas(training, ops)
     peaks += [_sgemm_rate(problem.n_train) for _ in range(3)]
     cpu, wall = np.max(peaks, axis=0)
-    flop = (last - first) * sum(_gemm_flop(inner) for inner in ops.inner)
+    flop = 2 * (last - first) * sum(inner.operator.size for inner in ops.inner)
     return {"gemm_flop": flop, "peak_cpu": cpu, "peak_wall": wall}
 
 
@@ -103,26 +102,16 @@ def _operators(problem: Problem, job: Job, clock: Clock) -> tuple[FoldOperators,
     exponents = np.linspace(EXPONENTS[0], EXPONENTS[-1], job.n_alphas)
     with clock("operators"):
         kernel = window_gram(base_gram(problem.features), delays, problem.onsets)
-        ops = make_operators(kernel, problem.fold, exponents, solver=job.solver)
+        ops = make_operators(
+            kernel, problem.fold, exponents, solver=job.solver, thin=False if job.general else None
+        )
     if job.delay is None and job.n_alphas == len(EXPONENTS):
         np.testing.assert_allclose(ops.alphas, problem.alphas, rtol=1e-9)
-    if job.general:
-        ops = replace(ops, inner=tuple(_general(inner) for inner in ops.inner))
     return ops, delays
 
 
 def _cache(problem: Problem, job: Job) -> Path:
     return problem.folder / f"operators-{job.solver}"
-
-
-def _general(inner: InnerOperators) -> InnerOperators:
-    assert inner.projection is not None, "expected fewer features than rows: the thin path"
-    return replace(inner, projection=None, operator=inner.projection @ inner.operator)
-
-
-def _gemm_flop(inner: InnerOperators) -> int:
-    """Flop per vertex of the products with the large matrices of a fold."""
-    return 2 * (inner.operator.size + (0 if inner.projection is None else inner.projection.size))
 
 
 def _sgemm_rate(n: int) -> tuple[float, float]:

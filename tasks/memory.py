@@ -20,6 +20,7 @@ from hpcenc.tasks.operator_task import MakeOperators
 from hpcenc.tasks.plan import Plan
 from hpcenc.tasks.shared_alpha import ShareAlphas
 from hpcenc.tasks.sizes import FitSizes, FoldSizes, operator_sizes
+from hpcenc.tasks.thin import PANEL
 
 INTERPRETER_BYTES = 400_000_000
 """A worker with Dask and the packages of NumPy fits, before its first task: 310 MB, and some room."""
@@ -111,9 +112,7 @@ def shared_alphas_peak(task: ShareAlphas, operators: dict[str, FoldSizes]) -> in
     # Second moments and their eigenvectors in float64; courses of each outer fold.
     n_folds = len(task.sets[0].variants[0].operators)
     moments = 8 * 4 * n_train**2 + 4 * n_folds * n_train**2
-    choosing = 4 * SUB_BLOCK * 4 * n_train + 4 * n_train * max(
-        each.n_basis * max(each.n_val) for each in sizes
-    )
+    choosing = 4 * SUB_BLOCK * 4 * n_train + 4 * n_train * max(map(_predictions, sizes))
     return SLOT_BYTES + max(each.operator_bytes for each in sizes) + block + moments + choosing
 
 
@@ -129,8 +128,12 @@ def operators_peak(sizes: FoldSizes) -> int:
         return n_bytes + 8 * n**2 + 4 * (forms + 10 * n**2 + MAX_COARSE * packed_size(n))
     # An eigendecomposition takes four of its matrix; an inner fold's operator is made in float64, then cast.
     largest = 8 * 4 * n**2
+    rank = sizes.rank(n)
     for n_val in sizes.n_val:
         n_inner = n - n_val
+        if sizes.thin:
+            largest = max(largest, 8 * rank * (3 * n + (6 + 2 * sizes.n_basis) * rank))
+            continue
         operator = 12 * sizes.rank(n_inner) * sizes.n_basis * n_val
         largest = max(largest, 8 * (n**2 + n_trs * n_inner + n_inner**2) + operator)
     return n_bytes + largest + sizes.operator_bytes
@@ -186,8 +189,15 @@ def _solve_bytes(sizes: FitSizes, fold: FoldSizes, keeps: bool) -> int:
         return 4 * (sizes.n_voxels * max(at_end, choosing) + SUB_BLOCK * 4 * fold.n_train)
     n_inner = fold.n_train - min(fold.n_val)
     choosing = sizes.n_voxels * (bold + (fold.n_train if keeps else 0))
-    choosing += SUB_BLOCK * 3 * (n_inner + fold.n_basis * max(fold.n_val))
+    choosing += SUB_BLOCK * 3 * (n_inner + _predictions(fold))
     return 4 * max(sizes.n_voxels * at_end, choosing)
+
+
+def _predictions(fold: FoldSizes) -> int:
+    """Values a voxel of what one inner fold's scores come from, in the exact solver."""
+    if fold.thin:
+        return (len(fold.n_val) + 3) * fold.rank(fold.n_train) + fold.n_basis * PANEL
+    return fold.n_basis * max(fold.n_val)
 
 
 def _weights_bytes(sizes: FitSizes, fold: FoldSizes, weights: str) -> tuple[int, int]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.floating[Any]]
 
-OPERATORS_VERSION = 3
+OPERATORS_VERSION = 4
 """Part of the digest of operators: raised by hand whenever they change."""
 
 THIN_SHARE = 0.5

@@ -2,8 +2,8 @@
 
 Three matrices do the exact solver's work for every voxel: the eigenvectors of the centred training kernel
 (refit), the test operator (prediction), and for each inner fold one stacked operator. That one maps training
-BOLD to the predictions of a few basis filters, of which the predictions of every alpha are combinations. The
-fast solver's own are in `fast_operators`.
+BOLD to the predictions of a few basis filters, of which the predictions of every alpha are combinations.
+Where features are few, others take its place (`thin`); the fast solver's own are in `fast_operators`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,13 @@ from hpcenc.tasks.fast_operators import FastOperators, make_fast_operators
 from hpcenc.tasks.folds import OuterFold
 from hpcenc.tasks.forms import packed_size
 from hpcenc.tasks.kernels import Gram, Kernel
+from hpcenc.tasks.thin import (
+    ThinOperators,
+    make_thin_operators,
+    restrict_thin,
+    thin_products,
+    thin_values,
+)
 
 Array = Any
 """An array of NumPy, torch or another library of the array API."""
@@ -41,11 +48,8 @@ class InnerOperators:
 
     train_rows: NDArray[np.intp]
     val_rows: NDArray[np.intp]
-    projection: Array | None
-    """Eigenvectors of the inner training kernel, (n_inner_train, rank), where the way through them is cheaper
-    (fewer features than rows); else None."""
     operator: Array
-    """(n_inner_train, n_basis * n_val), or (rank, n_basis * n_val) behind the projection; basis-major."""
+    """(n_inner_train, n_basis * n_val), basis-major."""
     coefficients: Array
     """(n_alphas, n_basis), float64: predictions of an alpha from those of the basis filters."""
 
@@ -72,7 +76,9 @@ class FoldOperators:
     alphas: Array
     """(n_alphas,), float64, absolute, rising."""
     inner: tuple[InnerOperators, ...]
-    """Of the exact solver; empty for the fast one."""
+    """Of the exact solver; empty for the fast one, and where features are few."""
+    thin: tuple[ThinOperators, ...] = ()
+    """Of the exact solver in place of `inner`, where that takes fewer operations."""
     fast: FastOperators | None = None
     band_kernels: Array | None = None
     """Centred kernels of test against training rows of each band, (n_bands, n_test, n_train); None where
@@ -88,6 +94,7 @@ def make_operators(
     solver: Solver = "exact",
     nested: bool = False,
     alpha: float | None = None,
+    thin: bool | None = None,
 ) -> FoldOperators:
     """Operators of one outer fold, from the kernel of all rows.
 
@@ -115,6 +122,9 @@ def make_operators(
         Whether fits shall have a score of the inner folds, by which variants can be compared.
     alpha : float, optional
         The one alpha, absolute, in place of a grid.
+    thin : bool, optional
+        Whether the exact solver works in the coordinates of the features; where that takes fewer operations
+        if absent. Both ways give the same scores.
 
     Returns
     -------
@@ -145,8 +155,16 @@ def make_operators(
     del basis  # it holds a matrix as large as the kernel
     spans = [_span(validation[train_rows]) for validation in fold.inner]
     inner: tuple[InnerOperators, ...] = ()
+    in_features: tuple[ThinOperators, ...] = ()
     fast = None
-    if solver == "exact":
+    if thin is None:
+        n_vals = [stop - start for start, stop in spans]
+        thin = thin_pays(len(values), len(train_rows), n_vals, largest_basis(exponents, basis_tolerance))
+    if solver == "exact" and thin:
+        in_features = tuple(
+            make_thin_operators(vectors, values, alphas, span, basis_tolerance, dtype) for span in spans
+        )
+    elif solver == "exact":
         inner = tuple(
             _inner_operators(kernel, train_rows, validation, alphas, basis_tolerance, dtype)
             for validation in fold.inner
@@ -164,6 +182,7 @@ def make_operators(
         test_operator=test_operator.astype(dtype),
         alphas=alphas,
         inner=inner,
+        thin=in_features,
         fast=fast,
     )
 
@@ -182,12 +201,14 @@ def to_arrays(ops: FoldOperators) -> dict[str, Any]:
     Returns
     -------
     dict
-        Fields by name; those of inner fold i as ``inner-<i>-<name>``, those of the fast solver as
-        ``fast-<name>`` and ``forms-<name>``. What is absent has no entry.
+        Fields by name; those of inner fold i as ``inner-<i>-<name>`` or ``thin-<i>-<name>``, those of the
+        fast solver as ``fast-<name>`` and ``forms-<name>``. What is absent has no entry.
     """
     arrays = _fields(ops, "")
     for index, inner in enumerate(ops.inner):
         arrays |= _fields(inner, f"inner-{index}-")
+    for index, thin in enumerate(ops.thin):
+        arrays |= _fields(thin, f"thin-{index}-")
     if ops.fast is not None:
         arrays |= _fields(ops.fast, "fast-") | _fields(ops.fast.forms, "forms-")
     return arrays
@@ -201,13 +222,13 @@ def from_arrays(arrays: Mapping[str, Any]) -> FoldOperators:
     KeyError
         If an array is missing.
     """
-    n_inner = len([name for name in arrays if name.startswith("inner-") and name.endswith("-operator")])
     inner = tuple(
-        InnerOperators(
-            **_named(InnerOperators, f"inner-{index}-", arrays, without=("projection",)),
-            projection=arrays.get(f"inner-{index}-projection"),
-        )
-        for index in range(n_inner)
+        InnerOperators(**_named(InnerOperators, f"inner-{index}-", arrays))
+        for index in range(_count(arrays, "inner", "operator"))
+    )
+    thin = tuple(
+        ThinOperators(**_named(ThinOperators, f"thin-{index}-", arrays))
+        for index in range(_count(arrays, "thin", "forms"))
     )
     fast = None
     if "fast-duals" in arrays:
@@ -218,8 +239,9 @@ def from_arrays(arrays: Mapping[str, Any]) -> FoldOperators:
             held_out=arrays.get("fast-held_out"),
         )
     return FoldOperators(
-        **_named(FoldOperators, "", arrays, without=("inner", "fast", "band_kernels")),
+        **_named(FoldOperators, "", arrays, without=("inner", "thin", "fast", "band_kernels")),
         inner=inner,
+        thin=thin,
         fast=fast,
         band_kernels=arrays.get("band_kernels"),
     )
@@ -242,6 +264,7 @@ def restrict_to_alpha(ops: FoldOperators, place: int) -> FoldOperators:
     """
     one = slice(place, place + 1)
     inner = tuple(_restrict_inner(each, one) for each in ops.inner)
+    thin = tuple(restrict_thin(each, place) for each in ops.thin)
     fast = None
     if ops.fast is not None:
         n_indirect = ops.alphas.shape[0] - ops.fast.duals.shape[0]
@@ -249,7 +272,7 @@ def restrict_to_alpha(ops: FoldOperators, place: int) -> FoldOperators:
         direct = slice(place - n_indirect, place - n_indirect + 1) if place >= n_indirect else slice(0, 0)
         held_out = None if ops.fast.held_out is None else ops.fast.held_out[one, :]
         fast = replace(ops.fast, forms=forms, duals=ops.fast.duals[direct, :, :], held_out=held_out)
-    return replace(ops, alphas=ops.alphas[one], inner=inner, fast=fast)
+    return replace(ops, alphas=ops.alphas[one], inner=inner, thin=thin, fast=fast)
 
 
 def _restrict_inner(inner: InnerOperators, one: slice) -> InnerOperators:
@@ -316,22 +339,45 @@ def operator_bytes(
             n_matrix += n_alphas * sum(int(validation.sum()) ** 2 for validation in fold.inner)
         n_vector += n_alphas * (1 + n_coarse + (n_head + 1) * n_alphas)
         return 4 * n_matrix + 8 * n_vector
-    for validation in fold.inner:
-        n_val = int(validation.sum())
+    most = largest_basis(alpha_exponents, basis_tolerance)
+    n_vals = [int(validation.sum()) for validation in fold.inner]
+    thin = thin_pays(rank, n_train, n_vals, most)
+    for n_val in n_vals:
         n_training = n_train - n_val
-        inner_rank = min(n_columns, n_training - 1)
-        most = largest_basis(alpha_exponents, basis_tolerance)
-        n_kept = min(most, inner_rank, most if n_basis is None else n_basis)
-        n_outputs = n_kept * n_val
-        n_matrix += min(n_training * n_outputs, inner_rank * (n_training + n_outputs))
-        n_vector += n_train + n_alphas * n_kept
+        independent = rank * (rank + 1) // 2 if thin else min(n_columns, n_training - 1)
+        n_kept = min(most, independent, most if n_basis is None else n_basis)
+        n_matrix += thin_values(rank, n_kept) if thin else n_training * n_kept * n_val
+        n_vector += n_alphas * n_kept + (n_alphas * rank if thin else n_train)
     return 4 * n_matrix + 8 * n_vector
+
+
+def thin_pays(rank: int, n_train: int, n_vals: Sequence[int], n_basis: int) -> bool:
+    """Whether the exact solver takes fewer operations a voxel in the coordinates of the features.
+
+    Its matrices then have fewer values, too.
+
+    Parameters
+    ----------
+    rank : int
+        Of the training kernel.
+    n_vals : sequence of int
+        Rows that each inner fold holds out.
+    n_basis : int
+        Filters, or forms, of all alphas.
+    """
+    wide = sum((n_train - n_val) * n_val for n_val in n_vals) * n_basis
+    return sum(thin_products(rank, n_val, n_basis) for n_val in n_vals) < wide
 
 
 def _fields(part: Any, prefix: str) -> dict[str, Any]:
     """Fields of a dataclass that are arrays."""
     values = {prefix + field.name: getattr(part, field.name) for field in fields(part)}
     return {name: value for name, value in values.items() if hasattr(value, "dtype")}
+
+
+def _count(arrays: Mapping[str, Any], kind: str, name: str) -> int:
+    """Inner folds that have such an array."""
+    return len([each for each in arrays if each.startswith(f"{kind}-") and each.endswith(f"-{name}")])
 
 
 def _named(kind: type, prefix: str, arrays: Mapping[str, Any], without: Sequence[str] = ()) -> dict[str, Any]:
@@ -363,16 +409,10 @@ def _inner_operators(
 
     directions = cross / np.where(norms > 0, norms, 1)[:, None]
     stacked = (filters.T[:, :, None] * directions[:, None, :]).astype(dtype)  # (rank, n_basis, n_val)
-    operator = stacked.reshape(len(basis.values), -1)
-    projection = basis.vectors.astype(dtype)
-    n_training, rank = projection.shape
-    n_outputs = operator.shape[1]
-    through_projection = rank * (n_training + n_outputs) < n_training * n_outputs
     return InnerOperators(
         train_rows=np.flatnonzero(~is_val),
         val_rows=np.flatnonzero(is_val),
-        projection=projection if through_projection else None,
-        operator=operator if through_projection else projection @ operator,
+        operator=basis.vectors.astype(dtype) @ stacked.reshape(len(basis.values), -1),
         coefficients=coefficients,
     )
 

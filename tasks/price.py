@@ -23,6 +23,7 @@ from hpcenc.tasks.operator_task import MakeOperators
 from hpcenc.tasks.plan import Plan
 from hpcenc.tasks.shared_alpha import ShareAlphas
 from hpcenc.tasks.sizes import FitSizes, FoldSizes, operator_sizes
+from hpcenc.tasks.thin import thin_products
 
 EIGH_FLOP = 9
 """An eigendecomposition of n rows takes about this times n**3 operations in float64."""
@@ -75,10 +76,13 @@ def operators_flop(sizes: FoldSizes) -> Flop:
         single = 0.0
         for n_val in sizes.n_val:
             n_inner = n - n_val
-            inner_rank, n_outputs = sizes.rank(n_inner), sizes.n_basis * n_val
+            if sizes.thin:
+                pairs = sizes.n_alphas * (sizes.n_alphas + sizes.n_basis)
+                double += 2 * rank**2 * (n + n_val + pairs) + EIGH_FLOP * rank**3
+                continue
+            inner_rank = sizes.rank(n_inner)
             double += _basis_flop(sizes, n_inner) + 2 * n_val * n_inner * inner_rank
-            if not _is_thin(n_inner, inner_rank, n_outputs):
-                single += 2 * n_inner * inner_rank * n_outputs
+            single += 2 * n_inner * inner_rank * sizes.n_basis * n_val
         return Flop(single, double)
     n_head = _n_head(rank)
     # A smoother; the residuals of each fold and their squares; what the head takes out.
@@ -110,12 +114,14 @@ def alphas_flop(
         return Flop(2 * (head + n_forms * packed_size(n) + check), 2.0 * n_head * n_alphas**2) * n_voxels
     n_basis, cost = sizes.n_basis, Flop()
     for n_val in sizes.n_val:
-        n_inner = n - n_val
-        rank, n_outputs = sizes.rank(n_inner), n_basis * n_val
-        thin = _is_thin(n_inner, rank, n_outputs)
-        products = rank * (n_inner + n_outputs) if thin else n_inner * n_outputs
-        grams = n_basis * (n_basis + 1) * n_val
-        cost += Flop(2 * (products + grams), 2 * n_alphas * n_basis * (n_basis + 1))
+        if sizes.thin:
+            rank = sizes.rank(n)
+            products = thin_products(rank, n_val, n_basis)
+            cost += Flop(2 * products, 2 * n_alphas * (rank + n_basis))
+        else:
+            products = (n - n_val) * n_basis * n_val
+            grams = n_basis * (n_basis + 1) * n_val
+            cost += Flop(2 * (products + grams), 2 * n_alphas * n_basis * (n_basis + 1))
     return cost * n_voxels
 
 
@@ -127,7 +133,9 @@ def refit_flop(sizes: FoldSizes, n_voxels: int, wants_dual: bool) -> Flop:
     n = sizes.n_train
     if sizes.solver == "fast":
         return Flop(2.0 * n * (n + sizes.n_test)) * n_voxels
-    return Flop(2.0 * sizes.rank(n) * (n * (2 if wants_dual else 1) + sizes.n_test)) * n_voxels
+    # In the coordinates of the features, the choice has taken the products with the eigenvectors.
+    to_basis, back = 0 if sizes.thin else n, n if wants_dual else 0
+    return Flop(2.0 * sizes.rank(n) * (to_basis + sizes.n_test + back)) * n_voxels
 
 
 def nested_flop(sizes: FoldSizes, n_voxels: int) -> Flop:
@@ -319,18 +327,13 @@ def _dual_saves(plan: Plan, store: Path) -> int:
 
 def _kernel_flop(sizes: FoldSizes) -> int:
     """Of the Gram matrices of the spaces, which a thin design does without."""
-    return 0 if sizes.is_thin else 2 * sizes.n_trs**2 * sizes.n_features
+    return 0 if sizes.from_design else 2 * sizes.n_trs**2 * sizes.n_features
 
 
 def _basis_flop(sizes: FoldSizes, n_rows: int) -> int:
     """Of the eigenbasis of some rows."""
-    return SVD_FLOP * n_rows * sizes.n_columns**2 if sizes.is_thin else EIGH_FLOP * n_rows**3
+    return SVD_FLOP * n_rows * sizes.n_columns**2 if sizes.from_design else EIGH_FLOP * n_rows**3
 
 
 def _n_head(rank: int) -> int:
     return min(N_HEAD, max(1, rank // 3))
-
-
-def _is_thin(n_inner: int, rank: int, n_outputs: int) -> bool:
-    """Whether the exact solver goes through the eigenvectors of an inner kernel."""
-    return rank * (n_inner + n_outputs) < n_inner * n_outputs

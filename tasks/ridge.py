@@ -21,6 +21,7 @@ from hpcenc.tasks.cv_forms import CvForms
 from hpcenc.tasks.held_out import held_out_errors, null_errors
 from hpcenc.tasks.operators import FoldOperators, InnerOperators
 from hpcenc.tasks.scores import circular_shift_chance, pearson_r, r2, split_r
+from hpcenc.tasks.thin import fold_coordinates, thin_scores, together
 
 Array = Any
 """An array of NumPy, torch or another library of the array API."""
@@ -106,7 +107,7 @@ def zscore_runs(Y: Array, run_lengths: Sequence[int]) -> tuple[Array, Array]:
     return xp.matrix_transpose(xp.where(valid[:, None], together, xp.zeros_like(together))), valid
 
 
-def cross_validate(Y_train: Array, ops: FoldOperators) -> Array:
+def cross_validate(Y_train: Array, ops: FoldOperators, coordinates: Sequence[Array] = ()) -> Array:
     """Score of every alpha: negative squared error, mean over rows, then over inner folds.
 
     Parameters
@@ -115,18 +116,26 @@ def cross_validate(Y_train: Array, ops: FoldOperators) -> Array:
         BOLD of the training rows, z-scored per run.
     ops : FoldOperators
         On the same device.
+    coordinates : sequence of array
+        Those of `fold_coordinates`, if they are at hand.
 
     Returns
     -------
     array of shape (n_voxels, n_alphas), float64
     """
+    if ops.thin:
+        spans = ops.inner_rows.tolist()
+        coordinates = coordinates or fold_coordinates(Y_train, ops.eigenvectors, spans)
+        return thin_scores(Y_train, coordinates, ops.thin, spans)
     total: Array = 0.0
     for inner in ops.inner:
         total = total + _inner_scores(Y_train, inner)
     return total / len(ops.inner)
 
 
-def choose_alphas(Y_train: Array, ops: FoldOperators) -> tuple[Array, Array]:
+def choose_alphas(
+    Y_train: Array, ops: FoldOperators, coordinates: Sequence[Array] = ()
+) -> tuple[Array, Array]:
     """Place of every voxel's best alpha in the grid; ties go to the larger alpha.
 
     Parameters and the score are those of `cross_validate`.
@@ -137,14 +146,18 @@ def choose_alphas(Y_train: Array, ops: FoldOperators) -> tuple[Array, Array]:
     errors : array of shape (n_voxels,), float64
         Squared error with that alpha, mean over rows, then over inner folds.
     """
-    errors = -cross_validate(Y_train, ops)
+    errors = -cross_validate(Y_train, ops, coordinates)
     chosen = last_argmin(errors)
     xp = array_namespace(errors)
     return chosen, xp.take_along_axis(errors, chosen[:, None], axis=1)[:, 0]
 
 
 def refit(
-    Y_train: Array, ops: FoldOperators, alpha_index: Array, want_dual: bool = False
+    Y_train: Array,
+    ops: FoldOperators,
+    alpha_index: Array,
+    want_dual: bool = False,
+    coordinates: Sequence[Array] = (),
 ) -> tuple[Array, Array | None]:
     """Fit on all training rows with each voxel's own alpha, and predict the test rows.
 
@@ -157,6 +170,8 @@ def refit(
     alpha_index : array of int, shape (n_voxels,)
         Place of each voxel's alpha in ``ops.alphas``.
     want_dual : bool
+    coordinates : sequence of array
+        Those of `fold_coordinates`, if they are at hand: their sum is what the eigenvectors give.
 
     Returns
     -------
@@ -169,7 +184,8 @@ def refit(
     xp = array_namespace(Y_train)
     by_voxel = xp.matrix_transpose(Y_train)
     shrinkage = 1 / (ops.eigenvalues + xp.take(ops.alphas, alpha_index, axis=0)[:, None])
-    rotated = xp.matmul(by_voxel, ops.eigenvectors) * xp.astype(shrinkage, Y_train.dtype)
+    rotated = together(coordinates)[:, :-1] if coordinates else xp.matmul(by_voxel, ops.eigenvectors)
+    rotated = rotated * xp.astype(shrinkage, Y_train.dtype)
     intercept = xp.mean(by_voxel, axis=1, keepdims=True)
     predicted = xp.matmul(rotated, xp.matrix_transpose(ops.test_operator)) + intercept
     dual = xp.matmul(rotated, xp.matrix_transpose(ops.eigenvectors)) if want_dual else None
@@ -420,11 +436,14 @@ def _fit_exact(
     predicted = _room(len(ops.test_rows), Y_train)
     dual = _room(len(ops.train_rows), Y_train) if want_dual else None
     for part in _slices(Y_train.shape[1], sub_block):
+        coordinates = (
+            fold_coordinates(Y_train[:, part], ops.eigenvectors, ops.inner_rows.tolist()) if ops.thin else ()
+        )
         with coarsely():
-            best, error = choose_alphas(Y_train[:, part], ops)
+            best, error = choose_alphas(Y_train[:, part], ops, coordinates)
         chosen.append(best)
         errors.append(error)
-        predicted[:, part], found = refit(Y_train[:, part], ops, best, want_dual)
+        predicted[:, part], found = refit(Y_train[:, part], ops, best, want_dual, coordinates)
         if dual is not None:
             dual[:, part] = found
     return xp.concat(chosen), xp.concat(errors), predicted, dual
@@ -494,8 +513,7 @@ def _inner_scores(Y_train: Array, inner: InnerOperators) -> Array:
     n_alphas, n_basis = inner.coefficients.shape
     # The operator ignores constants (it is orthogonal to them), so training BOLD goes in as it is.
     training = xp.matrix_transpose(_take_rows(Y_train, inner.train_rows))
-    projected = training if inner.projection is None else xp.matmul(training, inner.projection)
-    basis = xp.reshape(xp.matmul(projected, inner.operator), (n_voxels, n_basis, n_val))
+    basis = xp.reshape(xp.matmul(training, inner.operator), (n_voxels, n_basis, n_val))
     intercept = xp.mean(training, axis=1, keepdims=True)
     target = xp.matrix_transpose(_take_rows(Y_train, inner.val_rows)) - intercept
 

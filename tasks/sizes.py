@@ -10,7 +10,7 @@ from hpcenc.storage.lagged import LagSizes, lag_sizes
 from hpcenc.tasks.fitting import FitBlock, WeightsKind
 from hpcenc.tasks.folds import OuterFold
 from hpcenc.tasks.operator_task import THIN_SHARE, MakeOperators, Rows
-from hpcenc.tasks.operators import largest_basis, operator_bytes
+from hpcenc.tasks.operators import largest_basis, operator_bytes, thin_pays
 from hpcenc.tasks.plan import Plan
 
 N_BASIS = 15
@@ -30,7 +30,9 @@ class FoldSizes:
     lag : LagSizes
         Of the transform that gives weights.
     n_basis : int
-        Filters of the exact solver, an estimate.
+        Filters, or forms, of the exact solver, an estimate.
+    thin : bool
+        Whether the exact solver works in the coordinates of the features.
     operator_bytes : int
         An estimate too.
     nested : bool
@@ -49,6 +51,7 @@ class FoldSizes:
     widths: tuple[int, ...]
     lag: LagSizes
     n_basis: int
+    thin: bool
     operator_bytes: int
     nested: bool = False
     n_bands: int = 0
@@ -62,6 +65,9 @@ class FoldSizes:
         how = task.alpha_exponents, task.basis_tolerance
         n_basis = min(N_BASIS, largest_basis(*how))
         n_train, n_test = int(fold.train.sum()), int(fold.test.sum())
+        n_val = tuple(int(validation.sum()) for validation in fold.inner)
+        rank = min(sum(widths) * len(task.delays), n_train - 1)
+        thin = task.solver == "exact" and thin_pays(rank, n_train, n_val, largest_basis(*how))
         n_bytes = operator_bytes(
             fold, sum(widths) * len(task.delays), *how, task.solver, n_basis, task.nested
         )
@@ -70,12 +76,13 @@ class FoldSizes:
             n_trs=rows.n_trs,
             n_train=n_train,
             n_test=n_test,
-            n_val=tuple(int(validation.sum()) for validation in fold.inner),
+            n_val=n_val,
             n_alphas=len(task.alpha_exponents),
             n_delays=len(task.delays),
             widths=widths,
             lag=lag,
             n_basis=n_basis,
+            thin=thin,
             operator_bytes=n_bytes + 4 * len(task.scales) * n_train * n_test,
             nested=task.nested,
             n_bands=len(task.scales),
@@ -92,7 +99,7 @@ class FoldSizes:
         return self.n_features * self.n_delays
 
     @property
-    def is_thin(self) -> bool:
+    def from_design(self) -> bool:
         """Whether operators are made from the design, as `MakeOperators` does."""
         return self.solver == "exact" and self.n_columns <= THIN_SHARE * self.n_train
 

@@ -51,20 +51,19 @@ def test_only_components_with_variance_are_kept(fold, n_features, rank):
 
 
 @pytest.mark.parametrize(("n_features", "thin"), [(5, True), (100, False)])
-def test_few_features_go_through_a_projection(fold, n_features, thin):
+def test_few_features_have_coordinates_of_their_own(fold, n_features, thin):
     ops = make_operators(kernel_and_design(fold, n_features)[0], fold, EXPONENTS)
-    assert [inner.projection is not None for inner in ops.inner] == [thin] * 3
+    assert (len(ops.inner), len(ops.thin)) == ((0, 3) if thin else (3, 0))
 
 
 @pytest.mark.parametrize("n_features", [5, 100])
 def test_basis_filters_combine_to_the_predictions_of_every_alpha(fold, n_features):
     kernel, design = kernel_and_design(fold, n_features)
-    ops = make_operators(kernel, fold, EXPONENTS, basis_tolerance=1e-13, dtype=np.float64)
+    ops = make_operators(kernel, fold, EXPONENTS, basis_tolerance=1e-13, dtype=np.float64, thin=False)
     inner = ops.inner[1]
     train, val = ops.train_rows[inner.train_rows], ops.train_rows[inner.val_rows]
     centred = design - design[train].mean(axis=0)
-    mapping = inner.operator if inner.projection is None else inner.projection @ inner.operator
-    by_filter = mapping.reshape(len(train), -1, len(val))
+    by_filter = inner.operator.reshape(len(train), -1, len(val))
     for alpha, coefficients in zip(ops.alphas, inner.coefficients, strict=True):
         penalised = centred[train] @ centred[train].T + alpha * np.eye(len(train))
         explicit = np.linalg.solve(penalised, centred[train] @ centred[val].T)
@@ -73,24 +72,26 @@ def test_basis_filters_combine_to_the_predictions_of_every_alpha(fold, n_feature
         np.testing.assert_allclose(combined, explicit, atol=1e-9 * np.abs(explicit).max())
 
 
-def test_the_basis_grows_with_precision_and_not_with_the_number_of_alphas(fold):
+@pytest.mark.parametrize("thin", [False, True])
+def test_the_basis_grows_with_precision_and_not_with_the_number_of_alphas(fold, thin):
     kernel, _ = kernel_and_design(fold, 100)
 
     def n_basis(n_alphas, tolerance):
-        ops = make_operators(kernel, fold, np.linspace(-2, 5, n_alphas), tolerance)
-        return ops.inner[0].coefficients.shape[1]
+        ops = make_operators(kernel, fold, np.linspace(-2, 5, n_alphas), tolerance, thin=thin)
+        return ops.thin[0].mixtures.shape[1] if thin else ops.inner[0].coefficients.shape[1]
 
     assert n_basis(20, 1e-3) < n_basis(20, 1e-6)
-    assert n_basis(100, 1e-5) <= n_basis(20, 1e-5) + 1
+    assert n_basis(100, 1e-5) <= n_basis(20, 1e-5) + (2 if thin else 1)
 
 
-def test_features_that_vary_in_one_training_run_only_are_fitted(fold):
+@pytest.mark.parametrize("thin", [False, True])
+def test_features_that_vary_in_one_training_run_only_are_fitted(fold, thin):
     features = np.zeros((210, 2))
     features[60:105] = np.random.default_rng(8).standard_normal((45, 2))
     kernel = window_gram(base_gram(features), DELAYS, run_onsets(RUNS))
-    ops = make_operators(kernel, fold, EXPONENTS)
+    ops = make_operators(kernel, fold, EXPONENTS, thin=thin)
     # Leaving out that run leaves nothing to learn from: zero predictions, not NaN.
-    assert not ops.inner[1].operator.any()
+    assert not (ops.thin[1].filters if thin else ops.inner[1].operator).any()
     assert all(np.isfinite(array).all() for array in to_arrays(ops).values())
 
 
@@ -112,7 +113,7 @@ def test_operators_come_back_from_memory_mapped_files(fold, n_features, tmp_path
         np.save(tmp_path / f"{name}.npy", array)
     mapped = {path.stem: np.load(path, mmap_mode="r") for path in tmp_path.iterdir()}
     again = from_arrays(mapped)
-    assert isinstance(again.inner[2].operator, np.memmap)
+    assert isinstance(again.thin[2].forms if again.thin else again.inner[2].operator, np.memmap)
     assert to_arrays(again).keys() == to_arrays(ops).keys()
     for name, array in to_arrays(again).items():
         assert array.dtype == to_arrays(ops)[name].dtype
@@ -120,18 +121,20 @@ def test_operators_come_back_from_memory_mapped_files(fold, n_features, tmp_path
 
 
 def test_a_missing_array_is_an_error(fold):
-    arrays = to_arrays(make_operators(kernel_and_design(fold, 5)[0], fold, EXPONENTS))
-    del arrays["inner-1-coefficients"]
-    with pytest.raises(KeyError, match="inner-1-coefficients"):
-        from_arrays(arrays)
+    for n_features, name in ((100, "inner-1-coefficients"), (5, "thin-1-mixtures")):
+        arrays = to_arrays(make_operators(kernel_and_design(fold, n_features)[0], fold, EXPONENTS))
+        del arrays[name]
+        with pytest.raises(KeyError, match=name):
+            from_arrays(arrays)
 
 
-def test_every_matrix_and_no_row_index_moves_to_the_device(fold):
-    ops = make_operators(kernel_and_design(fold, 5)[0], fold, EXPONENTS)
+@pytest.mark.parametrize("n_features", [5, 100])
+def test_every_matrix_and_no_row_index_moves_to_the_device(fold, n_features):
+    ops = make_operators(kernel_and_design(fold, n_features)[0], fold, EXPONENTS)
     moved = []
     again = ops_to_device(ops, lambda array: moved.append(id(array)) or array)
     stays = {"train_rows", "test_rows", "inner_rows"} | {
-        f"inner-{index}-{name}" for index in range(3) for name in ("train_rows", "val_rows")
+        f"inner-{index}-{name}" for index in range(len(ops.inner)) for name in ("train_rows", "val_rows")
     }
     arrays = to_arrays(ops)
     assert set(moved) == {id(array) for name, array in arrays.items() if name not in stays}

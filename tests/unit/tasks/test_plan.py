@@ -428,7 +428,7 @@ def test_bytes_to_write_are_those_of_the_arrays_and_of_the_operators_beside_the_
     (unit,) = (unit for task in plan.stages[2].tasks for unit in task.units)
     arrays = 4 * n_rows * 7 + operators + 2 * (scores + weights + ceilings)
     assert plan.bytes_to_write(tmp_path / "absent.zarr") == arrays + unit.cached_bytes
-    # 240 training rows of 21 columns: far fewer columns than rows, so that there are projections.
+    # 240 training rows of 21 columns: far fewer columns than rows, so that the forms are of columns.
     assert 21 * 4 * 240 < unit.cached_bytes < 20 * 4 * 240**2
 
 
@@ -460,9 +460,9 @@ GOLDEN = {
     "features/clip-untrained-seed-0/main/a": "be58073281c0d4ab",
     "features/beats-untrained-seed-0/main/a": "7f5e2bfb00b69bd1",
     "features/mylab/files/a": "f9527d6bbb58a9a5",
-    "operators/fdefdd32ca060299": "fdefdd32ca060299",
-    "fits/clip-untrained-seed-0/s1": "e93f7b1b5337ebd6",
-    "fits/mylab/s1": "30e3d74bb6f8dba7",
+    "operators/f87fc9f38e533346": "f87fc9f38e533346",
+    "fits/clip-untrained-seed-0/s1": "fa46dfdbc3e99e5d",
+    "fits/mylab/s1": "fc81ce915c26fa41",
 }
 
 

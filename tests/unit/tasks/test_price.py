@@ -36,6 +36,7 @@ from hpcenc.tasks.price import (
 from hpcenc.tasks.records import Unit
 from hpcenc.tasks.ridge import choose_alphas, refit, refit_by_alpha
 from hpcenc.tasks.sizes import FoldSizes
+from hpcenc.tasks.thin import fold_coordinates
 
 EXPONENTS = tuple(np.linspace(-2, 5, 20))
 ALL_DELAYS = tuple(range(1, 11))
@@ -92,9 +93,11 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[Any, float]:
 def test_exact_choices_cost_their_products(delays: tuple[int, ...], counted: dict[Any, float]) -> None:
     task = task_of("exact", delays)
     operators = operators_of(task)
-    assert {inner.projection is None for inner in operators.inner} == {delays == ALL_DELAYS}
-    n_basis = sum(inner.coefficients.shape[1] for inner in operators.inner) / len(operators.inner)
-    sizes = replace(FoldSizes.of(task), n_basis=n_basis)
+    assert bool(operators.thin) == (delays != ALL_DELAYS)
+    bases = [inner.coefficients.shape[1] for inner in operators.inner]
+    bases += [inner.mixtures.shape[1] for inner in operators.thin]
+    assert len(set(bases)) == 1
+    sizes = replace(FoldSizes.of(task), n_basis=bases[0])
     choose_alphas(bold(operators), operators)
     price = alphas_flop(sizes, N_VOXELS)
     assert price.single == pytest.approx(counted[SINGLE], rel=0.01)
@@ -116,11 +119,18 @@ def test_fast_choices_cost_their_forms(counted: dict[Any, float]) -> None:
     assert price.double == pytest.approx(counted[DOUBLE], rel=0.05)
 
 
+@pytest.mark.parametrize("delays", [ALL_DELAYS, (3,)], ids=["whole", "thin"])
 @pytest.mark.parametrize("wants_dual", [False, True])
-def test_exact_refits_cost_their_products(wants_dual: bool, counted: dict[Any, float]) -> None:
-    task = task_of("exact")
+def test_exact_refits_cost_their_products(
+    wants_dual: bool, delays: tuple[int, ...], counted: dict[Any, float]
+) -> None:
+    task = task_of("exact", delays)
     operators = operators_of(task)
-    refit(bold(operators), operators, np.zeros(N_VOXELS, np.int64), wants_dual)
+    Y, coordinates = bold(operators), []
+    if operators.thin:
+        coordinates = fold_coordinates(Y, operators.eigenvectors, operators.inner_rows.tolist())
+        counted.clear()
+    refit(Y, operators, np.zeros(N_VOXELS, np.int64), wants_dual, coordinates)
     price = refit_flop(FoldSizes.of(task), N_VOXELS, wants_dual)
     assert price == Flop(pytest.approx(counted[SINGLE], rel=0.01), 0)
 
