@@ -24,7 +24,7 @@ class RunRows:
     n_trs: int
     rest: tuple[tuple[int, int], ...] = ()
     repeats: tuple[tuple[str, int, int], ...] = ()
-    """Showings of repeated clips: (group, start, stop). A group counts if several runs show it."""
+    """Showings of repeated clips: (group, start, stop)."""
 
 
 @dataclass(frozen=True)
@@ -79,28 +79,27 @@ def rest_rows(runs: Sequence[RunRows], tail: int) -> Mask:
     return _span_rows(runs, [run.rest for run in runs], tail)
 
 
-def showing_rows(runs: Sequence[RunRows], tail: int) -> Mask:
+def showing_rows(runs: Sequence[RunRows], tail: int, within_runs: bool = False) -> Mask:
     """Rows in a repeated clip or within `tail` TRs after its end.
 
     Parameters
     ----------
     runs : sequence of RunRows
-        Runs present. A group that only one of them shows is not repeated, and marks nothing.
+        Runs present. A group that only one of them shows marks nothing: whole runs are held out.
     tail : int
         With the longest delay, all rows whose window the clip's features reach. With 0, the clip's own rows:
         too few, for later rows pair its features with the response to it, the same in each run.
+    within_runs : bool
+        Mark what one run shows twice, too: for runs that are cut between training and test.
 
     Returns
     -------
     array of bool, shape (n_trs,)
     """
-    groups_of_run = [{group for group, _, _ in run.repeats} for run in runs]
-    repeated = {
-        group
-        for groups in groups_of_run
-        for group in groups
-        if sum(group in other for other in groups_of_run) > 1
-    }
+    showings = [group for run in runs for group, _, _ in run.repeats]
+    if not within_runs:
+        showings = [group for run in runs for group in {group for group, _, _ in run.repeats}]
+    repeated = {group for group in showings if showings.count(group) > 1}
     spans = [[(start, stop) for group, start, stop in run.repeats if group in repeated] for run in runs]
     return _span_rows(runs, spans, tail)
 
@@ -165,21 +164,28 @@ def outer_folds(
         raise ValueError(f"test run '{unknown[0]}' is not among the runs present: {', '.join(names)}.")
     longest = max(delays)
     rest = rest_rows(runs, longest)
-    showing = showing_rows(runs, longest if repeat_tail is None else repeat_tail)
+    showing = showing_rows(runs, longest if repeat_tail is None else repeat_tail, split_row is not None)
     run_of_row = np.repeat(np.arange(len(runs)), [run.n_trs for run in runs])
     if split_row is not None:
         held_out = [np.arange(len(run_of_row)) >= split_row]
     else:
         testing = [{name} for name in names] if outer == "rotate" else [set(test_runs or names[-1:])]
         held_out = [np.isin(names, list(tested))[run_of_row] for tested in testing]
-    folds = [_outer_fold(runs, is_test, rest, showing, policy, min_fold_rows) for is_test in held_out]
+    cut = split_row is not None
+    folds = [_outer_fold(runs, is_test, rest, showing, policy, min_fold_rows, cut) for is_test in held_out]
     if split_row is not None:
         folds = [replace(fold, name=f"last {len(run_of_row) - split_row} TRs") for fold in folds]
     return tuple(folds)
 
 
 def _outer_fold(
-    runs: Sequence[RunRows], is_test: Mask, rest: Mask, showing: Mask, policy: RowPolicy, min_fold_rows: int
+    runs: Sequence[RunRows],
+    is_test: Mask,
+    rest: Mask,
+    showing: Mask,
+    policy: RowPolicy,
+    min_fold_rows: int,
+    is_cut: bool,
 ) -> OuterFold:
     run_of_row = np.repeat(np.arange(len(runs)), [run.n_trs for run in runs])
     test_runs = tuple(runs[run].name for run in np.unique(run_of_row[is_test]))
@@ -208,16 +214,19 @@ def _outer_fold(
     name = "+".join(test_runs)
     dropped = {reason: count for reason, count in dropped.items() if count}
     inner = _inner_folds([train & (run_of_row == run) for run in np.unique(run_of_row[train])], min_fold_rows)
+    where = "fit.split_s" if is_cut else f"fold '{name}'"
     if not test.any():
+        way_out = "Give fewer seconds" if is_cut else "Hold out another run"
         raise ValueError(
-            f"fold '{name}': no test run has {MIN_RUN_ROWS} rows left (dropped: {_listed(dropped)}). "
-            "Hold out another run, or change fit.rest or fit.repeat_test."
+            f"{where}: no test run has {MIN_RUN_ROWS} rows left (dropped: {_listed(dropped)}). "
+            f"{way_out}, or change fit.rest or fit.repeat_test."
         )
     if len(inner) < 2:
+        way_out = "Give more seconds" if is_cut else "Add runs"
         raise ValueError(
-            f"fold '{name}': {len(inner)} training runs with rows left (dropped: {_listed(dropped)}). "
-            "Expected at least 2, for alpha is chosen by leaving one out. Add runs, or change fit.rest or "
-            "fit.repeat_train."
+            f"{where}: training runs with rows left: {len(inner)} (dropped: {_listed(dropped)}). "
+            "Expected at least 2, for inner folds leave one out. "
+            f"{way_out}, or change fit.rest or fit.repeat_train."
         )
     return OuterFold(name, test_runs, train, test, inner, dropped)
 

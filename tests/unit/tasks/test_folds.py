@@ -80,6 +80,27 @@ def test_a_clip_that_no_other_present_run_shows_is_not_repeated(runs):
     assert rows(showing_rows(runs[:2], 0)) == [*range(14, 18), *range(34, 38)]
 
 
+def test_a_clip_that_a_run_shows_twice_does_not_train_where_the_run_is_cut():
+    long = (RunRows("none", 20), RunRows("one", 60, repeats=(("clip", 5, 12), ("clip", 40, 47))))
+    (fold,) = outer_folds(long, DELAYS, RowPolicy(), split_row=50)
+    assert not fold.train[25:34].any()
+    assert fold.dropped == {"train repeat": 9}
+    assert fold.test[60:69].all()
+
+
+@pytest.mark.parametrize(
+    ("split_row", "message"),
+    [
+        (81, "fit.split_s: no test run has 3 rows left.*Give fewer seconds"),
+        (9, "fit.split_s: training.*Give more seconds"),
+    ],
+)
+def test_a_cut_that_leaves_too_little_says_how_to_move_it(split_row, message):
+    long = (RunRows("one", 40), RunRows("two", 42))
+    with pytest.raises(ValueError, match=message):
+        outer_folds(long, DELAYS, RowPolicy(), split_row=split_row)
+
+
 def test_the_tail_of_a_clip_can_be_left_in_as_a_control(runs):
     (fold,) = outer_folds(runs, DELAYS, RowPolicy(rest="keep"), repeat_tail=0)
     assert rows(fold.train[:20]) == [*range(14), 18, 19]
@@ -102,7 +123,7 @@ def test_a_run_with_two_rows_left_is_not_used(runs):
     ("policy", "runs_used", "test_runs", "message"),
     [
         (RowPolicy(), 3, ("four",), "test run 'four' is not among the runs present: one, two, three"),
-        (RowPolicy(), 2, (), "fold 'two': 1 training runs with rows left"),
+        (RowPolicy(), 2, (), "fold 'two': training runs with rows left: 1 "),
         (RowPolicy(repeat_test="only"), 3, (), "fold 'scrap': no test run has 3 rows left"),
     ],
 )
