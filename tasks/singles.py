@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hpcenc.storage.spaces import SpaceSource
     from hpcenc.storage.store import Store
 
-SINGLES_VERSION = 1
+SINGLES_VERSION = 2
 """Part of the digest of single features: raised by hand whenever their scores change."""
 
 SINGLE_SCORES = ("r", "chance", "feature", "r_train")
@@ -54,9 +54,7 @@ class SinglesUnit:
         from hpcenc.tasks.ridge import run_lengths, zscore_runs
         from hpcenc.tasks.scores import circular_shift_chance, pearson_r
 
-        features = shift_within_runs(
-            read_space(store, self.space).astype(np.float64), self.delay, self.rows.onsets
-        )
+        features = read_space(store, self.space).astype(np.float64)
         folds = self.rows.folds()
         values = np.full((len(SINGLE_SCORES), len(folds), bold.shape[1]), np.nan, np.float32)
         for place, fold in enumerate(folds):
@@ -67,8 +65,12 @@ class SinglesUnit:
                 parts.append(scored)
                 valid &= defined
             train, test = parts
-            feature, r_train = choose_features(features[fold.train], train)
-            course = np.sign(r_train) * features[fold.test][:, feature]
+            # What comes before a run's start is taken for the mean, as in the delayed design: zeros would be
+            # the same step in every run.
+            centred = features - features[fold.train].mean(axis=0)
+            shifted = shift_within_runs(centred, self.delay, self.rows.onsets)
+            feature, r_train = choose_features(shifted[fold.train], train)
+            course = np.sign(r_train) * shifted[fold.test][:, feature]
             lengths = run_lengths(np.flatnonzero(fold.test), self.rows.onsets)
             chance, _ = circular_shift_chance(course.astype(np.float32), test, lengths)
             found = pearson_r(course, test), chance, feature, r_train

@@ -63,10 +63,12 @@ def test_a_feature_is_chosen_on_training_rows_and_scored_on_test_rows(store: Sto
     features = np.concatenate([store.read(f"features/x/{run}/tags") for run in "abc"]).astype(float)
     onsets, rng = ROWS.onsets, np.random.default_rng(2)
     row = np.concatenate([np.arange(n_trs) for n_trs in N_TRS])
-    shifted = np.where((row >= DELAY)[:, None], np.roll(features, DELAY, axis=0), 0)
+    rolled = np.roll(features, DELAY, axis=0)
+    means = [features[fold.train].mean(axis=0) for fold in ROWS.folds()]
+    by_fold = [np.where((row >= DELAY)[:, None], rolled, mean) for mean in means]
     planted = np.arange(N_VOXELS) % N_FEATURES
     bold = rng.standard_normal((sum(N_TRS), N_VOXELS)).astype(np.float32)
-    bold[:, :20] -= (3 * shifted[:, planted[:20]]).astype(np.float32)
+    bold[:, :20] -= (3 * rolled[:, planted[:20]]).astype(np.float32)
     bold[:, 29] = 1.0
     space = SpaceSource("x/tags", tuple((f"features/x/{run}/tags",) for run in "abc"), "single", N_FEATURES)
     unit = SinglesUnit(Unit("singles/x/s1", 0, "d" * 64), space, ROWS, DELAY, ())
@@ -76,7 +78,7 @@ def test_a_feature_is_chosen_on_training_rows_and_scored_on_test_rows(store: Sto
     assert tuple(found.scores) == SINGLE_SCORES
     assert (found.scores["feature"][:, :20] == planted[:20]).all()
     for place, fold in enumerate(ROWS.folds()):
-        test = np.flatnonzero(fold.test)
+        test, shifted = np.flatnonzero(fold.test), by_fold[place]
         for voxel in (0, 7, 25):
             feature, sign = (
                 int(found.scores["feature"][place, voxel]),
@@ -95,6 +97,24 @@ def test_a_feature_is_chosen_on_training_rows_and_scored_on_test_rows(store: Sto
             assert found.scores["r_train"][place, voxel] == pytest.approx(all_r[feature], abs=1e-5)
     assert (found.scores["r"][:, :20].mean(axis=0) > 0.4).all()
     assert np.isnan(found.scores["r"][:, 29]).all()
+
+
+def test_the_onset_of_runs_is_no_course_of_a_feature(store: Store) -> None:
+    """Features that are mostly on would step from nothing to their level in the same rows of every run."""
+    rows = dataclasses.replace(ROWS, policy=RowPolicy(rest="keep"))
+    for run, n_trs in zip("abc", N_TRS, strict=True):
+        values = 0.9 + 0.1 * np.random.default_rng(n_trs).random((n_trs, N_FEATURES))
+        store.write(f"features/x/{run}/tags", (slice(None), slice(None)), values.astype(np.float32))
+    bold = np.random.default_rng(3).standard_normal((sum(N_TRS), N_VOXELS)).astype(np.float32)
+    for onset in rows.onsets:
+        bold[onset : onset + DELAY] += 5
+    space = SpaceSource("x/tags", tuple((f"features/x/{run}/tags",) for run in "abc"), "single", N_FEATURES)
+    SinglesUnit(Unit("singles/x/s1", 0, "d" * 64), space, rows, DELAY, ()).work(
+        store, bold, slice(0, N_VOXELS)
+    )
+    store.mark("singles/x/s1", 0, "d" * 64)
+    (found,) = read_singles(store)
+    assert abs(found.scores["r"].mean()) < 0.1
 
 
 def test_units_are_frozen_and_move_between_blocks() -> None:
