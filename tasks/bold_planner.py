@@ -126,7 +126,10 @@ class BoldPlanner:
         }
         key, group = digest(inputs), average_group()
         arrays = averaging.average_arrays(kept, self.n_voxels, study.fit.block)
-        attributes = {**inputs, "runs": [run.name for run in runs], "subjects": members, "stimulus": version}
+        present = [
+            subject for subject in members if any((subject, run.name) in self.facts.bold for run in runs)
+        ]
+        attributes = {**inputs, "runs": [run.name for run in runs], "subjects": present, "stimulus": version}
         self.groups[group] = GroupSpec(group, key, arrays, len(self.blocks), attributes)
         units = tuple(Unit(group, index, key) for index in range(len(self.blocks)))
         for unit, voxels in zip(units, self.blocks, strict=True):

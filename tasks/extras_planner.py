@@ -48,16 +48,17 @@ class ExtrasPlanner:
         )
 
     def units(
-        self, scanned: Scanned, rows: Rows, tag_rows: Rows, feature_sets: Sequence[FeatureSet]
+        self, scanned: Scanned, rows: Rows, tag_rows: Rows | None, feature_sets: Sequence[FeatureSet]
     ) -> tuple[CeilingUnit | SinglesUnit, ...]:
         """Units of a subject's first block.
 
         Parameters
         ----------
         rows, tag_rows : Rows
-            Of the main fits, and of single tags.
+            Of the main fits, and of single tags; None where the runs cannot be split for these.
         """
-        return (*self._ceilings(scanned, rows), *self._singles(scanned, tag_rows, feature_sets))
+        singles = () if tag_rows is None else self._singles(scanned, tag_rows, feature_sets)
+        return (*self._ceilings(scanned, rows), *singles)
 
     def _ceilings(self, scanned: Scanned, rows: Rows) -> Iterator[CeilingUnit]:
         """One, where a clip is shown again."""

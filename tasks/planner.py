@@ -178,6 +178,7 @@ class _Planner:
                 # The names of runs matter to nothing but the folds that they name.
                 "runs": [[run.n_trs, run.rest, run.repeats] for run in rows.runs],
                 "test": [run.name in outer.test_runs for run in rows.runs],
+                "split_row": rows.split_row,
                 "policy": asdict(rows.policy),
                 "longest_delay": rows.longest_delay,
                 "delays": variant.delays,
@@ -237,26 +238,29 @@ class _Planner:
     def _fit_subject(self, scanned: Scanned) -> None:
         """Fits of one subject, or of the mean over subjects."""
         subject, runs = scanned.subject, scanned.runs
-        rows = self._rows(runs)
-        try:
-            folds = rows.folds()
-        except ValueError as error:
-            if len(runs) == len(self.study.runs):
-                raise  # the study itself cannot be split, whoever was scanned
-            self.set_aside.append(f"subject {subject}: {error}")
+        rows, cannot = self._rows(runs), self._without_folds(runs)
+        if not runs or "fits" in cannot:
+            reason = cannot.get("fits", "no run of it is there and whole")
+            self.set_aside.append(f"subject {subject}: {reason}")
             return
         if rows.split_row is not None and len(runs) < len(self.study.runs):
             self.set_aside.append(f"subject {subject}: fit.split_s counts all runs, and some are missing")
             return
-        names = [fold.name for fold in folds]
+        names = [fold.name for fold in rows.folds()]
         swept = self.study.sweeps.subjects or (subject,)
+        self.set_aside += [
+            f"subject {subject}, sweep over {kind}: {reason}"
+            for kind, reason in cannot.items()
+            if subject in swept
+        ]
         fits = [
             self._fit(scanned, feature_set, names)
             for feature_set in self.feature_sets
-            if feature_set.kind == "fits" or subject in swept
+            if feature_set.kind == "fits" or (subject in swept and feature_set.kind not in cannot)
         ]
         bold = BlockBold(scanned.bold, rows.onsets, self.study.bold.grayordinates)
-        extras = self.extras.units(scanned, rows, self._rows(runs, "tags"), self.feature_sets)
+        tag_rows = None if "tags" in cannot else self._rows(runs, "tags")
+        extras = self.extras.units(scanned, rows, tag_rows, self.feature_sets)
         alphas = self._share_alphas(scanned, bold, fits)
         for index, voxels in enumerate(self.bold.blocks):
             self._add(
@@ -292,6 +296,26 @@ class _Planner:
                     ),
                 ),
             )
+
+    def _without_folds(self, runs: Sequence[Run]) -> dict[str, str]:
+        """For fits and the sweeps that leave out more rows, why these runs cannot be split for them.
+
+        Raises
+        ------
+        ValueError
+            If the study itself cannot be split, whoever was scanned.
+        """
+        kinds = ["fits", *(["delays"] if self.study.sweeps.delays else [])]
+        kinds += ["tags"] if self.study.sweeps.tags is not None else []
+        found = {}
+        for kind in kinds if runs else ():
+            try:
+                self._rows(runs, kind).folds()
+            except ValueError as error:
+                if len(runs) == len(self.study.runs):
+                    raise
+                found[kind] = str(error)
+        return found
 
     def _share_alphas(
         self,
@@ -366,7 +390,7 @@ class _Planner:
             "backend": self.backend,
             "dtype": "float32",
             "zscore": fit.zscore_bold,
-            "alpha": fit.alpha if isinstance(fit.alpha, str) else None,
+            "alpha": f"shared, {shared_alpha.SHARED_ALPHA_VERSION}" if fit.alpha == "shared" else None,
             "repeat_rows": repeat_rows(rows),
             **({"tf32": True} if fit.tf32 else {}),
         }

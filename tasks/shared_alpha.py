@@ -165,6 +165,8 @@ def mean_errors(courses: Any, operators: FoldOperators) -> Any:
     from hpcenc.tasks.ridge import cross_validate
 
     xp = array_namespace(courses)
+    if courses.shape[1] == 0:  # no voxel is defined
+        return xp.zeros_like(operators.alphas)
     if operators.fast is not None:
         return xp.sum(exact_costs(xp.matrix_transpose(courses), operators.fast.forms), axis=0)
     total = xp.sum(-cross_validate(courses, operators), axis=0)

@@ -407,6 +407,39 @@ def test_a_subject_whose_runs_cannot_be_split_is_set_aside(tmp_path: Path) -> No
     assert plan.set_aside[0].startswith("subject s2: ")
 
 
+def test_a_subject_without_a_whole_run_is_set_aside(tmp_path: Path) -> None:
+    files = Files(damaged=tuple(f"s2/{run}" for run in N_TRS))
+    plan = plan_of(tmp_path, {"fit.outer": "rotate"}, files, models="mylab")
+    assert plan.set_aside == ("subject s2: no run of it is there and whole",)
+
+
+def test_a_sweep_that_leaves_too_few_rows_is_set_aside_and_the_fits_stay(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, {"sweeps.delays": [0, 58]}, Files(damaged=("s2/A",)), models="mylab")
+    (reason,) = plan.set_aside
+    assert reason.startswith("subject s2, sweep over delays: ")
+    groups = {spec.group for spec in plan.groups}
+    assert {"fits/mylab/s1", "fits/mylab/s2", "delays/mylab/s1"} <= groups
+    assert "delays/mylab/s2" not in groups
+
+
+def test_a_cut_moved_through_rows_that_do_not_train_is_another_split(tmp_path: Path) -> None:
+    """Both cuts lie in the last run's showing of the clip, which trains in no case; test rows differ."""
+    store = tmp_path / "results" / "study.zarr"
+    plans = [plan_of(tmp_path, {"fit.split_s": split_s}, models="mylab") for split_s in (321.0, 330.0)]
+    finish(plans[0], store)
+    assert reruns(plans[0], plans[1], store)[2:] == ("mylab:last 10 TRs", "mylab")
+
+
+def test_another_way_to_share_an_alpha_makes_fits_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans = [plan_of(tmp_path, {"fit.alpha": "shared"}, models="mylab")]
+    monkeypatch.setattr("hpcenc.tasks.shared_alpha.SHARED_ALPHA_VERSION", 1_000)
+    plans.append(plan_of(tmp_path, {"fit.alpha": "shared"}, models="mylab"))
+    digests = [{spec.group: spec.digest for spec in plan.groups} for plan in plans]
+    assert digests[0]["fits/mylab/s1"] != digests[1]["fits/mylab/s1"]
+
+
 def test_a_study_that_cannot_be_split_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="training runs"):
         plan_of(tmp_path, {"fit.test_runs": ["A", "B", "C"]})
@@ -460,9 +493,9 @@ GOLDEN = {
     "features/clip-untrained-seed-0/main/a": "be58073281c0d4ab",
     "features/beats-untrained-seed-0/main/a": "7f5e2bfb00b69bd1",
     "features/mylab/files/a": "f9527d6bbb58a9a5",
-    "operators/f87fc9f38e533346": "f87fc9f38e533346",
-    "fits/clip-untrained-seed-0/s1": "fa46dfdbc3e99e5d",
-    "fits/mylab/s1": "fc81ce915c26fa41",
+    "operators/e742326c26daf23b": "e742326c26daf23b",
+    "fits/clip-untrained-seed-0/s1": "21baceb53e15b347",
+    "fits/mylab/s1": "73dca477086b215e",
 }
 
 

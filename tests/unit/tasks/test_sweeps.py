@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,18 @@ from hpcenc.storage.results import read_ceilings, read_scores, read_voxels
 from hpcenc.storage.store import Store
 from hpcenc.storage.study import Study, Sweeps, parse_study
 from hpcenc.storage.weights import read_weights
+from hpcenc.tasks.folds import RowPolicy, RunRows, outer_folds
 from hpcenc.tasks.inspection import inspect
 from hpcenc.tasks.memory import worker_peak
 from hpcenc.tasks.nested import choose_variants
+from hpcenc.tasks.operators import make_operators
 from hpcenc.tasks.plan import Plan
 from hpcenc.tasks.planner import make_plan
 from hpcenc.tasks.price import price_plan
 from hpcenc.tasks.report.courses import make_courses
 from hpcenc.tasks.scores import pearson_r
 from hpcenc.tasks.selection import BAND_RATIOS, select_feature_sets
+from hpcenc.tasks.shared_alpha import mean_errors
 
 N_TRS = {"A": 70, "B": 60, "C": 80, "D": 75}
 N_VOXELS = 40
@@ -282,6 +286,16 @@ def test_an_average_needs_two_subjects_with_a_run(folder: Path, tmp_path: Path) 
     assert any("average: no run of two subjects" in reason for reason in plan.set_aside)
 
 
+def test_the_average_names_those_whose_bold_it_has(folder: Path, tmp_path: Path) -> None:
+    study = study_of(folder, tmp_path, sweeps={})
+    chosen = select_feature_sets(study, "first")
+    facts = inspect(study, chosen, SUBJECTS, FileDigests(tmp_path / "digests.json"))
+    bold = {key: header for key, header in facts.bold.items() if key[0] != "s3"}
+    plan = make_plan(study, chosen, replace(facts, bold=bold), "numpy")
+    groups = {spec.group: spec for spec in plan.groups}
+    assert groups["bold/average"].attributes["subjects"] == ["s1", "s2"]
+
+
 def paper_like(folder: Path, results: Path, **fit: Any) -> Study:
     """One subject, no row cut, the last 100 of 285 rows tested: part of run C trains."""
     runs = [{"name": run, "n_trs": n_trs} for run, n_trs in N_TRS.items()]
@@ -369,6 +383,14 @@ def test_a_shared_alpha_is_that_of_the_least_mean_error(folder: Path, tmp_path: 
                 others = plain["train"] & ~held_out
                 null += ((plain["Y"][held_out] - plain["Y"][others].mean(0)) ** 2).mean(0) / 2
             np.testing.assert_allclose(found.more["cv"][0, place], 1 - folds / null, atol=2e-5)
+
+
+@pytest.mark.parametrize("solver", ["exact", "fast"])
+def test_no_voxel_has_no_say_in_a_shared_alpha(solver: Any) -> None:
+    (fold,) = outer_folds([RunRows(name, 30) for name in "ABC"], (1,), RowPolicy())
+    design = np.random.default_rng(0).standard_normal((90, 40))
+    operators = make_operators(design @ design.T, fold, np.linspace(-2, 5, 9), solver=solver)
+    assert mean_errors(np.zeros((60, 0), np.float32), operators).tolist() == [0.0] * 9
 
 
 def test_an_alpha_that_is_given_is_taken(folder: Path, tmp_path: Path) -> None:
