@@ -13,7 +13,7 @@ from hpcenc.tasks.folds import RunRows, rest_rows, run_onsets
 
 Floats = NDArray[np.floating[Any]]
 
-CEILING_VERSION = 1
+CEILING_VERSION = 2
 """Part of the digest of ceilings: raised by hand whenever they change."""
 
 MIN_ROWS = 10
@@ -166,6 +166,9 @@ def explainable_share(showings: Floats) -> NDArray[np.float64]:
 def share_interval(showings: Floats, seed: int = 0) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """95 % interval of the explainable share, by a bootstrap over blocks of rows.
 
+    Percentiles of a few blocks' resamples lie too close together. They are expanded as if the mean of as many
+    values had a t interval: at 73 rows from the 2.5th percentile to the 0.46th.
+
     Parameters
     ----------
     showings : array of shape (n_showings, n_rows, n_voxels)
@@ -175,18 +178,32 @@ def share_interval(showings: Floats, seed: int = 0) -> tuple[NDArray[np.float64]
     Returns
     -------
     low, high : array of shape (n_voxels,)
-        2.5th and 97.5th percentile; NaN where the share is.
+        NaN where the share is.
 
     References
     ----------
     Politis and Romano (1992), A circular block-resampling procedure for stationary data.
+    Hesterberg (2015), The American Statistician 69, 371-386 (expanded percentiles).
     """
+    lowest = _percentile(showings.shape[1] / BLOCK_ROWS)
     weights = _resamples(showings.shape[1], np.random.default_rng(seed))
     low, high = np.empty(showings.shape[2]), np.empty(showings.shape[2])
     for first in range(0, showings.shape[2], VOXELS_AT_ONCE):
         part = slice(first, first + VOXELS_AT_ONCE)
-        low[part], high[part] = np.percentile(_shares(showings[:, :, part], weights), (2.5, 97.5), axis=0)
+        low[part], high[part] = np.percentile(
+            _shares(showings[:, :, part], weights), (lowest, 100 - lowest), axis=0
+        )
     return low, high
+
+
+def _percentile(n_blocks: float) -> float:
+    """Percentile of the resamples at which a 95 % interval begins."""
+    from scipy.stats import norm, t  # half a second, and every plan reads this module
+
+    if n_blocks <= 1:
+        return 0.0
+    quantile = t.ppf(0.025, n_blocks - 1) * np.sqrt(n_blocks / (n_blocks - 1))
+    return float(100 * norm.cdf(quantile))
 
 
 def ceiling_r(share: Floats) -> NDArray[np.float64]:

@@ -86,11 +86,20 @@ def test_a_perfect_model_reaches_the_ceiling_in_the_mean(share: float) -> None:
     )
 
 
-@pytest.mark.parametrize("share", [0.1, 0.3, 0.6])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 0.6])
 def test_the_interval_holds_the_share_in_most_simulations(share: float) -> None:
     showings, analytic = simulated(share, seed=4)
     low, high = share_interval(showings, seed=0)
-    assert 0.85 <= np.mean((low <= analytic) & (analytic <= high)) <= 1.0
+    assert 0.92 <= np.mean((low <= analytic) & (analytic <= high)) <= 1.0
+    assert (low < high).all()
+    if share == 0:
+        assert np.mean(low > 0) < 0.03
+
+
+def test_a_showing_of_one_block_has_an_interval() -> None:
+    showings = np.random.default_rng(8).standard_normal((3, 10, 50))
+    low, high = share_interval(showings)
+    assert np.isfinite(low).all()
     assert (low < high).all()
 
 
