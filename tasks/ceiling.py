@@ -178,30 +178,30 @@ def share_interval(showings: Floats, seed: int = 0) -> tuple[NDArray[np.float64]
     Returns
     -------
     low, high : array of shape (n_voxels,)
-        NaN where the share is.
+        NaN where the share is, and for a single block of rows, whose resamples are all alike.
 
     References
     ----------
     Politis and Romano (1992), A circular block-resampling procedure for stationary data.
     Hesterberg (2015), The American Statistician 69, 371-386 (expanded percentiles).
     """
-    lowest = _percentile(showings.shape[1] / BLOCK_ROWS)
-    weights = _resamples(showings.shape[1], np.random.default_rng(seed))
-    low, high = np.empty(showings.shape[2]), np.empty(showings.shape[2])
-    for first in range(0, showings.shape[2], VOXELS_AT_ONCE):
+    n_rows, n_voxels = showings.shape[1:]
+    if n_rows <= BLOCK_ROWS:
+        return np.full(n_voxels, np.nan), np.full(n_voxels, np.nan)
+    lowest = _percentile(n_rows / BLOCK_ROWS)
+    percentiles = lowest, 100 - lowest
+    weights = _resamples(n_rows, np.random.default_rng(seed))
+    low, high = np.empty(n_voxels), np.empty(n_voxels)
+    for first in range(0, n_voxels, VOXELS_AT_ONCE):
         part = slice(first, first + VOXELS_AT_ONCE)
-        low[part], high[part] = np.percentile(
-            _shares(showings[:, :, part], weights), (lowest, 100 - lowest), axis=0
-        )
+        low[part], high[part] = np.percentile(_shares(showings[:, :, part], weights), percentiles, axis=0)
     return low, high
 
 
 def _percentile(n_blocks: float) -> float:
-    """Percentile of the resamples at which a 95 % interval begins."""
+    """Percentile of the resamples at which a 95 % interval begins; there is more than one block."""
     from scipy.stats import norm, t  # half a second, and every plan reads this module
 
-    if n_blocks <= 1:
-        return 0.0
     quantile = t.ppf(0.025, n_blocks - 1) * np.sqrt(n_blocks / (n_blocks - 1))
     return float(100 * norm.cdf(quantile))
 

@@ -96,11 +96,11 @@ def test_the_interval_holds_the_share_in_most_simulations(share: float) -> None:
         assert np.mean(low > 0) < 0.03
 
 
-def test_a_showing_of_one_block_has_an_interval() -> None:
-    showings = np.random.default_rng(8).standard_normal((3, 10, 50))
+def test_a_showing_of_one_block_has_no_interval() -> None:
+    showings = np.random.default_rng(8).standard_normal((3, 11, 50))
     low, high = share_interval(showings)
-    assert np.isfinite(low).all()
     assert (low < high).all()
+    assert np.isnan(share_interval(showings[:, :10])).all()
 
 
 def test_a_resample_is_a_choice_of_rows() -> None:
