@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +24,8 @@ MEANINGS = {
     (
         "fit",
         "split_s",
-    ): "the movie is cut in two at one moment: the test rows are of one run, the first of them follow "
-    "training rows within seconds, and one cut says nothing of the spread",
+    ): "the movie is cut in two at one moment: the first test rows follow training rows within seconds, and "
+    "one cut says nothing of the spread",
     ("fit", "min_fold_trs"): "a run with few training rows joins its neighbour in the inner folds",
     (
         "fit",
@@ -67,14 +67,30 @@ class Departure:
     meaning: str
 
 
-def departures(study: Study) -> Iterator[Departure]:
-    """Settings of a study that change results and are not the defaults, in the order of `MEANINGS`."""
-    defaults: dict[str, Any] = {"fit": Fit(), "models": Models(), "average": Average()}
-    tables: dict[str, Any] = {"fit": study.fit, "models": study.models, "average": study.average}
+def settings_of(study: Study) -> dict[str, Any]:
+    """Settings of a study that change results, as plain values: kept with every fit, for the study file may
+    change after it."""
+    tables = {"fit": study.fit, "models": study.models, "average": study.average}
+    plain: dict[str, Any] = {
+        name: None if table is None else table.model_dump(mode="json") for name, table in tables.items()
+    }
+    if study.fit.test_runs == (study.runs[-1].name,):
+        plain["fit"]["test_runs"] = []
+    kept: dict[str, Any] = {"preset": study.preset}
+    for name, values in plain.items():
+        keys = [key for table, key in MEANINGS if table == name]
+        kept[name] = None if values is None else {key: values[key] for key in keys}
+    return kept
+
+
+def departures(settings: Mapping[str, Any]) -> Iterator[Departure]:
+    """Settings, as `settings_of` gives them, that are not the defaults, in the order of `MEANINGS`."""
+    defaults = {"fit": Fit(), "models": Models(), "average": Average()}
+    plain = {name: table.model_dump(mode="json") for name, table in defaults.items()}
     for (table, key), meaning in MEANINGS.items():
-        if tables[table] is None:
+        if settings[table] is None:
             continue
-        default, found = getattr(defaults[table], key), getattr(tables[table], key)
+        default, found = plain[table][key], settings[table][key]
         if found != default:
             yield Departure(f"{table}.{key}", _text(default), _text(found), meaning)
 
@@ -82,6 +98,6 @@ def departures(study: Study) -> Iterator[Departure]:
 def _text(value: Any) -> str:
     if value is None:
         return "none"
-    if isinstance(value, tuple):
+    if isinstance(value, list):
         return " ".join(map(str, value)) or "none"
     return str(value)

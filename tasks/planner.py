@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from hpcenc.storage.departures import settings_of
 from hpcenc.storage.digests import digest
 from hpcenc.storage.groups import GroupSpec
 from hpcenc.storage.layout import (
@@ -424,6 +425,7 @@ class _Planner:
             "backend": self.backend,
             "tf32": fit.tf32,
             "bold": scanned.identity,
+            "settings": settings_of(study),
             "variants": [
                 {
                     "label": label.label(kind),

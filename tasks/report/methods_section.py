@@ -4,11 +4,12 @@ defaults."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from hpcenc.storage.departures import AS_PUBLISHED, Departure, departures
 from hpcenc.storage.layout import AVERAGE
-from hpcenc.storage.results import Scores
+from hpcenc.storage.results import Scores, fit_groups
 from hpcenc.storage.store import Store
 from hpcenc.storage.study import Study
 from hpcenc.tasks.report.sections import Column, Section, Table
@@ -39,18 +40,39 @@ def methods_section(
         What every model's features were made with.
     """
     paragraphs = [" ".join(sentences(store, study, found, run, features))]
-    rows = list(departures(study))
-    if study.preset == "paper":
+    settings = _settings(found)
+    if any(each["preset"] == "paper" for each in settings):
         paragraphs.append(
-            f"Preset paper: the settings below are {AS_PUBLISHED}, not hpcenc's own. The figures that the "
-            "study reports contradict each other; they are no target, and none is held against these."
+            f"Preset paper: the study file began with the settings {AS_PUBLISHED}; those below are what was "
+            "run. The figures that the study reports contradict each other; they are no target, and none is "
+            "held against these."
         )
+    rows = _departures(settings)
     if _clip_on_both_sides(store, found):
         paragraphs.append(
             "The repeated clip stands in training and in test: part of r is that of a stimulus which was "
             "seen before."
         )
     return Section("methods", "Methods", tuple(paragraphs), (_table(rows),) if rows else ())
+
+
+def _settings(found: Sequence[Scores]) -> list[Mapping[str, Any]]:
+    """Settings that fits were made under, each once."""
+    settings: list[Mapping[str, Any]] = []
+    for scores in found:
+        if scores.attributes["settings"] not in settings:
+            settings.append(scores.attributes["settings"])
+    return settings
+
+
+def _departures(settings: Sequence[Mapping[str, Any]]) -> list[Departure]:
+    """Those of all settings; one that some fits do not have says so."""
+    of_each = [list(departures(each)) for each in settings]
+    rows = dict.fromkeys(row for rows in of_each for row in rows)
+    return [
+        row if all(row in rows for rows in of_each) else replace(row, found=f"{row.found} (some fits)")
+        for row in rows
+    ]
 
 
 def sentences(
@@ -86,7 +108,12 @@ def sentences(
     )
     dropped = sorted({reason for fold in folds for reason in fold["dropped"]})
     said.append(f"Left out were rows of {', '.join(dropped)}." if dropped else "No row was left out.")
-    said.append(_fit_sentence(folds))
+    said.append(_fit_sentence(folds, _settings(found)))
+    if beside := [words for kind, words in _SWEPT.items() if any(fit_groups(store, kind))]:
+        said.append(
+            f"Beside these, {' and '.join(beside)} were fitted, of which each vertex chose one by the error "
+            "of the inner folds."
+        )
     said.append(
         "r is Pearson's between predicted and measured BOLD over the test rows; a vertex's chance level is "
         "the 99.9th percentile of r under circular shifts of at least 30 TRs within the run."
@@ -94,14 +121,18 @@ def sentences(
     return said
 
 
-def _fit_sentence(folds: Sequence[Mapping[str, Any]]) -> str:
+_SWEPT = {
+    "delays": "single delays",
+    "layers": "every layer of the models",
+    "bands": "sums of two feature sets with a penalty each",
+}
+"""What sweeps are, by the group that holds them."""
+
+
+def _fit_sentence(folds: Sequence[Mapping[str, Any]], settings: Sequence[Mapping[str, Any]]) -> str:
     delays = dict.fromkeys(" ".join(map(str, fold["delays"])) for fold in folds)
-    grids = dict.fromkeys(
-        f"the alpha {fold['alpha']:g}"
-        if fold.get("alpha") is not None
-        else f"{len(fold['alpha_exponents'])} alphas from 10^{fold['alpha_exponents'][0]:g} to "
-        f"10^{fold['alpha_exponents'][-1]:g} times the kernel's mean variance"
-        for fold in folds
+    penalties = dict.fromkeys(
+        _penalties(fold, each["fit"]) for each in settings for fold in folds if _is_of(fold, each["fit"])
     )
     solvers = dict.fromkeys(str(fold["solver"]) for fold in folds)
     zscored = dict.fromkeys(
@@ -110,8 +141,30 @@ def _fit_sentence(folds: Sequence[Mapping[str, Any]]) -> str:
     )
     return (
         f"Ridge regression on features z-scored by mean and deviation {' or '.join(zscored)}, at delays of "
-        f"{' or '.join(delays)} TRs within runs, with {' or '.join(grids)}, chosen by the mean squared "
-        f"error of leave-one-run-out folds within the training rows (solver: {', '.join(solvers)})."
+        f"{' or '.join(delays)} TRs within runs, with {' or '.join(penalties)} (solver: "
+        f"{', '.join(solvers)})."
+    )
+
+
+def _is_of(fold: Mapping[str, Any], fit: Mapping[str, Any]) -> bool:
+    """Whether operators may be of fits with these settings: as to where their alpha is from."""
+    return (fold.get("alpha") is None) == isinstance(fit["alpha"], str)
+
+
+def _penalties(fold: Mapping[str, Any], fit: Mapping[str, Any]) -> str:
+    """Where the alphas are from."""
+    if fold.get("alpha") is not None:
+        return f"the alpha {fold['alpha']:g}, which was given, for all vertices"
+    exponents = fold["alpha_exponents"]
+    whose = (
+        "one alpha for all vertices of a subject" if fit["alpha"] == "shared" else "an alpha for each vertex"
+    )
+    merged = fit["min_fold_trs"]
+    joined = f", where a run of fewer than {merged} rows joins its neighbour" if merged else ""
+    return (
+        f"{whose}, of {len(exponents)} from 10^{exponents[0]:g} to 10^{exponents[-1]:g} times the kernel's "
+        "mean variance: that of the least mean squared error in leave-one-run-out folds within the training "
+        f"rows{joined}"
     )
 
 

@@ -99,7 +99,8 @@ def _origin(
         settings={
             name: "; ".join(dict.fromkeys(describe(fold) for fold in folds))
             for name, describe in _SETTINGS.items()
-        },
+        }
+        | {name: describe(fit) for name, describe in _FIT_SETTINGS.items()},
         features={
             (space["name"], run): made_by(paths[0].rpartition("/")[0], digest)
             for fold in folds
@@ -136,6 +137,8 @@ def _describe_runs(fold: Attributes) -> str:
 
 
 def _describe_test(fold: Attributes) -> str:
+    if fold["split_row"] is not None:
+        return f"rows from {fold['split_row']} on"
     return "+".join(name for name, held in zip(fold["run_names"], fold["test"], strict=True) if held)
 
 
@@ -158,13 +161,25 @@ def _describe_solver(fold: Attributes) -> str:
     return fold["solver"] if tolerance is None else f"{fold['solver']}, basis tolerance {tolerance:g}"
 
 
+def _describe_alphas(fold: Attributes) -> str:
+    if fold["alpha"] is not None:
+        return f"none: alpha {fold['alpha']:g} is given"
+    return " ".join(f"{exponent:g}" for exponent in fold["alpha_exponents"])
+
+
 _SETTINGS: Mapping[str, Callable[[Attributes], str]] = {
     "runs": _describe_runs,
     "test runs": _describe_test,
     "row policy": _describe_policy,
     "delays": lambda fold: " ".join(map(str, fold["delays"])),
-    "alpha exponents": lambda fold: " ".join(f"{exponent:g}" for exponent in fold["alpha_exponents"]),
+    "alpha exponents": _describe_alphas,
+    "features z-scored over": lambda fold: f"{fold['zscore']} rows",
     "solver": _describe_solver,
+}
+
+_FIT_SETTINGS: Mapping[str, Callable[[Attributes], str]] = {
+    "BOLD z-scored over": lambda fit: f"each {fit['zscore']}",
+    "alpha of": lambda fit: "each vertex" if fit["settings"]["fit"]["alpha"] == "voxel" else "all vertices",
 }
 
 

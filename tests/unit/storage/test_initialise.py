@@ -10,7 +10,7 @@ import pytest
 from nibabel.cifti2 import BrainModelAxis, Cifti2Header, SeriesAxis
 
 from hpcenc.storage.bold import find_bold
-from hpcenc.storage.departures import MEANINGS, departures
+from hpcenc.storage.departures import MEANINGS, departures, settings_of
 from hpcenc.storage.errors import StudyError
 from hpcenc.storage.hcp7t import runs
 from hpcenc.storage.initialise import StudyDraft, hcp7t_study, other_study, parse_choices
@@ -271,7 +271,7 @@ def test_the_paper_preset_is_the_reference_study_as_published(hcp: Path) -> None
 
 def test_each_departure_of_the_paper_preset_is_named_with_what_it_means(hcp: Path) -> None:
     paper = hcp7t_study(hcp / "bold", hcp / "movies", v1_subjects=(), choices=parse_choices("paper", None))
-    found = {departure.key: departure for departure in departures(parse(paper, hcp))}
+    found = {departure.key: departure for departure in departures(settings_of(parse(paper, hcp)))}
     assert list(found) == [
         "fit.delays",
         "fit.rest",
@@ -286,7 +286,7 @@ def test_each_departure_of_the_paper_preset_is_named_with_what_it_means(hcp: Pat
     assert (found["fit.split_s"].default, found["fit.split_s"].found) == ("none", "2924.0")
     assert "on both sides" in found["fit.repeat_train"].meaning
     default = hcp7t_study(hcp / "bold", hcp / "movies", v1_subjects=())
-    assert list(departures(parse(default, hcp))) == []
+    assert list(departures(settings_of(parse(default, hcp)))) == []
 
 
 @pytest.mark.parametrize(("preset", "window", "delays"), [

@@ -20,6 +20,7 @@ from hpcenc.tasks.inspection import inspect
 from hpcenc.tasks.planner import make_plan
 from hpcenc.tasks.report.build import build_report
 from hpcenc.tasks.report.courses import make_courses
+from hpcenc.tasks.report.methods_section import methods_section
 from hpcenc.tasks.report.provenance import Origin, origin_warnings, read_origins, row_lines, setting_lines
 from hpcenc.tasks.selection import select_feature_sets
 
@@ -217,3 +218,50 @@ def test_no_course_is_made_of_bold_that_is_not_the_fitted_file(lab):
     for path in lab.folder.glob("s?_?.npy"):
         path.unlink()
     assert "expected one file" in courses_of(lab, lab.study())[1][0]
+
+
+def methods(lab: Lab, study: Study) -> tuple[str, dict[str, str]]:
+    """What the methods section says, and the departures that it lists."""
+    section = methods_section(lab.store, study, require_scores(lab.store), {}, [])
+    rows = section.tables[0].rows if section.tables else ()
+    return " ".join(section.paragraphs), {row.key: row.found for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("fit", "said", "not_said"),
+    [
+        ({}, "an alpha for each vertex, of 4 from", "given"),
+        ({"alpha": "shared"}, "one alpha for all vertices of a subject, of 4 from", "each vertex"),
+        ({"alpha": 5.0}, "with the alpha 5, which was given, for all vertices (solver", "least mean squared"),
+        ({"min_fold_trs": 45}, "a run of fewer than 45 rows joins its neighbour", "given"),
+    ],
+)
+def test_methods_say_where_alphas_are_from(lab: Lab, fit: dict[str, Any], said: str, not_said: str) -> None:
+    text, _ = methods(lab, lab.fit(**fit))
+    assert said in text
+    assert not_said not in text
+
+
+def test_methods_are_those_of_the_fits_and_not_of_a_later_study_file(lab: Lab) -> None:
+    lab.fit(alpha=5.0)
+    text, departed = methods(lab, lab.study(zscore_bold="movie", delays=[3]))
+    assert departed == {"fit.delays": "1 2", "fit.n_alphas": "4", "fit.alpha": "5.0"}
+    assert "at delays of 1 2 TRs" in text
+    lab.fit(("s2",))
+    _, departed = methods(lab, lab.study())
+    assert departed["fit.alpha"] == "5.0 (some fits)"
+    assert departed["fit.delays"] == "1 2"
+
+
+def test_the_last_run_by_its_name_is_no_departure(lab: Lab) -> None:
+    _, departed = methods(lab, lab.fit(test_runs=["D"]))
+    assert "fit.test_runs" not in departed
+
+
+def test_facts_tell_given_and_shared_alphas_and_how_rows_were_scaled(lab: Lab) -> None:
+    lab.fit(alpha=5.0, zscore_bold="movie", split_s=150.0)
+    lines = dict(setting_lines(lab.origins))
+    assert lines["alpha exponents"] == "none: alpha 5 is given"
+    assert lines["alpha of"] == "all vertices"
+    assert lines["BOLD z-scored over"] == "each movie"
+    assert lines["test runs"] == "rows from 150 on"
