@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -104,11 +104,11 @@ def control(
     raise typer.Exit(status)
 
 
-def tell_submitted(submitted: Submitted, study: Path, as_json: bool) -> None:
+def tell_submitted(submitted: Submitted, study: Path, as_json: bool, idle_sweeps: Sequence[str]) -> None:
     """Print what was submitted, and what to do next."""
     facts = {"job": submitted.job_id, "run": submitted.run_id, "folder": str(submitted.folder)}
     if as_json:
-        print(json.dumps(facts, indent=2))
+        print(json.dumps({**facts, "idle_sweeps": idle_sweeps}, indent=2))
         return
     for name, value in facts.items():
         print(f"{name:8} {value}")

@@ -97,6 +97,9 @@ def submit(
         if prepared.profile in HERE and any(for_slurm.values()):
             given = ", ".join(name for name, is_given in for_slurm.items() if is_given)
             refuse(f"{given}: for a SLURM site only, and the profile is {prepared.profile!r}")
+        if not (dry_run or as_json):  # which tell it on stdout
+            for line in prepared.idle_sweeps:
+                say(f"note: {line}")
         if dry_run:
             _print_plan(prepared, as_json)
         elif print_script:
@@ -111,7 +114,7 @@ def submit(
             submitted = submit_batch(prepared, sys.argv[1:], sbatch_arg or (), way)
             if not submitted.job_id:
                 _finish(prepared, _control_here(submitted.folder, as_json), as_json)
-            runs.tell_submitted(submitted, study, as_json)
+            runs.tell_submitted(submitted, study, as_json, prepared.idle_sweeps)
             if wait:
                 runs.wait(study)
 
@@ -163,8 +166,14 @@ def _finish(prepared: Prepared, result: Result, as_json: bool) -> None:
         "run": str(result.run_folder),
     }
     if as_json:
-        print(json.dumps({**paths, "exit_status": result.exit_status, "units_done": result.units_done,
-                          "set_aside": result.set_aside}, indent=2))  # fmt: skip
+        facts = {
+            **paths,
+            "exit_status": result.exit_status,
+            "units_done": result.units_done,
+            "set_aside": result.set_aside,
+            "idle_sweeps": prepared.idle_sweeps,
+        }
+        print(json.dumps(facts, indent=2))
     else:
         for reason in result.set_aside:
             say(f"set aside: {reason}")

@@ -26,6 +26,8 @@ def plan_lines(priced: Mapping[str, Any]) -> Iterator[str]:
     yield from _price_lines(priced)
     for reason in priced["set_aside"]:
         yield f"  set aside: {reason}"
+    for line in priced["idle_sweeps"]:
+        yield f"  note: {line}"
 
 
 def _price_lines(priced: Mapping[str, Any]) -> Iterator[str]:

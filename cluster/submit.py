@@ -36,7 +36,7 @@ from hpcenc.tasks.memory import WorkerPeak, worker_peak
 from hpcenc.tasks.plan import Plan, planned_files
 from hpcenc.tasks.planner import make_plan
 from hpcenc.tasks.records import Deadline, one_line
-from hpcenc.tasks.selection import FeatureSet, select_feature_sets
+from hpcenc.tasks.selection import FeatureSet, idle_sweeps, select_feature_sets
 
 EXIT_DONE, EXIT_FAILED, EXIT_WRONG, EXIT_INTERRUPTED = 0, 1, 2, 3
 
@@ -65,6 +65,11 @@ class Prepared:
     layers: str
     profile: str
     peak: WorkerPeak
+
+    @property
+    def idle_sweeps(self) -> tuple[str, ...]:
+        """What the study's sweeps ask for that this run leaves nothing to do for, one line each."""
+        return idle_sweeps(self.study, self.feature_sets)
 
 
 @dataclass(frozen=True)
@@ -194,6 +199,7 @@ def price(prepared: Prepared) -> dict[str, Any]:
         "files_to_write": planned_files(prepared.plan.groups_to_write(store)),
         "bytes_to_write": prepared.plan.bytes_to_write(store),
         "set_aside": list(prepared.plan.set_aside),
+        "idle_sweeps": list(prepared.idle_sweeps),
         "backend": prepared.backend.name,
         "backend_choice": prepared.backend.how,
         "store": str(store),

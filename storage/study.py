@@ -26,7 +26,7 @@ from pydantic import (
 
 from hpcenc.storage.errors import StudyError
 from hpcenc.storage.layout import AVERAGE
-from hpcenc.storage.study_checks import cross_problems
+from hpcenc.storage.study_checks import cross_problems, file_problems
 
 MAIN_STIMULUS = "main"
 """Stimulus version of a study whose runs name one movie each."""
@@ -269,6 +269,11 @@ class Sweeps(Settings):
     subjects: tuple[str, ...] = ()
     """Subjects that they are fitted in, ``average`` among them; all if empty."""
 
+    @property
+    def any_asked(self) -> bool:
+        """Whether there is anything to sweep over."""
+        return bool(self.delays) or self.layers or self.tags is not None or self.bands
+
 
 class Average(Settings):
     """The pseudo-subject ``average``, whose BOLD is the mean over subjects."""
@@ -402,6 +407,7 @@ def parse_study(data: dict[str, Any], folder: Path, where: str = "study") -> Stu
         # By way of JSON, where strict means what it does in TOML: "10" is no number, a list is a tuple.
         text = json.dumps({**data, "folder": str(folder)}, default=str)
         study = Study.model_validate_json(text, strict=True)
+        problems += file_problems(study)
     except ValidationError as error:
         problems += _problems(error)
     if problems:

@@ -46,6 +46,17 @@ def cross_problems(study: Study) -> Iterator[str]:
         yield f"fit.alpha_exponents: {study.fit.n_alphas} alphas need a range, found {[low, high]}"
 
 
+def file_problems(study: Study) -> Iterator[str]:
+    """What a study file may not say, though a run may: `--subjects` leaves out whom it likes."""
+    sweeps = study.sweeps
+    if sweeps.any_asked and sweeps.subjects and not set(sweeps.subjects) & set(study.fitted):
+        swept, fitted = ", ".join(sweeps.subjects), ", ".join(study.subjects.only)
+        yield (
+            f"sweeps.subjects: nothing would be swept: none of {swept} is fitted, subjects.only is {fitted}. "
+            "Name one of these, or leave sweeps.subjects out"
+        )
+
+
 def _run_problems(study: Study) -> Iterator[str]:
     """What is wrong between the runs and what names them."""
     names = [run.name for run in study.runs]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -136,6 +136,50 @@ def select_feature_sets(study: Study, models: str = "all", layers: str = "defaul
         raise StudyError(problems)
     fits = [_feature_set(study, name, layers, chosen) for name in names]
     return tuple(chosen for fit in fits for chosen in (fit, *_sweeps(study, fit)))
+
+
+def idle_sweeps(study: Study, feature_sets: Sequence[FeatureSet]) -> tuple[str, ...]:
+    """What the study's sweeps ask for that these feature sets and subjects leave nothing to do for.
+
+    Parameters
+    ----------
+    study : Study
+    feature_sets : sequence of FeatureSet
+        The chosen ones, with their sweeps.
+
+    Returns
+    -------
+    tuple of str
+        One line each: the key, what is missing, and the way out. Nothing is wrong with them, for a run may
+        be of a part of its study.
+    """
+    sweeps, kinds = study.sweeps, {chosen.kind for chosen in feature_sets}
+    has_tags = any(
+        chosen.kind == "fits" and [space.layer for space in chosen.spaces] == [catalogue.TAGS]
+        for chosen in feature_sets
+    )
+    lines = []
+    if sweeps.tags is not None and not has_tags:
+        lines.append(
+            "sweeps.tags: no feature set of --models has tags, so no tag is held against BOLD; add "
+            "beats-tags or cavmae-tags to --models (`all` has neither), or leave it out"
+        )
+    if sweeps.layers and "layers" not in kinds:
+        lines.append(
+            "sweeps.layers: no feature set of --models has more than one layer, so no layers are compared; "
+            "add a model to --models, or leave it out"
+        )
+    if sweeps.bands and "bands" not in kinds:
+        lines.append(
+            "sweeps.bands: none of --models is a sum of two, so nothing is fitted in bands; add one such as "
+            "beats+clip to --models, or leave it out"
+        )
+    if sweeps.any_asked and not set(study.fitted) & set(sweeps.subjects or study.fitted):
+        lines.append(
+            f"sweeps.subjects: none of {', '.join(sweeps.subjects)} is fitted, so nothing is swept; fitted: "
+            f"{', '.join(study.fitted)}. Add one to --subjects, or leave sweeps.subjects out"
+        )
+    return tuple(lines)
 
 
 def _split(text: str) -> tuple[str, ...]:

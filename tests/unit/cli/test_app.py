@@ -102,6 +102,20 @@ def test_a_dry_run_as_json_is_json_alone(study_file: Path) -> None:
     assert result.stderr == ""
 
 
+def test_sweeps_with_nothing_to_do_are_told_by_check_and_submit(study_file: Path) -> None:
+    study_file.write_text(STUDY + "sweeps = { delays = [1], bands = true }\n")
+    said = "note: sweeps.bands: none of --models is a sum of two"
+    assert f"  {said}" in run("check", study_file).stdout
+    for command in ("check", "submit --dry-run"):
+        (line,) = json.loads(run(*command.split(), study_file, "--json").stdout)["idle_sweeps"]
+        assert line.startswith(said.removeprefix("note: "))
+    submitted = run("submit", study_file, "--profile", "serial", "--subjects", "s1")
+    assert submitted.exit_code == 0
+    assert said in submitted.stderr
+    again = run("submit", study_file, "--profile", "serial", "--subjects", "s1", "--json")
+    assert json.loads(again.stdout)["idle_sweeps"] == [line]
+
+
 def test_status_before_anything_was_submitted(study_file: Path) -> None:
     result = run("status", study_file)
     assert (result.exit_code, result.stdout) == (2, "")

@@ -23,6 +23,7 @@ PRICED: dict[str, Any] = {
     "files_to_write": 28_166,
     "bytes_to_write": 2_340_000_000,
     "set_aside": ["subject s2: broken"],
+    "idle_sweeps": ["sweeps.bands: no sum"],
     "compute": {
         "flop": {"operators": 2e12, "fit": 11e15, "weights": 0.8e15},
         "hours": {"extract": 3.3, "operators": 0.2, "fit": 18.04},
@@ -98,6 +99,7 @@ def test_a_plan_tells_what_is_left_of_every_stage() -> None:
     assert "reused          0 groups\n" in text
     assert "at most 28,166 files, 2.34 GB to write to the store" in text
     assert "set aside: subject s2: broken" in text
+    assert "note: sweeps.bands: no sum" in text
 
 
 def test_a_plan_tells_its_price_in_a_line_each() -> None:

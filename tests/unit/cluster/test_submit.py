@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from hpcenc.cluster.status import read_status
-from hpcenc.cluster.submit import choose_subjects, prepare, price, submit
+from hpcenc.cluster.submit import choose_subjects, prepare, price, run_settings, submit
 from hpcenc.storage.errors import FullError, LockError, StudyError
 from hpcenc.storage.groups import GroupSpec
 from hpcenc.storage.layout import lock_path
 from hpcenc.storage.lock import acquire, read_lock, this_process
 from hpcenc.storage.store import Store
-from hpcenc.storage.study import Average, load_study
+from hpcenc.storage.study import Average, Study, load_study
 
 STUDY = """\
 name = "x"
@@ -99,6 +99,15 @@ def test_a_price_counts_units_groups_and_bytes_before_and_after(study_file: Path
     changed = price(prepare(study_file))
     assert changed["recomputed"] == [f"fits/mylab/{subject}" for subject in ("s1", "s2", "s3")]
     assert changed["stages"]["operators"]["to_do"] == 0
+
+
+def test_a_run_of_who_is_not_swept_says_so_and_is_read_again_from_its_folder(study_file: Path) -> None:
+    study_file.write_text(STUDY + "[sweeps]\ndelays = [1]\nsubjects = ['s3']\n")
+    assert prepare(study_file).idle_sweeps == ()
+    (line,) = price(prepare(study_file, subjects="s1"))["idle_sweeps"]
+    assert line.startswith("sweeps.subjects: none of s3 is fitted")
+    kept = run_settings(prepare(study_file, subjects="s1"), "serial", ())["study"]
+    assert Study.model_validate(kept).fitted == ("s1",)  # as its job reads it
 
 
 def test_a_price_tells_hours_memory_and_bytes_and_nothing_once_all_is_done(study_file: Path) -> None:

@@ -281,6 +281,16 @@ def test_segments_of_a_run_do_not_overlap() -> None:
     assert problem == "study.toml: runs.one: segments overlap: 0 to 21 s and 20 to 40 s"
 
 
+def test_sweeps_of_nobody_who_is_fitted_are_refused() -> None:
+    only: dict[str, Any] = {"subjects__only": ["100610"], "sweeps": {"subjects": ["102311"]}}
+    assert parse_study(edited(**only), Path()).sweeps.subjects == ("102311",)  # no sweep is asked for
+    (problem,) = problems_of(**only, sweeps__bands=True)
+    assert problem == (
+        "study.toml: sweeps.subjects: nothing would be swept: none of 102311 is fitted, subjects.only is "
+        "100610. Name one of these, or leave sweeps.subjects out"
+    )
+
+
 def test_weights_exceptions_take_names_sums_and_labels() -> None:
     names = ("clip", "beats+clip[untrained, seed 0]", "pose", "pose+clip")
     changes: dict[str, Any] = {

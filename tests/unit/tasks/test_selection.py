@@ -10,7 +10,7 @@ from hpcenc.storage.errors import StudyError
 from hpcenc.storage.study import Study, parse_study
 from hpcenc.storage.study_checks import MODEL_SETS
 from hpcenc.tasks.models import catalogue
-from hpcenc.tasks.selection import BAND_RATIOS, FeatureSet, select_feature_sets
+from hpcenc.tasks.selection import BAND_RATIOS, FeatureSet, idle_sweeps, select_feature_sets
 
 
 def study(movie: str | None = "movie.mp4", **tables: Any) -> Study:
@@ -219,3 +219,48 @@ def test_a_fit_in_bands_takes_two_spaces() -> None:
         select_feature_sets(study(sweeps={"bands": True}), "beats+clip+mylab")
     found = sweeps_of(select_feature_sets(study(sweeps={"bands": True}), "beats,cavmae-audio+clip"))
     assert list(found) == [("beats", "fits"), ("cavmae-audio+clip", "fits"), ("cavmae-audio+clip", "bands")]
+
+
+def idle(models: str, layers_option: str = "default", **sweeps: Any) -> list[str]:
+    """Keys of the sweeps that have nothing to do."""
+    asked = study(sweeps=sweeps)
+    lines = idle_sweeps(asked, select_feature_sets(asked, models, layers_option))
+    return [line.partition(":")[0] for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("models", "layers", "idle_keys"),
+    [
+        ("all", "default", ["sweeps.tags"]),
+        ("clip", "default", ["sweeps.tags", "sweeps.bands"]),
+        ("mylab", "default", ["sweeps.tags", "sweeps.layers", "sweeps.bands"]),
+        ("beats-tags", "default", ["sweeps.layers", "sweeps.bands"]),
+        ("beats-tags+clip", "default", ["sweeps.tags"]),
+        ("beats,clip+mylab", "beats/tags", []),
+        ("beats+clip,cavmae-tags", "default", []),
+    ],
+)
+def test_sweeps_that_the_chosen_sets_leave_idle_are_named(
+    models: str, layers: str, idle_keys: list[str]
+) -> None:
+    assert idle(models, layers, delays=[1], tags=5, layers=True, bands=True) == idle_keys
+
+
+def test_sweeps_that_are_not_asked_for_are_not_idle() -> None:
+    assert idle("clip") == []
+    assert idle("clip", delays=[1, 2]) == []
+
+
+def test_an_idle_sweep_says_what_to_add() -> None:
+    asked = study(sweeps={"tags": 0})
+    (line,) = idle_sweeps(asked, select_feature_sets(asked))
+    assert "add beats-tags or cavmae-tags to --models (`all` has neither)" in line
+
+
+def test_sweeps_of_subjects_who_are_left_out_of_a_run_are_idle() -> None:
+    asked = study(subjects={"ids": ["s1", "s2"]}, sweeps={"delays": [1], "subjects": ["s2"]})
+    chosen = select_feature_sets(asked, "clip")
+    assert idle_sweeps(asked, chosen) == ()
+    part = asked.model_copy(update={"subjects": asked.subjects.model_copy(update={"only": ("s1",)})})
+    (line,) = idle_sweeps(part, chosen)
+    assert line.startswith("sweeps.subjects: none of s2 is fitted, so nothing is swept; fitted: s1.")
