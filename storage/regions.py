@@ -81,22 +81,30 @@ def study_regions(axis: VoxelAxis, named: Sequence[str] | None, folder: Path) ->
     Raises
     ------
     StudyError
-        All of what is wrong with those that are named.
+        All of what is wrong with those that are named; two of one name among it.
     """
     if named is None:
         standard = cortical_axis().n_vertices
         fits = all(axis.n_vertices.get(structure) == count for structure, count in standard.items())
         named = DEFAULT_SETS if fits else ()
-    found: list[RegionSet] = []
+    found: dict[str, RegionSet] = {}
+    named_by: dict[str, str] = {}
     problems: list[str] = []
     for name in named:
         try:
-            found.append(load_regions(axis, name, folder))
+            regions = load_regions(axis, name, folder)
         except StudyError as error:
             problems += error.problems
+            continue
+        if regions.name in found:
+            problems.append(
+                f"regions: {named_by[regions.name]!r} and {name!r} are both the set {regions.name!r}; "
+                "expected one name for each. Rename one of the files, or leave it out."
+            )
+        found[regions.name], named_by[regions.name] = regions, name
     if problems:
         raise StudyError(problems)
-    return tuple(found)
+    return tuple(found.values())
 
 
 def load_regions(axis: VoxelAxis, name: str, folder: Path) -> RegionSet:
@@ -108,14 +116,15 @@ def load_regions(axis: VoxelAxis, name: str, folder: Path) -> RegionSet:
         Of the study. Vertices are found by structure and number, whatever the order of either file.
     name : str
         One of `BUILT_IN`, or the path of a ``.dlabel.nii``; of a ``.label.gii`` for each hemisphere, with
-        ``{hemi}`` in the place of L and R.
+        ``{hemi}`` in the place of L and R. A file has one map; labels of one name are one region.
     folder : Path
         Where relative paths start.
 
     Raises
     ------
     StudyError
-        If there is no such set or file, it has no labels, or it is of another surface than the study.
+        If there is no such set or file, it has several maps, none of its labels is on a voxel of the study,
+        or it is of another surface than the study.
     """
     if name in BUILT_IN:
         return RegionSet(name, _from_standard(axis, name), BUILT_IN[name])
@@ -195,26 +204,39 @@ def _from_cifti(axis: VoxelAxis, path: Path) -> Masks:
     try:
         image = load_cifti(path)
         labels, models = image.header.get_axis(0), image.header.get_axis(1)
-        table, keys = labels.label[0], np.asarray(image.dataobj[0]).astype(np.int64)
+        maps, table = [str(name) for name in labels.name], labels.label[0]
+        keys = np.asarray(image.dataobj[0]).astype(np.int64)
         source = VoxelAxis.from_cifti(models)
     except Exception as error:  # what a parser raises of another kind of file is anything
         raise StudyError(f"regions: {path}: cannot be read as a CIFTI label file: {error}") from error
+    if len(maps) > 1:
+        command = "wb_command -cifti-merge NEW.dlabel.nii -cifti OLD.dlabel.nii -column 1"
+        raise _several_maps(path, maps, command)
     _check_surfaces(axis, source.n_vertices, path)
     names = {int(key): str(label) for key, (label, _) in table.items()}
-    return {name: _moved(keys == key, source, axis) for key, name in _regions(names).items()}
+    masks: Masks = {}
+    for key, name in _regions(names).items():
+        moved = _moved(keys == key, source, axis)
+        masks[name] = masks[name] | moved if name in masks else moved
+    return _any_region(masks, [path], names)
 
 
 def _from_gifti(axis: VoxelAxis, paths: list[Path]) -> Masks:
     import nibabel
 
     masks: Masks = {}
+    named: dict[int, str] = {}
     for path, side in zip(paths, (CORTEX_LEFT, CORTEX_RIGHT), strict=True):
         try:
             image = nibabel.load(path)
+            maps = [str((each.meta or {}).get("Name", "unnamed")) for each in image.darrays]
             keys = np.asarray(image.darrays[0].data).astype(np.int64)
             names = {int(key): str(name) for key, name in image.labeltable.get_labels_as_dict().items()}
         except Exception as error:
             raise StudyError(f"regions: {path}: cannot be read as a GIFTI label file: {error}") from error
+        if len(maps) > 1:
+            command = "wb_command -label-merge NEW.label.gii -label OLD.label.gii -column 1"
+            raise _several_maps(path, maps, command)
         said = _GIFTI_STRUCTURES.get(
             (image.darrays[0].meta or {}).get("AnatomicalStructurePrimary", ""), side
         )
@@ -226,12 +248,31 @@ def _from_gifti(axis: VoxelAxis, paths: list[Path]) -> Masks:
             if side in axis.names:
                 here = (axis.structure == axis.names.index(side)) & (axis.vertex >= 0)
                 mask[here] |= keys[axis.vertex[here]] == key
-    return masks
+        named |= names
+    return _any_region(masks, paths, named)
 
 
 def _regions(names: Mapping[int, str]) -> dict[int, str]:
     """Labels that are regions: not that of nothing, which has key 0 or is called ``???``."""
     return {key: name for key, name in names.items() if key != 0 and name not in _NO_REGION}
+
+
+def _several_maps(path: Path, maps: Sequence[str], command: str) -> StudyError:
+    return StudyError(
+        f"regions: {path}: has {len(maps)} maps ({', '.join(maps)}), expected one. Take one out, such as the "
+        f"first: `{command}`"
+    )
+
+
+def _any_region(masks: Masks, paths: Sequence[Path], names: Mapping[int, str]) -> Masks:
+    """The regions, if there are any."""
+    if not any(mask.any() for mask in masks.values()):
+        found = ", ".join(f"{key} {name!r}" for key, name in list(names.items())[:5]) or "none"
+        raise StudyError(
+            f"regions: {' and '.join(map(str, paths))}: expected labels beside key 0 and '???', and vertices "
+            f"of the study that have them; found labels: {found}. Give another file, or leave it out."
+        )
+    return masks
 
 
 def _check_surfaces(axis: VoxelAxis, found: Mapping[str, int], path: Path) -> None:

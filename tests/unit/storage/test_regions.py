@@ -14,7 +14,7 @@ from nibabel.gifti import GiftiDataArray, GiftiImage, GiftiLabel, GiftiLabelTabl
 from hpcenc.storage.atlas import GLASSER_GROUPS, MASKS
 from hpcenc.storage.errors import StudyError
 from hpcenc.storage.geometry import cortical_axis, glasser_labels, grayordinates_axis
-from hpcenc.storage.regions import BUILT_IN, load_regions, region_means
+from hpcenc.storage.regions import BUILT_IN, load_regions, region_means, study_regions
 from hpcenc.storage.voxels import CORTEX_LEFT, CORTEX_RIGHT, VoxelAxis
 
 SMALL = {CORTEX_LEFT: 12, CORTEX_RIGHT: 10}
@@ -118,7 +118,66 @@ def test_a_label_file_of_cifti_is_matched_by_vertex(tmp_path: Path) -> None:
     assert regions.digest() == load_regions(small_axis([7, 3, 2, 1], [2, 9]), str(path), Path()).digest()
 
 
-def write_gifti(path: Path, keys: list[int], names: dict[int, str], structure: str = "") -> None:
+def write_dlabel(path: Path, names: dict[int, str], *maps: list[int]) -> None:
+    """Maps of keys on vertices 0 and 1 of either tiny surface."""
+    path.parent.mkdir(exist_ok=True)
+    models = BrainModelAxis.from_surface([0, 1], SMALL[CORTEX_LEFT], "CORTEX_LEFT")
+    models += BrainModelAxis.from_surface([0, 1], SMALL[CORTEX_RIGHT], "CORTEX_RIGHT")
+    table = {key: (name, (0, 0, 0, 0)) for key, name in names.items()}
+    labels = LabelAxis([f"map {index}" for index in range(len(maps))], [table] * len(maps))
+    nibabel.Cifti2Image(np.array(maps, np.float32), (labels, models)).to_filename(path)
+
+
+def test_labels_of_one_name_are_one_region_of_a_cifti_file_too(tmp_path: Path) -> None:
+    write_dlabel(tmp_path / "mine.dlabel.nii", {0: "???", 1: "V1", 2: "A1", 101: "V1"}, [1, 2, 101, 0])
+    regions = load_regions(small_axis([0, 1], [0, 1]), "mine.dlabel.nii", tmp_path)
+    assert {name: mask.tolist() for name, mask in regions.masks.items()} == {
+        "V1": [True, False, True, False],
+        "A1": [False, True, False, False],
+    }
+
+
+def test_files_of_several_maps_are_refused(tmp_path: Path) -> None:
+    study = small_axis([0, 1], [0, 1])
+    write_dlabel(tmp_path / "two.dlabel.nii", {1: "one"}, [1, 1, 1, 1], [0, 0, 0, 1])
+    with pytest.raises(StudyError, match=r"has 2 maps \(map 0, map 1\), expected one.*-cifti-merge"):
+        load_regions(study, "two.dlabel.nii", tmp_path)
+    for side, count in (("L", 12), ("R", 10)):
+        write_gifti(tmp_path / f"two.{side}.label.gii", [1] * count, {1: "one"}, n_maps=2)
+    with pytest.raises(StudyError, match=r"two.L.label.gii: has 2 maps \(.*, expected one.*-label-merge"):
+        load_regions(study, "two.{hemi}.label.gii", tmp_path)
+
+
+def test_files_without_any_region_of_the_study_are_refused(tmp_path: Path) -> None:
+    study = small_axis([0, 1], [0, 1])
+    write_dlabel(tmp_path / "unnamed.dlabel.nii", {0: "???", 3: "???"}, [0, 3, 3, 0])
+    write_dlabel(tmp_path / "unused.dlabel.nii", {0: "???", 3: "one"}, [0, 0, 0, 0])
+    for name, found in (("unnamed", "0 '???', 3 '???'"), ("unused", "0 '???', 3 'one'")):
+        with pytest.raises(StudyError) as refused:
+            load_regions(study, f"{name}.dlabel.nii", tmp_path)
+        assert f"{name}.dlabel.nii: expected labels beside key 0" in str(refused.value)
+        assert f"found labels: {found}." in str(refused.value)
+    for side, count in (("L", 12), ("R", 10)):
+        write_gifti(tmp_path / f"x.{side}.label.gii", [0] * count, {0: "???"})
+    with pytest.raises(StudyError, match=r"x.L.label.gii and .*x.R.label.gii: expected labels"):
+        load_regions(study, "x.{hemi}.label.gii", tmp_path)
+
+
+def test_sets_of_one_name_are_refused_with_both_paths(axis: VoxelAxis, tmp_path: Path) -> None:
+    names = ["a/rois.dlabel.nii", "b/rois.dlabel.nii"]
+    for name in names:
+        write_dlabel(tmp_path / name, {1: "one"}, [1, 1, 1, 1])
+    study = small_axis([0, 1], [0, 1])
+    with pytest.raises(StudyError, match=r"'a/rois.dlabel.nii' and 'b/rois.dlabel.nii' are both the set 'ro"):
+        study_regions(study, names, tmp_path)
+    assert [each.name for each in study_regions(study, names[:1], tmp_path)] == ["rois"]
+    with pytest.raises(StudyError, match="'yeo7' and 'yeo7' are both the set 'yeo7'"):
+        study_regions(axis, ["yeo7", "masks", "yeo7"], tmp_path)
+
+
+def write_gifti(
+    path: Path, keys: list[int], names: dict[int, str], structure: str = "", n_maps: int = 1
+) -> None:
     table = GiftiLabelTable()
     for key, name in names.items():
         label = GiftiLabel(key)
@@ -126,7 +185,7 @@ def write_gifti(path: Path, keys: list[int], names: dict[int, str], structure: s
         table.labels.append(label)
     meta = {"AnatomicalStructurePrimary": structure} if structure else {}
     array = GiftiDataArray(np.array(keys, np.int32), intent="NIFTI_INTENT_LABEL", meta=meta)
-    GiftiImage(labeltable=table, darrays=[array]).to_filename(path)
+    GiftiImage(labeltable=table, darrays=[array] * n_maps).to_filename(path)
 
 
 def test_a_pair_of_gifti_files_makes_one_set(tmp_path: Path) -> None:
