@@ -122,6 +122,12 @@ def select_feature_sets(study: Study, models: str = "all", layers: str = "defaul
         for name in names
         if not set(name.split("+")) <= set(known)
     ]
+    problems += [
+        f"--models: {name!r} is a sum of a set with itself, expected different ones; give {part!r} once"
+        for name in names
+        for part in dict.fromkeys(name.split("+"))
+        if name.split("+").count(part) > 1
+    ]
     problems += [f"--models: {name!r} is named twice" for name in set(names) if names.count(name) > 1]
     if not names:
         problems.append("--models: empty; give `all` or names such as `beats,clip`")

@@ -159,6 +159,8 @@ def test_modality_follows_the_sources(name: str, modality: str) -> None:
         ("beats-tags", "beats/3", "expected layers of beats-tags. Add beats"),
         ("clip,beats+nosuch", "default", "nosuch"),
         ("clip,clip", "default", "'clip' is named twice"),
+        ("mylab+mylab", "default", r"'mylab\+mylab' is a sum of a set with itself, .*; give 'mylab' once"),
+        ("beats+clip+beats", "default", "sum of a set with itself, .*; give 'beats' once"),
         (" , ", "default", "empty"),
         ("clip", "nosuch/1", "nosuch/1"),
         ("clip", "clip/99", "no layer '99'; it has 1, 2, 3"),
