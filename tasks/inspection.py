@@ -14,7 +14,7 @@ from hpcenc.storage.digests import FileDigests
 from hpcenc.storage.errors import BoldError, StudyError
 from hpcenc.storage.feature_files import read_feature_file
 from hpcenc.storage.groups import group_attributes
-from hpcenc.storage.layout import LAYOUT_VERSION, cache_folder
+from hpcenc.storage.layout import AVERAGE, LAYOUT_VERSION, cache_folder
 from hpcenc.storage.space import space_left
 from hpcenc.storage.study import Run, Study
 from hpcenc.storage.voxels import VoxelAxis
@@ -63,7 +63,7 @@ def inspect(
     gate = _Gate(study, digests, deep)
     sources = list(dict.fromkeys(source for chosen in feature_sets for source in chosen.sources))
     models = {source: gate.model(source) for source in sources if source in catalogue.MODELS}
-    versions = list(dict.fromkeys(study.stimulus_of(subject) for subject in subjects))
+    versions = _versions(study, subjects)
     movies, files = {}, {}
     found_models = {name: found for name, found in models.items() if found is not None}
     for chosen in feature_sets:
@@ -85,6 +85,16 @@ def inspect(
     if gate.problems:
         raise StudyError(list(dict.fromkeys(gate.problems)))
     return StudyFacts(movies, found_models, files, bold, voxels, tuple(set_aside))
+
+
+def _versions(study: Study, subjects: Sequence[str]) -> list[str]:
+    """Stimulus versions whose features are fitted: those that subjects saw, and the average's."""
+    versions = [study.stimulus_of(subject) for subject in subjects]
+    average = study.average
+    # An average of those alone who saw its version is not fitted where nobody did.
+    if average is not None and average.mixed_versions and AVERAGE in study.fitted:
+        versions.append(average.stimulus or study.subjects.stimulus)
+    return list(dict.fromkeys(versions))
 
 
 class _Gate:
@@ -112,7 +122,7 @@ class _Gate:
             known = ", ".join(movies) or "none"
             self.problems.append(
                 f"runs.{run.name}: no movie of stimulus version {version!r}; it has {known}. "
-                "Name it under `movie`, or correct subjects.stimulus."
+                "Name it under `movie`, or correct subjects.stimulus (or average.stimulus)."
             )
             return None
         path = self.study.resolve(movies[version])

@@ -207,6 +207,22 @@ def movie_study(folder: Path, **models: Any) -> Study:
     return study_in(folder, runs=runs, models={"weights_dir": ".", **models})
 
 
+def test_the_version_of_an_average_of_mixed_versions_is_looked_at_though_nobody_saw_it(folder: Path) -> None:
+    study = movie_study(folder, weights="untrained", n_layers=2)
+    runs = [{"name": run, "n_trs": 40, "movie": dict.fromkeys(("v1", "v2"), f"{run}.mp4")} for run in "AB"]
+    tables = study.model_dump(mode="json", exclude={"runs", "average", "subjects", "folder"})
+
+    def versions(average: dict[str, Any] | None, **subjects: Any) -> set[str]:
+        who = {"ids": ["s1", "s2"], "stimulus": "v1", **subjects}
+        seen = study_in(folder, **{**tables, "runs": runs, "subjects": who, "average": average})
+        return {version for version, _ in look(seen, "clip", seen.scanned).movies}
+
+    mixed = {"stimulus": "v2", "mixed_versions": True}
+    assert versions(mixed) == {"v1", "v2"}
+    assert versions(mixed, only=["s1"]) == {"v1"}
+    assert versions({"stimulus": "v2"}) == versions(None) == {"v1"}
+
+
 def shallow(study: Study, models: str) -> StudyFacts:
     """As on a login node, which does not look into checkpoints."""
     return inspect(study, select_feature_sets(study, models), ["s1"], digest_memory(study), deep=False)
