@@ -34,6 +34,15 @@ MARK = "# FIX: "
 
 PAPER_LINE = 'preset = "paper"  # named in the report; what it stands for is written out below'
 
+_DEFAULT_SEGMENTS = (
+    "# Runs in the order of scanning. Segments are seconds of the run: `rest` is not fitted, `repeat` is",
+    "# a clip that other runs show too (`group` names it), which is kept out of training.",
+)
+_PAPER_SEGMENTS = (
+    "# Runs in the order of scanning. Segments are seconds of the run: `rest`, and `repeat`, a clip that",
+    "# other runs show too (`group` names it). Both are kept here, in training and test: see [fit].",
+)
+
 PAPER_ONLY = 'only = ["average"]  # what the reference study fitted; leave it out to fit each subject as well'
 
 
@@ -363,8 +372,7 @@ def _text(found: FoundStudy, choices: Choices) -> str:
         else '# path = "bold/{subject}/{run}.dtseries.nii"',
         'grayordinates = "cortex"  # or "all"',
         "",
-        "# Runs in the order of scanning. Segments are seconds of the run: `rest` is not fitted, `repeat` is",
-        "# a clip that other runs show too (`group` names it), which is kept out of training.",
+        *(_PAPER_SEGMENTS if choices.preset == "paper" else _DEFAULT_SEGMENTS),
     ]
     if not found.runs:
         lines += [*_marks(["runs: neither BOLD nor movies were found; describe each run"]), "# [[runs]]"]
@@ -402,8 +410,6 @@ def _default_settings(found: FoundStudy, choices: Choices) -> list[str]:
 def _paper_settings(found: FoundStudy, choices: Choices) -> list[str]:
     """The reference study as published; where it departs from the defaults, its report says what that
     means."""
-    n_trs = [run.n_trs for run in found.runs if run.n_trs]
-    split_s = round(0.8 * sum(n_trs)) * (found.tr_s or 1.0)
     return [
         "[models]",
         f"weights_dir = {_quote(str(Models().weights_dir))}  # folder of the checkpoints",
@@ -411,7 +417,7 @@ def _paper_settings(found: FoundStudy, choices: Choices) -> list[str]:
         "",
         "[fit]",
         f"delays = {list(choices.delays)}  # TRs",
-        f"split_s = {split_s:.10g}  # the first four fifths train, the rest tests",
+        *_paper_split(found),
         'alpha = "shared"  # one for all vertices, by their mean score in the inner folds; or a number',
         "min_fold_trs = 300  # the part of a run before the cut joins the run before in the inner folds",
         'zscore_bold = "movie"',
@@ -429,6 +435,16 @@ def _paper_settings(found: FoundStudy, choices: Choices) -> list[str]:
         "bands = true",
         'subjects = ["average"]',
     ]
+
+
+def _paper_split(found: FoundStudy) -> list[str]:
+    """Where training ends: known once the TR and the length of every run are."""
+    n_trs = [run.n_trs for run in found.runs if run.n_trs]
+    if found.tr_s is None or not n_trs or len(n_trs) < len(found.runs):
+        missing = "split_s: the seconds that train, four fifths of all runs; needs tr_s and every n_trs"
+        return [*_marks([missing]), "# split_s = 2924"]
+    split_s = round(0.8 * sum(n_trs)) * found.tr_s
+    return [f"split_s = {split_s:.10g}  # the first four fifths train, the rest tests"]
 
 
 def _movie_lines(movies: dict[str, str]) -> list[str]:

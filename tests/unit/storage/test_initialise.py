@@ -269,6 +269,36 @@ def test_the_paper_preset_is_the_reference_study_as_published(hcp: Path) -> None
     assert (study.sweeps.delays, study.sweeps.layers, study.sweeps.bands) == (tuple(range(10)), True, True)
 
 
+def test_the_paper_preset_says_that_rests_and_repeats_are_kept(hcp: Path) -> None:
+    kept, fitted = "Both are kept here, in training and test", "`rest` is not fitted"
+    for preset, said, unsaid in (("paper", kept, fitted), ("default", fitted, kept)):
+        text = hcp7t_study(hcp, hcp, v1_subjects=(), choices=parse_choices(preset, None)).text
+        assert said in text
+        assert unsaid not in text
+
+
+SPLIT = "split_s: the seconds that train, four fifths of all runs; needs tr_s and every n_trs"
+
+
+def test_the_cut_of_the_paper_preset_is_marked_where_its_place_is_unknown(tmp_path: Path) -> None:
+    paper = parse_choices("paper", None)
+    assert SPLIT in other_study(tmp_path, choices=paper).missing  # neither runs nor a TR
+    for subject, run in product(("S1", "S2"), ("a", "b")):
+        np.save(tmp_path / f"{subject}_{run}.npy", np.zeros((30, 5), np.float32))
+    draft = other_study(tmp_path, choices=paper)  # no TR
+    assert SPLIT in draft.missing
+    assert "split_s" not in tomllib.loads(draft.text)["fit"]
+
+
+def test_the_cut_of_the_paper_preset_needs_the_length_of_every_run(bids: Path) -> None:
+    paper = parse_choices("paper", None)
+    assert tomllib.loads(other_study(bids, choices=paper).text)["fit"]["split_s"] == pytest.approx(72 * 1.49)
+    write_dtseries(bids / BIDS.format("02", "2"), 48, 1.49)
+    draft = other_study(bids, choices=paper)
+    assert SPLIT in draft.missing
+    assert "split_s" not in tomllib.loads(draft.text)["fit"]
+
+
 def test_each_departure_of_the_paper_preset_is_named_with_what_it_means(hcp: Path) -> None:
     paper = hcp7t_study(hcp / "bold", hcp / "movies", v1_subjects=(), choices=parse_choices("paper", None))
     found = {departure.key: departure for departure in departures(settings_of(parse(paper, hcp)))}
