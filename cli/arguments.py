@@ -14,8 +14,9 @@ ModelsOption = Annotated[
     str,
     typer.Option(
         "--models",
-        help="all, or feature sets joined by commas: beats, beats-tags, clip, cavmae, cavmae-audio, "
-        "cavmae-visual, cavmae-concat, sums such as beats+clip. `hpcenc models` lists them.",
+        help="all (beats, clip, cavmae, beats+clip and your feature files), or names joined by commas: "
+        "beats, beats-tags, clip, cavmae, cavmae-audio, cavmae-visual, cavmae-concat, cavmae-tags, feature "
+        "files, sums such as beats+clip. `hpcenc models` lists them.",
     ),
 ]
 LayersOption = Annotated[

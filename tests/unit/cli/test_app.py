@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -14,8 +14,11 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from hpcenc.cli.app import app
+from hpcenc.cli.arguments import ModelsOption
 from hpcenc.cluster.submit import prepare, submit
 from hpcenc.storage.study import load_study
+from hpcenc.tasks.models.catalogue import FEATURE_SETS
+from hpcenc.tasks.selection import REFERENCE_SETS
 
 STUDY = """\
 name = "x"
@@ -65,6 +68,13 @@ def test_help_names_the_commands() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command: str) -> None:
     assert run(command, "--help").exit_code == 0
+
+
+def test_the_help_of_models_names_every_feature_set_and_what_all_is() -> None:
+    said = get_args(ModelsOption)[1].help
+    assert said.startswith(f"all ({', '.join(REFERENCE_SETS)} and your feature files), or names")
+    named = said.partition(": ")[2].split(", ")
+    assert set(FEATURE_SETS) <= set(named)
 
 
 @pytest.mark.parametrize(
