@@ -112,7 +112,10 @@ def _fit_problems(study: Study) -> Iterator[str]:
             yield "fit.split_s: says by itself what is tested; leave outer and test_runs out"
         whole_s = sum(run.n_trs for run in study.runs) * study.tr_s
         if fit.split_s >= whole_s:
-            yield f"fit.split_s: the runs last {whole_s:g} s together, found {fit.split_s:g} s to train on"
+            yield (
+                f"fit.split_s: the runs last {whole_s:g} s together, found {fit.split_s:g} s to train on; "
+                "give fewer, so that a test part is left"
+            )
     known = (*MODEL_SETS, *study.feature_files)
     for exception in fit.weights_exceptions:
         name = re.sub(r"\[[^\]]*\]$", "", exception.feature_set)  # a label, such as clip[untrained, seed 0]

@@ -227,6 +227,11 @@ def test_a_value_of_another_type_is_refused(changes: dict[str, Any], expected: s
             "'rotate' makes every run the test run once",
         ),
         (
+            {"fit__split_s": 190.0},
+            "fit.split_s",
+            "last 190 s together, found 190 s to train on; give fewer, so that a test part is left",
+        ),
+        (
             {"subjects__stimulus": "v2"},
             "subjects.stimulus",
             "no run has a movie of version 'v2'; versions are main",
