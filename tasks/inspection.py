@@ -62,7 +62,12 @@ def inspect(
     """
     gate = _Gate(study, digests, deep)
     sources = list(dict.fromkeys(source for chosen in feature_sets for source in chosen.sources))
-    models = {source: gate.model(source) for source in sources if source in catalogue.MODELS}
+    tagged = {
+        space.source for chosen in feature_sets for space in chosen.spaces if space.layer == catalogue.TAGS
+    }
+    models = {
+        source: gate.model(source, source in tagged) for source in sources if source in catalogue.MODELS
+    }
     versions = _versions(study, subjects)
     movies, files = {}, {}
     found_models = {name: found for name, found in models.items() if found is not None}
@@ -144,11 +149,11 @@ class _Gate:
         padded = int((row_times(run.n_trs, self.study.tr_s) >= info.duration_s).sum())
         return MovieFacts(path, self.digests(path), height, width, padded)
 
-    def model(self, name: str) -> ModelFacts | None:
+    def model(self, name: str, with_tags: bool) -> ModelFacts | None:
         """Facts of a model and its checkpoint."""
-        return self._try(lambda: self._model(name))
+        return self._try(lambda: self._model(name, with_tags))
 
-    def _model(self, name: str) -> ModelFacts:
+    def _model(self, name: str, with_tags: bool) -> ModelFacts:
         settings = self.study.models
         label = catalogue.label(name, settings.weights, settings.seed)
         spec = ModelSpec(
@@ -168,7 +173,7 @@ class _Gate:
         from hpcenc.tasks.models.tag_heads import find_tag_head, name_tags
 
         folder = self.study.resolve(settings.weights_dir)
-        path = find_checkpoint(name, folder, getattr(settings, name).checkpoint)
+        path = find_checkpoint(name, folder, getattr(settings, name).checkpoint, with_tags=with_tags)
         checkpoint: dict[str, Any] = {"file": path.name}
         if self.deep:
             checkpoint |= inspect_checkpoint(name, path).facts

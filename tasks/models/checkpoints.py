@@ -68,7 +68,9 @@ class CheckpointInfo:
         return {"training": self.training, "n_tags": self.n_tags, "size_bytes": self.size_bytes}
 
 
-def find_checkpoint(model: str, weights_dir: Path | str, name: str | None = None) -> Path:
+def find_checkpoint(
+    model: str, weights_dir: Path | str, name: str | None = None, *, with_tags: bool = False
+) -> Path:
     """The checkpoint file of a model in the folder that the study names.
 
     Parameters
@@ -78,6 +80,8 @@ def find_checkpoint(model: str, weights_dir: Path | str, name: str | None = None
     name : str, optional
         File name that the study gives; without one, the folder must hold exactly one of the
         official names.
+    with_tags : bool
+        Whether its tags are asked for: the error names those files alone that have them.
 
     Returns
     -------
@@ -92,12 +96,12 @@ def find_checkpoint(model: str, weights_dir: Path | str, name: str | None = None
     if name is not None:
         path = folder / name
         if not path.is_file():
-            raise CheckpointError(_missing(model, folder, f"{name!r} is not there"))
+            raise CheckpointError(_missing(model, folder, f"{name!r} is not there", with_tags))
         return path
     official = [file.name for file in expected_files(model) if not file.by_name_only]
     found = [file for file in official if (folder / file).is_file()]
     if not found:
-        raise CheckpointError(_missing(model, folder, "none of the files is there"))
+        raise CheckpointError(_missing(model, folder, "none of the files is there", with_tags))
     if len(found) > 1:
         raise CheckpointError(
             f"{model}: expected one checkpoint in {str(folder)!r}, found {' and '.join(found)}. "
@@ -168,11 +172,12 @@ def inspect_checkpoint(model: str, path: Path | str) -> CheckpointInfo:
     return inspect_weights(model, Path(path))
 
 
-def describe_files(model: str) -> str:
-    """The files that will do for a model, one line each: name, size, what and whose it is."""
+def describe_files(model: str, with_tags: bool = False) -> str:
+    """The files that will do for a model (and its tags), one line each: name, size, what and whose it is."""
     return "\n".join(
         f"    {file.name} ({file.size_bytes / 1e6:.0f} MB): {file.what}; from {file.origin}"
         for file in expected_files(model)
+        if file.has_tags or not with_tags
     )
 
 
@@ -210,10 +215,14 @@ def _check_zip(model: str, path: Path) -> None:
         raise CheckpointError(f"{model}: expected a state dict in {str(path)!r}.\n{advice}")
 
 
-def _missing(model: str, folder: Path, found: str) -> str:
+def _missing(model: str, folder: Path, found: str, with_tags: bool = False) -> str:
+    files = [file for file in expected_files(model) if file.has_tags or not with_tags]
+    by_name = all(file.by_name_only for file in files)
+    named = f" and name it under [models.{model}] checkpoint" if by_name else ""
     return (
-        f"{model}: no checkpoint in {str(folder)!r}: {found}. Expected one of\n{describe_files(model)}\n"
-        f'Put it there, or set weights = "untrained" for the model\'s initialisation under a seed.'
+        f"{model}: no checkpoint{' with tags' if with_tags else ''} in {str(folder)!r}: {found}. "
+        f"Expected one of\n{describe_files(model, with_tags)}\n"
+        f'Put it there{named}, or set weights = "untrained" for the model\'s initialisation under a seed.'
     )
 
 

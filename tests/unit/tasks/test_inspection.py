@@ -251,6 +251,27 @@ def test_a_self_supervised_checkpoint_has_no_tags_and_says_where_they_are(folder
     assert "BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt (363 MB" in said
 
 
+def test_an_absent_checkpoint_with_tags_is_asked_for_by_the_files_that_have_them(folder: Path) -> None:
+    study = movie_study(folder)
+
+    def said(models: str) -> str:
+        with pytest.raises(StudyError) as refused:
+            shallow(study, models)
+        return str(refused.value)
+
+    finetuned, plain = "BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt (", "BEATs_iter3_plus_AS2M.pt ("
+    for models in ("beats-tags", "beats,beats-tags+clip"):
+        assert "beats: no checkpoint with tags in" in said(models)
+        assert finetuned in said(models)
+        assert plain not in said(models)
+    assert plain in said("beats")
+    text = said("cavmae-tags")
+    assert "as_46.6.pth (" in text
+    assert "cav-mae-scale++.pth" not in text
+    assert "Put it there and name it under [models.cavmae] checkpoint, or" in text
+    assert "name it under" not in said("cavmae")
+
+
 def test_untrained_models_have_tags_without_names(folder: Path) -> None:
     models = shallow(movie_study(folder, weights="untrained"), "beats-tags,clip,cavmae-tags").models
     assert {name: found.spec.n_tags for name, found in models.items()} == {
