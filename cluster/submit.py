@@ -215,10 +215,12 @@ def price(prepared: Prepared) -> dict[str, Any]:
 
 
 def _left_over(prepared: Prepared) -> list[str]:
-    """Fits in the store that this plan does not name: of other subjects or feature sets."""
+    """Fits, ceilings and single tags in the store that this plan does not name: of other subjects or feature
+    sets, or of what the study asks for no more."""
     store = prepared.study.store_path
     planned = {spec.group for spec in prepared.plan.groups}
-    found = (path.parent for kind in ("fits", *SWEEPS) for path in store.glob(f"{kind}/*/*/zarr.json"))
+    kinds = (*(f"{kind}/*" for kind in ("fits", *SWEEPS, "singles")), "ceilings")
+    found = (path.parent for kind in kinds for path in store.glob(f"{kind}/*/zarr.json"))
     groups = (path.relative_to(store).as_posix() for path in found)
     return sorted(group for group in groups if group not in planned)
 

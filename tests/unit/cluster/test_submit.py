@@ -110,6 +110,19 @@ def test_a_run_of_who_is_not_swept_says_so_and_is_read_again_from_its_folder(stu
     assert Study.model_validate(kept).fitted == ("s1",)  # as its job reads it
 
 
+def test_a_price_names_what_the_store_has_beyond_the_study(study_file: Path) -> None:
+    repeats = ", segments = [{ kind = 'repeat', group = 'clip', start_s = 10, end_s = 30 }] }"
+    study_file.write_text(STUDY.replace("n_trs = 40 }", f"n_trs = 40{repeats}"))
+    submit(prepare(study_file), "serial", (), stop_before_report)
+    assert price(prepare(study_file))["left_over"] == []
+    store = Store(study_file.parent / "results" / "study.zarr")
+    for group in ("fits/gone/s1", "singles/beats-tags/s1"):
+        store.ensure_group(GroupSpec(group, "d" * 64, {}, 1, {}))
+    study_file.write_text(STUDY.replace("n_trs = 40 }", f"n_trs = 40{repeats}", 1))  # shown once
+    ceilings = [f"ceilings/{subject}" for subject in ("s1", "s2", "s3")]
+    assert price(prepare(study_file))["left_over"] == [*ceilings, "fits/gone/s1", "singles/beats-tags/s1"]
+
+
 def test_a_price_tells_hours_memory_and_bytes_and_nothing_once_all_is_done(study_file: Path) -> None:
     before = price(prepare(study_file))
     flop, hours = before["compute"]["flop"], before["compute"]["hours"]
