@@ -2,7 +2,8 @@
 
     python docs/examples/delays_by_region.py results/study.zarr clip average delays.png
 
-The study must have been fitted with ``[sweeps] delays``.
+The feature set goes by its label, with its brackets: "clip[untrained, seed 0]" of untrained models. The study
+must have been fitted with ``[sweeps] delays``, on the fs_LR 32k surface.
 """
 
 from __future__ import annotations
@@ -22,7 +23,18 @@ from hpcenc.storage.layout import fit_group
 def main(store: str, feature_set: str, subject: str, picture: str) -> None:
     """Draw mean r against delay."""
     study = open_study(store)
-    sweep = study[fit_group(feature_set, subject, "delays")]
+    swept = {path: study[path].attrs for path in study.groups if path.startswith("/delays/")}
+    swept = {path: attributes for path, attributes in swept.items() if "feature_set" in attributes}
+    group = f"/{fit_group(feature_set, subject, 'delays')}"
+    if group not in swept:
+        there = [f"{found['feature_set']!r} of {found['subject']!r}" for found in swept.values()]
+        raise SystemExit(
+            f"{store}: no delays of {feature_set!r} of {subject!r}; it has {', '.join(there) or 'none'}. "
+            "Give a label as it is here, with its brackets, or fit the study with [sweeps] delays."
+        )
+    if "regions" not in study:
+        raise SystemExit(f"{store}: expected a study on the fs_LR 32k surface, of which the masks are")
+    sweep = study[group]
     members = study["regions/masks"].members
     delays = [variant["delays"][0] for variant in sweep.attrs["variants"]]
     figure, axes = plt.subplots(figsize=(4.5, 3), layout="constrained")
