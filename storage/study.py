@@ -23,6 +23,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from hpcenc.storage.errors import StudyError
 from hpcenc.storage.layout import AVERAGE
@@ -415,19 +416,25 @@ def parse_study(data: dict[str, Any], folder: Path, where: str = "study") -> Stu
     return study
 
 
-_UNION_TAGS = ("constrained-str", "dict[constrained-str,constrained-str]")
-"""What pydantic adds to the path of a movie, which may be a text or a table."""
+_UNION_TAGS = (
+    *("constrained-str", "dict[constrained-str,constrained-str]"),
+    *("literal['voxel','shared']", "constrained-float"),
+)
+"""What pydantic adds to the paths of a movie, which may be a text or a table, and of alpha."""
+
+_TYPES = {"tuple_type": "a list", "dict_type": "a table", "model_type": "a table"}
+"""What TOML calls that which pydantic calls by JSON's names."""
 
 
 def _problems(error: ValidationError) -> list[str]:
     lines = []
     items = error.errors()
-    for item in items:
-        loc = tuple(part for part in item["loc"] if part not in _UNION_TAGS)
-        if item["type"] == "too_short" and any(
-            other["loc"][: len(loc)] == loc for other in items if other != item
-        ):
-            continue  # pydantic counts the valid members only; the others have lines of their own
+    locs = [tuple(part for part in item["loc"] if part not in _UNION_TAGS) for item in items]
+    for item, loc in zip(items, locs, strict=True):
+        # Of a key of several forms pydantic tells all, and of a list it counts the valid members only.
+        tells_too_much = item["loc"][-1:] != loc[-1:] or item["type"] == "too_short"
+        if tells_too_much and any(len(other) > len(loc) and other[: len(loc)] == loc for other in locs):
+            continue  # what is inside has lines of its own
         key = ".".join(str(part + 1 if isinstance(part, int) else part) for part in loc)
         if item["type"] == "extra_forbidden":
             known = _known_keys(loc[:-1])
@@ -441,8 +448,20 @@ def _problems(error: ValidationError) -> list[str]:
         elif item["type"] == "value_error":
             lines += [f"{key}: {part}" if key else part for part in message.splitlines()]
         else:
-            lines.append(f"{key}: {message[0].lower()}{message[1:]}, found {item['input']!r}")
+            said = [_expected(other) for other, its_loc in zip(items, locs, strict=True) if its_loc == loc]
+            forms = ", or ".join([said[0], *(form.removeprefix("input should be ") for form in said[1:])])
+            lines.append(f"{key}: {forms}, found {item['input']!r}")
     return list(dict.fromkeys(lines))
+
+
+def _expected(item: ErrorDetails) -> str:
+    """What pydantic expected, in the words of the study file."""
+    kind, message = item["type"], item["msg"]
+    if kind in ("too_short", "too_long"):
+        bound, how = ("min_length", "least") if kind == "too_short" else ("max_length", "most")
+        n = item["ctx"][bound]
+        return f"input should have at {how} {n} item{'s' if n > 1 else ''}"
+    return f"input should be {_TYPES[kind]}" if kind in _TYPES else f"{message[0].lower()}{message[1:]}"
 
 
 def _known_keys(loc: tuple[Any, ...]) -> list[str]:

@@ -118,7 +118,7 @@ def test_all_errors_of_a_file_come_at_once_with_key_expected_and_found() -> None
     assert problems == (
         "study.toml: tr_s: input should be greater than 0, found -1.0",
         "study.toml: runs.1.n_trs: input should be greater than 0, found 0",
-        "study.toml: subjects.ids: tuple should have at least 1 item after validation, not 0, found []",
+        "study.toml: subjects.ids: input should have at least 1 item, found []",
         "study.toml: bold.path: required, but absent",
         "study.toml: fit.weigths: unknown key; did you mean 'weights'?",
     )
@@ -168,15 +168,27 @@ def test_the_folder_is_no_key_of_the_file() -> None:
         ({"simulated": "no"}, "simulated: input should be a valid boolean, found 'no'"),
         ({"tr_s": float("inf")}, "tr_s: input should be a finite number, found inf"),
         ({"tr_s": float("nan")}, "tr_s: input should be a finite number, found nan"),
-        ({"fit__delays": "1..10"}, "fit.delays: input should be a valid array, found '1..10'"),
+        ({"fit__delays": "1..10"}, "fit.delays: input should be a list, found '1..10'"),
         ({"fit__outer": "all"}, "fit.outer: input should be 'single' or 'rotate', found 'all'"),
         ({"fit__alpha_exponents": [1.0]}, "fit.alpha_exponents.2: required, but absent"),
-        ({"runs__0__movie": 5}, "runs.1.movie: input should be a valid string, found 5"),
+        ({"runs__0__movie": 5}, "runs.1.movie: input should be a valid string, or a table, found 5"),
         ({"runs__0__movie": {"v1": 5}}, "runs.1.movie.v1: input should be a valid string, found 5"),
+        ({"subjects": [1]}, "subjects: input should be a table, found [1]"),
+        ({"fit__alpha": "x"}, "fit.alpha: input should be 'voxel' or 'shared', or a valid number, found 'x'"),
+        ({"fit__alpha": 0}, "fit.alpha: input should be 'voxel' or 'shared', or greater than 0, found 0"),
+        (
+            {"fit__alpha_exponents": [1.0, 2.0, 3.0]},
+            "fit.alpha_exponents: input should have at most 2 items, found [1.0, 2.0, 3.0]",
+        ),
     ],
 )
 def test_a_value_of_another_type_is_refused(changes: dict[str, Any], expected: str) -> None:
     assert f"study.toml: {expected}" in problems_of(**changes)
+
+
+def test_a_value_that_may_have_several_forms_has_one_message() -> None:
+    for changes in ({"fit__alpha": "x"}, {"runs__0__movie": 5}, {"runs__0__movie": {"v1": 5}}):
+        assert len(problems_of(**changes)) == 1
 
 
 @pytest.mark.parametrize(
@@ -192,7 +204,7 @@ def test_a_value_of_another_type_is_refused(changes: dict[str, Any], expected: s
         ({"runs__0__movie": {"V1": "a.mp4", "v1": "b.mp4"}}, "runs.movie", "V1, v1 differ"),
         ({"cluster__profile": "../gpu"}, "cluster.profile", "expected local, serial or the name of"),
         ({"cluster__profile": ""}, "cluster.profile", "expected local, serial or the name of"),
-        ({"cluster__slurm": 1}, "cluster.slurm", "input should be an object, found 1"),
+        ({"cluster__slurm": 1}, "cluster.slurm", "input should be a table, found 1"),
         ({"fit__test_runs": ["three"]}, "fit.test_runs", "no run is called three; runs are one, two"),
         ({"subjects__runs_of": {"100610": ["x"]}}, "subjects.runs_of.100610", "no run is called x"),
         ({"subjects__runs_of": {"100610": []}}, "subjects.runs_of.100610", "names no run"),
@@ -200,7 +212,7 @@ def test_a_value_of_another_type_is_refused(changes: dict[str, Any], expected: s
         ({"subjects__stimulus_of": {"S9": "main"}}, "subjects.stimulus_of", "not in subjects.ids: S9"),
         ({"bold__path": "bold/{subject}.nii"}, "bold.path", "found 'bold/{subject}.nii'"),
         ({"runs__1__n_trs": 10}, "runs.two", "10 TRs are fewer than the longest delay needs"),
-        ({"fit__delays": []}, "fit.delays", "at least 1 item"),
+        ({"fit__delays": []}, "fit.delays", "input should have at least 1 item, found []"),
         ({"fit__delays": [2, 1]}, "fit.delays", "must rise without repeats, found [2, 1]"),
         ({"fit__delays": [1, 1]}, "fit.delays", "must rise without repeats, found [1, 1]"),
         ({"fit__block": 3000}, "fit.block", "multiple of 2500, found 3000"),
