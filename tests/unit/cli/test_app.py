@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 
 from hpcenc.cli.app import app
 from hpcenc.cli.arguments import ModelsOption
+from hpcenc.cli.runs import tell_submitted
+from hpcenc.cluster.batch import Submitted
 from hpcenc.cluster.submit import prepare, submit
 from hpcenc.storage.study import load_study
 from hpcenc.tasks.models.catalogue import FEATURE_SETS
@@ -124,6 +126,15 @@ def test_sweeps_with_nothing_to_do_are_told_by_check_and_submit(study_file: Path
     assert said in submitted.stderr
     again = run("submit", study_file, "--profile", "serial", "--subjects", "s1", "--json")
     assert json.loads(again.stdout)["idle_sweeps"] == [line]
+
+
+def test_what_was_submitted_to_a_site_is_told_with_its_idle_sweeps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submitted = Submitted("abcdefgh", "7", tmp_path)
+    tell_submitted(submitted, tmp_path / "study.toml", as_json=True, idle_sweeps=("sweeps.tags: none",))
+    told = {"job": "7", "run": "abcdefgh", "folder": str(tmp_path), "idle_sweeps": ["sweeps.tags: none"]}
+    assert json.loads(capsys.readouterr().out) == told
 
 
 def test_status_before_anything_was_submitted(study_file: Path) -> None:
