@@ -250,8 +250,8 @@ def _map(
         f"ceiling map {subject} {clip}",
         render(figure),
         f"Noise ceiling of r (no unit) of {subject} from {showing['n_showings']} showings of {clip}, "
-        f"{showing['n_rows']} TRs each; n = {n_with:,} vertices whose explainable share is above 0. Grey: "
-        "no ceiling, or medial wall.",
+        f"{showing['n_rows']} TRs each; n = {n_with:,} vertices whose explainable share is above 0. A "
+        "face is painted where two of its corners have a ceiling. Grey: fewer have one, or medial wall.",
         f"Cortical map of the noise ceiling; median {_median(ceiling[np.isfinite(ceiling)]):.3f}.",
     )
 

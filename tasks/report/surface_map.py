@@ -13,8 +13,10 @@ from typing import Any, Literal, cast
 import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import PolyCollection
+from matplotlib.colorbar import Colorbar
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from hpcenc.storage.geometry import STRUCTURES, Hemisphere, sulcal_depth, surface
@@ -35,6 +37,9 @@ SULCAL_RANGE = (-1.0, 0.5)
 BARE_CORTEX = 0.85
 """Grey of gyral crowns without a value."""
 
+MAX_CATEGORIES = 64
+"""Different values at most in a map of categories."""
+
 
 @dataclass(frozen=True, eq=False)
 class View:
@@ -46,6 +51,8 @@ class View:
     """Their corners in the plane of the picture, in mm, ``(n_faces, 3, 2)``."""
     shade: NDArray[np.float32]
     """Brightness of each face between 0 and 1: light from the viewer, less of it in sulci, ``(n_faces,)``."""
+    on_wall: NDArray[np.bool_]
+    """Which faces touch the medial wall, ``(n_faces,)``."""
     extent: tuple[float, float, float, float]
     """Left, right, bottom and top of the picture in mm."""
 
@@ -72,7 +79,8 @@ def paint_cortex(
     Parameters
     ----------
     values : array of shape (n_voxels,)
-        NaN is shown as bare cortex, grey, like the medial wall and a hemisphere without data.
+        NaN is shown as bare cortex, grey, like the medial wall and a hemisphere without data. Where
+        `has_categories` holds, no values are averaged.
     axis : VoxelAxis
         An axis for which `has_cortical_map` holds.
     limits : (float, float)
@@ -84,8 +92,8 @@ def paint_cortex(
     color_map : Colormap
         Perceptually uniform; a diverging one for differences.
     whole_faces : bool
-        Whether a face is coloured where all its corners have a value, or where any has: so that single
-        vertices among others without a value are seen.
+        Whether a face is coloured by `face_values`'s rule of two corners, or where any corner has a value:
+        so that single vertices among others without a value are seen.
 
     Raises
     ------
@@ -99,6 +107,7 @@ def paint_cortex(
         )
     figure = new_figure(width_in=FIGURE_WIDTH_IN, height_in=5.1)
     colors = Normalize(*limits, clip=True)
+    categories = has_categories(values)
     for column, hemisphere in enumerate(cast(tuple[Hemisphere, ...], ("left", "right"))):
         structure = STRUCTURES[hemisphere]
         whole = (
@@ -106,11 +115,80 @@ def paint_cortex(
         )
         for row, side in enumerate(cast(tuple[Side, ...], ("lateral", "medial"))):
             axes = figure.add_axes((0.01 + 0.435 * column, 0.51 - 0.45 * row, 0.42, 0.4))
-            _paint_view(axes, view(hemisphere, side), whole, colors, color_map, whole_faces)
+            _paint_view(axes, view(hemisphere, side), whole, colors, color_map, whole_faces, categories)
             axes.set_title(f"{hemisphere} {side}", y=-0.09, fontsize=8.5, color=MUTED_COLOR)
-    _add_color_bar(figure, values[axis.positions("cortex")], colors, unit, color_map)
+    bar = _add_color_bar(figure, values[axis.positions("cortex")], colors, unit, color_map)
+    if categories and are_whole(values, limits):
+        bar.locator = MaxNLocator("auto", integer=True)
+        bar.update_ticks()
     set_title(figure, title, remark)
     return figure
+
+
+def has_categories(values: NDArray[np.floating[Any]]) -> bool:
+    """Whether a map's values are few that many vertices share, such as layers.
+
+    Their mean would be a value that no vertex has: they are never averaged.
+    """
+    finite = values[np.isfinite(values)]
+    n_values = np.unique(finite).size
+    return n_values <= MAX_CATEGORIES and 2 * n_values <= finite.size
+
+
+def are_whole(values: NDArray[np.floating[Any]], limits: tuple[float, float]) -> bool:
+    """Whether a map's values and the ends of its colours are whole numbers."""
+    numbers = np.concatenate([values[np.isfinite(values)], limits])
+    return bool((numbers == np.round(numbers)).all())
+
+
+def touches_wall(hemisphere: Hemisphere, faces: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Which faces have a corner on the medial wall, ``(n_faces,)``."""
+    wall: NDArray[np.bool_] = np.isnan(sulcal_depth(hemisphere))[faces]
+    return np.asarray(wall.any(axis=1))
+
+
+def face_values(
+    values: NDArray[np.floating[Any]],
+    faces: NDArray[np.int32],
+    on_wall: NDArray[np.bool_],
+    *,
+    categories: bool = False,
+    whole_faces: bool = True,
+) -> NDArray[np.floating[Any]]:
+    """One value for every face; ``faceValues`` in surface.html.j2 follows the same rule.
+
+    Of scattered vertices two corners paint as large a share of the faces as of the vertices have a value, at
+    about a half; all three would paint far less. A colour never reaches into the medial wall.
+
+    Parameters
+    ----------
+    values : array of shape (n_vertices,)
+        NaN where undefined.
+    faces : array of shape (n_faces, 3)
+    on_wall : array of shape (n_faces,)
+        Which faces need all three corners.
+    categories : bool
+        A face has the value that two of its corners share, else that of its first defined corner; the mean
+        of the defined corners if False.
+    whole_faces : bool
+        One defined corner is enough if False, at the wall too.
+
+    Returns
+    -------
+    array of shape (n_faces,)
+        NaN where fewer corners than needed have a value.
+    """
+    corners = values[faces]
+    known = np.isfinite(corners)
+    n_known = known.sum(axis=1)
+    if categories:
+        first = np.take_along_axis(corners, known.argmax(axis=1)[:, None], 1)[:, 0]
+        # Where the first corner is one of two that agree, it has their value itself.
+        of_face = np.where(corners[:, 1] == corners[:, 2], corners[:, 1], first)
+    else:
+        of_face = np.where(known, corners, 0).sum(axis=1) / np.maximum(n_known, 1)
+    needed = np.where(on_wall, 3, 2) if whole_faces else 1
+    return np.where(n_known >= needed, of_face, np.nan)
 
 
 @lru_cache(maxsize=4)
@@ -136,6 +214,7 @@ def view(hemisphere: Hemisphere, side: Side) -> View:
         faces=faces[order],
         outlines=plane[faces[order]],
         shade=_light(facing[order]) * _sulcal_shade(hemisphere)[faces[order]].mean(axis=1),
+        on_wall=touches_wall(hemisphere, faces[order]),
         extent=(float(left), float(right), float(bottom), float(top)),
     )
 
@@ -146,16 +225,11 @@ def face_colors(
     colors: Normalize,
     color_map: Colormap = SURFACE_COLORS,
     whole_faces: bool = True,
+    categories: bool = False,
 ) -> NDArray[np.floating[Any]]:
-    """Colour of every face of a view, ``(n_faces, 4)``.
-
-    A face has the mean of its corners' values; one with a NaN corner is bare cortex, so that no
-    colour reaches into the medial wall, unless `whole_faces` is False.
-    """
-    corners = values[view.faces]
-    known = np.isfinite(corners)
-    bare = ~(known.all(axis=1) if whole_faces else known.any(axis=1))
-    of_face = np.where(known, corners, 0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
+    """Colour of every face of a view, ``(n_faces, 4)``: of its value by `face_values`, or of bare cortex."""
+    of_face = face_values(values, view.faces, view.on_wall, categories=categories, whole_faces=whole_faces)
+    bare = np.isnan(of_face)
     rgba: NDArray[np.floating[Any]] = color_map(colors(np.where(bare, 0.0, of_face)))
     shade = view.shade[~bare, None]
     # Darkened in sulci and veiled in white on gyri: darkening alone would not show in dark colours.
@@ -171,8 +245,9 @@ def _paint_view(
     colors: Normalize,
     color_map: Colormap,
     whole_faces: bool,
+    categories: bool,
 ) -> None:
-    rgba = face_colors(values, view, colors, color_map, whole_faces)
+    rgba = face_colors(values, view, colors, color_map, whole_faces, categories)
     outlines: Any = view.outlines  # matplotlib's stubs ask for a list, which takes three times as long
     # Edges in the face's own colour close the hairlines that antialiasing leaves between neighbours.
     axes.add_collection(
@@ -187,7 +262,7 @@ def _paint_view(
 
 def _add_color_bar(
     figure: Figure, values: NDArray[np.floating[Any]], colors: Normalize, unit: str, color_map: Colormap
-) -> None:
+) -> Colorbar:
     finite = values[np.isfinite(values)]
     below, above = bool((finite < colors.vmin).any()), bool((finite > colors.vmax).any())
     extend = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}
@@ -199,6 +274,7 @@ def _add_color_bar(
     bar.set_label(unit, fontsize=9)
     bar.ax.tick_params(labelsize=8.5, width=0.6, length=3)
     bar.outline.set_linewidth(0.5)
+    return bar
 
 
 def _light(facing: NDArray[np.float32]) -> NDArray[np.float32]:

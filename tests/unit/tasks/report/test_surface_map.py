@@ -11,7 +11,14 @@ from PIL import Image
 from hpcenc.storage.geometry import sulcal_depth, surface
 from hpcenc.storage.voxels import CORTEX_LEFT, CORTEX_RIGHT, VoxelAxis
 from hpcenc.tasks.report.style import png_bytes
-from hpcenc.tasks.report.surface_map import face_colors, has_cortical_map, paint_cortex, view
+from hpcenc.tasks.report.surface_map import (
+    face_colors,
+    face_values,
+    has_categories,
+    has_cortical_map,
+    paint_cortex,
+    view,
+)
 
 LIMITS = {"limits": (0.0, 0.5), "unit": "r", "title": "a map"}
 
@@ -59,6 +66,53 @@ def test_medial_wall_stays_grey(cortex):
     assert on_wall.any()
     np.testing.assert_allclose(np.ptp(rgb[on_wall], axis=1), 0, atol=1e-6)
     assert (np.ptp(rgb[~on_wall], axis=1) > 0.2).all()
+
+
+def test_a_face_has_a_value_where_two_corners_have_one():
+    values = np.array([1.0, np.nan, 4.0, np.nan, 7.0])
+    faces = np.array([[0, 2, 4], [1, 2, 4], [1, 3, 4], [0, 1, 2]])
+    on_wall = np.array([False, False, False, True])
+    np.testing.assert_array_equal(face_values(values, faces, on_wall), [4, 5.5, np.nan, np.nan])
+    one_is_enough = face_values(values, faces, on_wall, whole_faces=False)
+    np.testing.assert_array_equal(one_is_enough, [4, 5.5, 7, 2.5])
+
+
+def test_categories_are_never_averaged():
+    values = np.array([1.0, 4.0, 4.0, 2.0, np.nan, np.nan])
+    faces = np.array([[0, 1, 2], [1, 0, 2], [1, 2, 0], [0, 1, 3], [4, 0, 1], [4, 1, 2], [4, 5, 0]])
+    of_face = face_values(values, faces, np.zeros(len(faces), dtype=bool), categories=True)
+    np.testing.assert_array_equal(of_face, [4, 4, 4, 1, 1, 4, np.nan])
+
+
+def test_few_values_that_many_vertices_share_are_categories():
+    rng = np.random.default_rng(0)
+    layers = np.where(rng.random(1000) < 0.5, rng.integers(1, 13, 1000), np.nan)
+    assert has_categories(layers)
+    assert has_categories(np.log10(10.0 ** (layers / 3)))
+    assert not has_categories(rng.normal(size=1000))
+    assert not has_categories(np.array([0.1, 0.2, np.nan]))
+
+
+def test_half_of_the_vertices_color_half_of_the_faces():
+    seen = view("left", "lateral")
+    rng = np.random.default_rng(0)
+    values = np.where(rng.random(32_492) < 0.52, rng.random(32_492), np.nan)
+    rgb = face_colors(values, seen, Normalize(0, 1))[~seen.on_wall, :3]
+    assert (np.ptp(rgb, axis=1) > 0.01).mean() == pytest.approx(0.52, abs=0.03)
+
+
+def test_a_map_of_layers_has_the_colors_and_the_ticks_of_layers_only(cortex):
+    layers = np.random.default_rng(0).choice([1.0, 4.0], cortex.n_voxels)
+    figure = paint_cortex(layers, cortex, limits=(1.0, 4.0), unit="best layer", title="layers")
+    painted = figure.axes[0].collections[0].get_facecolor()[:, :3]
+    seen = view("left", "lateral")
+    colors = Normalize(1, 4)
+    of_layer = [face_colors(np.full(32_492, layer), seen, colors)[:, :3] for layer in (1.0, 4.0)]
+    is_one = [np.isclose(painted, each).all(axis=1) for each in of_layer]
+    assert np.logical_or(*is_one).all()
+    assert all(each.any() for each in is_one)
+    ticks = figure.axes[-1].get_yticks()
+    np.testing.assert_array_equal(ticks[(ticks >= 1) & (ticks <= 4)], [1, 2, 3, 4])
 
 
 def test_colors_follow_the_values_and_not_the_sulci():
