@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from hpcenc.storage.geometry import STRUCTURES, Hemisphere, surface
 from hpcenc.storage.voxels import VoxelAxis
 from hpcenc.tasks.report.style import SURFACE_COLORS
-from hpcenc.tasks.report.surface_map import N_VERTICES
+from hpcenc.tasks.report.surface_map import N_VERTICES, are_whole, has_categories, touches_wall
 
 GAP_MM = 8.0
 """Between the two hemispheres."""
@@ -37,7 +37,8 @@ class SurfaceMap:
     name : str
         As the list of maps has it.
     values : array of shape (n_voxels,)
-        NaN is grey.
+        NaN is grey. A face has one colour by the rule of `face_values`; where `has_categories` holds, no
+        values are averaged.
     limits : (float, float)
         Values of the two ends of the colours; what lies beyond has the colour of the end, and its own value
         where one points at it.
@@ -100,6 +101,7 @@ def _surface(hemisphere: Hemisphere) -> dict[str, str]:
         "name": hemisphere,
         "points": _encoded((points + shift).astype("<f4")),
         "faces": _encoded(faces.astype("<u2")),
+        "wall": _encoded(np.flatnonzero(touches_wall(hemisphere, faces)).astype("<u2")),
     }
 
 
@@ -112,7 +114,15 @@ def _map(each: SurfaceMap, voxels: VoxelAxis) -> dict[str, Any]:
         values.append(_encoded(whole.astype("<f4")))
     colors = [to_hex(each.color_map(place)) for place in np.linspace(0, 1, N_COLORS)]
     low, high = each.limits
-    return {"low": float(low), "high": float(high), "unit": each.unit, "colors": colors, "values": values}
+    return {
+        "low": float(low),
+        "high": float(high),
+        "unit": each.unit,
+        "colors": colors,
+        "categories": (categories := has_categories(each.values)),
+        "whole": categories and are_whole(each.values, each.limits),
+        "values": values,
+    }
 
 
 def _encoded(values: NDArray[Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import json
 import re
 import shutil
@@ -15,6 +16,7 @@ from hpcenc.storage.geometry import surface
 from hpcenc.storage.voxels import CORTEX_LEFT
 from hpcenc.tasks.report.data import ReportData
 from hpcenc.tasks.report.page import write_report
+from hpcenc.tasks.report.surface_map import face_values, touches_wall
 from hpcenc.tasks.report.surface_view import SurfaceMap, surface_page
 
 HOSTILE = '</script><b onload="x">'
@@ -66,6 +68,31 @@ def test_a_report_on_the_cortex_has_a_view_and_leads_to_it(cortex, make_fit, tmp
     assert "clip[untrained, seed 0] · S1" in (tmp_path / "surface.html").read_text()
 
 
+@pytest.fixture(scope="module")
+def layers(cortex):
+    """Two layers that are far apart, in half of the vertices."""
+    rng = np.random.default_rng(0)
+    return np.where(rng.random(cortex.n_voxels) < 0.5, rng.choice([1.0, 4.0], cortex.n_voxels), np.nan)
+
+
+def test_a_map_says_whether_its_values_are_categories(cortex, values, layers):
+    maps = [
+        SurfaceMap("r", values, (0.0, 0.6), "r"),
+        SurfaceMap("layers", layers, (1.0, 4.0), "best layer"),
+        SurfaceMap("ratios", np.log10(layers), (0.0, 0.6), "log10 of the best ratio"),
+    ]
+    told = constant(surface_page("x", maps, cortex), "maps")
+    assert [each["categories"] for each in told] == [False, True, True]
+    assert [each["whole"] for each in told] == [False, True, False]
+
+
+def test_faces_on_the_medial_wall_are_known_to_the_view(page):
+    for hemisphere, told in zip(("left", "right"), constant(page, "surfaces"), strict=True):
+        wall = np.frombuffer(base64.b64decode(told["wall"]), "<u2")
+        _, faces = surface(hemisphere, "inflated")
+        np.testing.assert_array_equal(wall, np.flatnonzero(touches_wall(hemisphere, faces)))
+
+
 def console_of(path, tmp_path):
     """What a browser says of a page, and its document after the scripts have run."""
     command = [
@@ -85,6 +112,37 @@ def test_a_browser_draws_the_view_without_a_complaint(page, tmp_path):
     said, document = console_of(path, tmp_path)
     assert [line for line in said if "willReadFrequently" not in line] == []  # advice to plotly on its speed
     assert 'data-ready="yes"' in document
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+@pytest.mark.parametrize("categories", [True, False])
+def test_a_browser_colors_faces_as_the_figures_do(cortex, layers, categories, tmp_path):
+    noise = np.random.default_rng(1).normal(2.5, 2.0, cortex.n_voxels)
+    values = layers if categories else np.where(np.isnan(layers), np.nan, noise)
+    page = surface_page("x", [SurfaceMap("x", values, (1.0, 4.0), "x")], cortex)
+    told = """<script>
+    const seen = look(maps[0]);
+    const mode = document.getElementById("view").data[0].intensitymode;
+    document.body.dataset.seen = JSON.stringify({ ...seen, values: 0, shown: [...seen.shown[0]], mode });
+    </script></body>"""
+    path = tmp_path / "surface.html"
+    path.write_text(page.replace("</body>", told))
+    _, document = console_of(path, tmp_path)
+    seen = json.loads(html.unescape(re.search(r'data-seen="([^"]*)"', document)[1]))
+    _, faces = surface("left", "inflated")
+    expected = face_values(
+        cortex.surface(values, CORTEX_LEFT), faces, touches_wall("left", faces), categories=categories
+    )
+    undefined = np.isnan(expected)
+    assert 0.3 < undefined.mean() < 0.7
+    shown = np.array(seen["shown"])
+    np.testing.assert_allclose(shown[undefined], seen["bottom"], atol=1e-6)
+    np.testing.assert_allclose(shown[~undefined], np.clip(expected[~undefined], 1, 4), atol=1e-6)
+    # The lowest value keeps clear of the grey, by several of the 256 colours that a scale is drawn with.
+    grey = re.search(r"greyShare = ([0-9.]+)", page)[1]
+    assert (1 - seen["bottom"]) / (seen["top"] - seen["bottom"]) > float(grey) + 3 / 256
+    assert seen["mode"] == "cell"
 
 
 @pytest.mark.slow
