@@ -271,6 +271,8 @@ def _add_color_bar(
         cax=figure.add_axes((0.895, 0.2, 0.018, 0.55)),
         extend=extend[below, above],
     )
+    # Left of the bar, where the width of the ticks' numbers cannot push it off the figure.
+    bar.ax.yaxis.set_label_position("left")
     bar.set_label(unit, fontsize=9)
     bar.ax.tick_params(labelsize=8.5, width=0.6, length=3)
     bar.outline.set_linewidth(0.5)

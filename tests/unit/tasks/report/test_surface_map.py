@@ -115,6 +115,21 @@ def test_a_map_of_layers_has_the_colors_and_the_ticks_of_layers_only(cortex):
     np.testing.assert_array_equal(ticks[(ticks >= 1) & (ticks <= 4)], [1, 2, 3, 4])
 
 
+@pytest.mark.parametrize("limits", [(0.0, 1.0), (-0.1125, 0.1125)])
+def test_the_color_bars_label_lies_on_the_figure_and_clear_of_all_else(cortex, limits):
+    values = np.random.default_rng(0).normal(0, 0.1, cortex.n_voxels)
+    figure = paint_cortex(values, cortex, limits=limits, unit="r of cavmae less r of beats+clip", title="x")
+    figure.canvas.draw()
+    bar = figure.axes[-1]
+    label = bar.yaxis.label.get_window_extent()
+    numbers = [text.get_window_extent() for text in bar.get_yticklabels() if text.get_text()]
+    for box in (label, *numbers):
+        assert box.x0 >= 0
+        assert box.x1 <= figure.bbox.x1
+    others = [*numbers, bar.get_window_extent(), *(axes.get_window_extent() for axes in figure.axes[:-1])]
+    assert not any(label.overlaps(box) for box in others)
+
+
 def test_colors_follow_the_values_and_not_the_sulci():
     seen = view("left", "lateral")
     colors = Normalize(0, 0.5, clip=True)
