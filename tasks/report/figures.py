@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
+from hpcenc.storage.layout import AVERAGE
 from hpcenc.tasks.report.alphas import alpha_positions, alpha_row
 from hpcenc.tasks.report.data import FitScores, TimeCourse
 from hpcenc.tasks.report.style import (
@@ -91,7 +93,8 @@ def draw_r_histograms(fits: Mapping[str, FitScores], *, title: str, remark: str 
 def draw_fold_scores(fits: Mapping[str, Sequence[FitScores]], *, title: str, remark: str = "") -> Figure:
     """Mean r of the best tenth of the vertices in each fold: a dot per subject, a bar for their mean.
 
-    The mean takes complete fits with valid vertices only.
+    The mean takes complete fits with valid vertices only. The average of the subjects' BOLD is a square,
+    and in no mean.
 
     Parameters
     ----------
@@ -101,39 +104,26 @@ def draw_fold_scores(fits: Mapping[str, Sequence[FitScores]], *, title: str, rem
         Title, and a remark in small type beside it.
     """
     n_rows, n_columns = panel_grid(len(fits))
-    figure = new_figure(height_in=0.5 + 2.4 * n_rows)
+    figure = new_figure(height_in=0.75 + 2.4 * n_rows)
     panels = figure.subplots(n_rows, n_columns, squeeze=False, sharey=True).ravel()
     for index, (panel, (label, of_subjects)) in enumerate(zip(panels, fits.items(), strict=False)):
-        scores: dict[str, list[float]] = {}
-        in_means: dict[str, list[float]] = {}
-        for fit in of_subjects:
-            for row in fold_rows(fit):
-                scores.setdefault(row.fold, []).append(row.r.mean_best_tenth)
-                if fit.in_means:
-                    in_means.setdefault(row.fold, []).append(row.r.mean_best_tenth)
-        for position, (fold, values) in enumerate(scores.items()):
-            spread = np.linspace(-0.12, 0.12, len(values)) if len(values) > 1 else np.zeros(1)
-            panel.plot(
-                position + spread,
-                values,
-                "o",
-                markersize=4,
-                alpha=0.75,
-                color=line_style(index)["color"],
-                markeredgewidth=0,
-            )
-            mean = mean_of_defined(in_means.get(fold, ()))
-            panel.plot([position - 0.25, position + 0.25], [mean, mean], color="black", lw=1.2)
-        panel.set_xticks(range(len(scores)), [escape(fold) for fold in scores], rotation=45, ha="right")
-        panel.set_xlim(-0.6, len(scores) - 0.4)
+        _draw_folds(panel, of_subjects, line_style(index)["color"])
         panel.set_title(_wrapped(label), fontsize=TITLE_SIZE)
         style_axes(panel)
     hide_unused(panels, len(fits))
     panels[0].set_ylim(bottom=min(0.0, panels[0].get_ylim()[0]))
     for first in range(0, len(panels), n_columns):
         panels[first].set_ylabel("mean r of best 10 %")
+    dot: dict[str, Any] = {"color": MUTED_COLOR, "markersize": 4, "markeredgewidth": 0, "linestyle": "none"}
+    handles = [
+        Line2D([], [], marker="o", label="a subject", **dot),
+        Line2D([], [], color="black", linewidth=1.2, label="mean over subjects"),
+    ]
+    if any(fit.subject == AVERAGE for of_subjects in fits.values() for fit in of_subjects):
+        handles.append(Line2D([], [], marker="s", label="the average of the subjects' BOLD", **dot))
+    figure.legend(handles=handles, loc="lower center", ncols=3, fontsize=8, frameon=False, borderpad=0)
     set_title(figure, title, remark)
-    fit_layout(figure)
+    fit_layout(figure, bottom=0.25)
     return figure
 
 
@@ -226,6 +216,33 @@ def _draw_r_steps(
         f"n = {summary.n_valid:,})",
         **style,
     )
+
+
+def _draw_folds(axes: Any, fits: Sequence[FitScores], color: str) -> None:
+    """Scores of one feature set: in each fold subjects as dots, beside them their average, and the mean."""
+    subjects: dict[str, list[float]] = {}
+    averages: dict[str, float] = {}
+    in_means: dict[str, list[float]] = {}
+    folds = list(dict.fromkeys(fold for fit in fits for fold in fit.folds))
+    for fit in fits:
+        for row in fold_rows(fit):
+            if fit.subject == AVERAGE:
+                averages[row.fold] = row.r.mean_best_tenth
+            else:
+                subjects.setdefault(row.fold, []).append(row.r.mean_best_tenth)
+            if fit.in_means:
+                in_means.setdefault(row.fold, []).append(row.r.mean_best_tenth)
+    dot = {"markersize": 4, "alpha": 0.75, "color": color, "markeredgewidth": 0}
+    for position, fold in enumerate(folds):
+        values = subjects.get(fold, [])
+        spread = np.linspace(-0.12, 0.12, len(values)) if len(values) > 1 else np.zeros(len(values))
+        axes.plot(position + spread, values, "o", **dot)
+        mean = mean_of_defined(in_means.get(fold, ()))
+        axes.plot([position - 0.25, position + 0.25], [mean, mean], color="black", lw=1.2)
+        if fold in averages:
+            axes.plot([position + 0.2], [averages[fold]], "s", **dot)
+    axes.set_xticks(range(len(folds)), [escape(fold) for fold in folds], rotation=45, ha="right")
+    axes.set_xlim(-0.6, len(folds) - 0.4)
 
 
 def _draw_alphas(axes: Any, fit: FitScores) -> None:

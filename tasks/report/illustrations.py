@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hpcenc.storage.layout import AVERAGE
 from hpcenc.storage.voxels import VoxelAxis
 from hpcenc.tasks.report.data import FitScores, ReportData, TimeCourse, mean_over_subjects
 from hpcenc.tasks.report.figures import (
@@ -115,12 +116,18 @@ def _fold_scores(data: ReportData) -> Illustration:
     fits = {label: [fit for fit in data.scores if data.label(fit) == label] for label in data.labels}
     n_in_means = [sum(fit.in_means for fit in of_label) for of_label in fits.values()]
     span = f"{min(n_in_means)}" if len(set(n_in_means)) == 1 else f"{min(n_in_means)} to {max(n_in_means)}"
+    average = (
+        " The square is the average of the subjects' BOLD, fitted like a subject, and in no mean."
+        if AVERAGE in data.subjects
+        else ""
+    )
     return Illustration(
         "accuracy",
         "r by fold",
         render(draw_fold_scores(fits, title="Scores by test run", remark=_remark(data))),
         "Mean r (Pearson, no unit) of the best 10 % of the valid vertices of each outer fold, named after "
-        f"its test run. A dot is a subject, a bar the mean over subjects with a complete fit (n = {span}).",
+        f"its test run. A dot is a subject, a bar the mean over subjects with a complete fit (n = {span})."
+        f"{average}",
         "Mean r of the best tenth of the vertices by test run and feature set; the numbers are in "
         "tables/folds.csv.",
     )

@@ -79,6 +79,18 @@ def test_fold_scores_show_each_subject_in_each_fold(make_fit):
     assert np.isclose(dots[0].get_ydata()[0], best)
 
 
+def test_the_average_of_subjects_is_a_square_and_no_dot_among_them(make_fit):
+    fits = [make_fit(seed=seed, subject=subject) for seed, subject in enumerate(("average", "S1", "S2"))]
+    figure = draw_fold_scores({"clip": fits}, title="folds")
+    lines = figure.axes[0].get_lines()
+    assert [len(line.get_ydata()) for line in lines if line.get_marker() == "o"] == [2, 2]
+    squares = [line.get_ydata() for line in lines if line.get_marker() == "s"]
+    expected = [np.sort(of_fold)[-30:].mean() for of_fold in fits[0].r]
+    np.testing.assert_allclose(np.concatenate(squares), expected)
+    assert "the average of the subjects' BOLD" in _texts(figure)
+    assert "average" not in _texts(draw_fold_scores({"clip": fits[1:]}, title="folds"))
+
+
 def test_fold_means_take_complete_fits_with_valid_vertices_only(make_fit):
     fits = [make_fit(seed=seed, subject=f"S{seed}") for seed in range(3)]
     dead = make_fit(subject="dead", r=np.vstack([fits[0].r[0], np.full(300, np.nan)]))

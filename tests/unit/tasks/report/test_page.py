@@ -274,6 +274,8 @@ def test_means_over_subjects_leave_the_average_out(make_fit, tmp_path):
     assert [line["subject"] for line in lines] == ["mean of 2 subjects", "S1", "S2", "average"]
     alone = write_report(ReportData("x", fits[:2], VoxelAxis.from_count(300)), tmp_path / "alone")
     assert lines[0] == next(csv.DictReader(alone.tables[0].open(newline="")))
+    assert "The square is the average of the subjects' BOLD" in _read(files).words
+    assert "square" not in _read(alone).words
 
 
 def test_a_study_without_fits_has_a_page(tmp_path):
