@@ -151,11 +151,12 @@ def draw_alpha_histograms(fits: Mapping[str, FitScores], *, title: str, remark: 
     for first in range(0, len(panels), n_columns):
         panels[first].set_ylabel("share of choices (%)")
     for panel in panels[max(0, len(fits) - n_columns) : len(fits)]:
-        panel.set_xlabel("alpha" + (" (geometric mean over folds)" if len(fit.folds) > 1 else ""))
+        over_folds = "; geometric mean over folds" if len(fit.folds) > 1 else ""
+        panel.set_xlabel(f"alpha (grid value{over_folds})")
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="lower center", ncols=2, fontsize=8, frameon=False, borderpad=0)
     set_title(figure, title, remark)
-    fit_layout(figure, bottom=0.3)
+    fit_layout(figure, bottom=0.3, between=1.6)
     return figure
 
 

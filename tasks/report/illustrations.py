@@ -179,8 +179,10 @@ def _alpha_histograms(data: ReportData, subject: str) -> Illustration:
         f"alpha histogram {subject}",
         render(draw_alpha_histograms(fits, title=f"Chosen alphas · {subject}", remark=_remark(data))),
         f"Ridge penalties (alpha, in units of the kernel) chosen for the vertices of {subject}, all outer "
-        "folds together, as shares of the choices made. A bar is one value of the alpha grid. Vertices "
-        f"without signal belong on the highest alphas; those with r > {LOW_R} should lie inside the grid."
+        "folds together, as shares of the choices made. A bar is one value of the alpha grid, at the "
+        "geometric mean of what it is in the outer folds, whose kernels differ; a vertex has a choice in "
+        "each. Vertices without signal belong on the highest alphas; those with r > "
+        f"{LOW_R} should lie inside the grid."
         f"{_progress_sentence(fits)}",
         f"Histograms of the chosen alphas in {subject}; the shares on the grid's edges are in "
         "tables/alpha_edges.csv.",

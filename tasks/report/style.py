@@ -98,7 +98,7 @@ def png_bytes(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def fit_layout(figure: Figure, bottom: float = 0.0) -> None:
+def fit_layout(figure: Figure, bottom: float = 0.0, between: float | None = None) -> None:
     """Give the axes the room that their texts leave; the title's line stays free.
 
     Parameters
@@ -106,9 +106,11 @@ def fit_layout(figure: Figure, bottom: float = 0.0) -> None:
     figure : Figure
     bottom : float
         Inches to keep free below, for a legend.
+    between : float, optional
+        Widths of a letter to keep free between panels side by side, where numbers of their axes would meet.
     """
     height = figure.get_figheight()
-    figure.tight_layout(rect=(0, bottom / height, 1, 1 - 0.27 / height), pad=0.5)
+    figure.tight_layout(rect=(0, bottom / height, 1, 1 - 0.27 / height), pad=0.5, w_pad=between)
 
 
 def panel_grid(n_panels: int, n_columns: int = 4) -> tuple[int, int]:

@@ -25,6 +25,13 @@ def _texts(figure):
     return " ".join(text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text")))
 
 
+def _drawn_numbers(axes):
+    """Boxes of the numbers along an x axis, without those of ticks beyond its ends."""
+    low, high = axes.get_xlim()
+    ticks = zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
+    return [text.get_window_extent() for place, text in ticks if low <= place <= high]
+
+
 def _line(axes, label):
     return next(line for line in axes.get_lines() if line.get_label() == label)
 
@@ -68,6 +75,24 @@ def test_alpha_panel_states_the_edge_shares(make_fit):
     assert "low edge 5.0 %, high edge 40.0 % of r > 0.1" in _texts(figure)
     shares = figure.axes[0].patches[0].get_data().values
     np.testing.assert_allclose(shares, [5, 0, 55, 0, 40])
+    assert figure.axes[0].get_xlabel() == "alpha (grid value; geometric mean over folds)"
+
+
+def test_a_grid_of_one_fold_is_no_mean(make_fit):
+    fit = make_fit()
+    one = {name: getattr(fit, name)[:1] for name in ("folds", "r", "r2", "alpha", "chance", "alpha_grid")}
+    figure = draw_alpha_histograms({"clip": make_fit(**one)}, title="alphas")
+    assert figure.axes[0].get_xlabel() == "alpha (grid value)"
+
+
+def test_numbers_on_neighbouring_alpha_axes_lie_clear_of_each_other(make_fit):
+    grid = np.tile(77 * np.logspace(0, 7, 20), (2, 1))
+    fits = {f"set {index}": make_fit(alpha_grid=grid, alpha=grid[:, :1].repeat(300, 1)) for index in range(4)}
+    figure = draw_alpha_histograms(fits, title="alphas")
+    figure.canvas.draw()
+    for pair in (figure.axes[:2], figure.axes[2:4]):
+        left, right = (_drawn_numbers(axes) for axes in pair)
+        assert max(box.x1 for box in left) + 20 < min(box.x0 for box in right)
 
 
 def test_fold_scores_show_each_subject_in_each_fold(make_fit):
