@@ -18,6 +18,7 @@ from hpcenc.tasks.report.alphas import AlphaRow, alpha_row, alpha_warnings
 from hpcenc.tasks.report.data import ReportData, mean_over_subjects
 from hpcenc.tasks.report.illustrations import (
     SHOWN_MAPS,
+    SHOWN_SUBJECTS,
     cortical_maps,
     hidden_subjects,
     illustrate,
@@ -150,7 +151,7 @@ def render_page(
         rows=rows,
         warnings=_warnings(data, rows, alphas),
         figures=by_section,
-        map_remark=_map_remark(data),
+        map_remark=map_remark(data),
         hidden_subjects=hidden_subjects(data),
         chance_remark=_chance_remark(data),
         file_list=file_list,
@@ -203,7 +204,10 @@ def _write_maps(data: ReportData, folder: Path) -> tuple[Path, ...]:
 
 
 def _write_view(data: ReportData, folder: Path) -> tuple[Path, ...]:
-    """Write the interactive view of all maps; nothing where they cannot be shown."""
+    """Write the interactive view: the maps of r that the page shows, and the sections' maps.
+
+    Nothing where they cannot be shown.
+    """
     if not has_cortical_map(data.voxels) or not data.scores:
         return ()
     limits = r_limits([fit.mean_r for fit in data.scores])
@@ -222,7 +226,7 @@ def _warnings(data: ReportData, rows: Sequence[ModelRow], alphas: Sequence[Alpha
     return (*data.warnings, *progress_warnings(rows), *alpha_warnings(alphas))
 
 
-def _map_remark(data: ReportData) -> str:
+def map_remark(data: ReportData) -> str:
     """Sentence on the maps that are not shown; empty if all are."""
     if data.voxels.is_plain:
         return "No cortical maps: the BOLD files are plain arrays, which do not say where a voxel lies."
@@ -231,9 +235,13 @@ def _map_remark(data: ReportData) -> str:
             "No cortical maps: the voxels do not lie on the fs_LR 32k surface, the only one that hpcenc can "
             "paint. The files in maps/ can be opened with the data's own surfaces in wb_view."
         )
-    n_maps = len(cortical_maps(data))
-    if n_maps > SHOWN_MAPS:
-        return f"The first {SHOWN_MAPS} of {n_maps} maps are shown; the files in maps/ hold all of them."
+    n_maps = len(data.fits_in_means()) + len(data.scores)
+    n_shown = min(len(cortical_maps(data)), SHOWN_MAPS)
+    if n_maps > n_shown:
+        return (
+            f"{n_shown} of {n_maps} maps of r are shown, means over subjects before the first "
+            f"{SHOWN_SUBJECTS} subjects' own; the files in maps/ hold all of them."
+        )
     return ""
 
 

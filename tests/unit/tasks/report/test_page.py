@@ -18,7 +18,7 @@ from hpcenc.storage.geometry import HCP_ACKNOWLEDGEMENT, grayordinates_axis
 from hpcenc.storage.voxels import VoxelAxis
 from hpcenc.tasks.report.data import Facts, ReportData
 from hpcenc.tasks.report.illustrations import cortical_maps, illustrate
-from hpcenc.tasks.report.page import file_names, write_report
+from hpcenc.tasks.report.page import file_names, map_remark, write_report
 from hpcenc.tasks.report.sections import Column, Illustration, Section, Table, count
 from hpcenc.tasks.report.style import new_figure, render
 from hpcenc.tasks.report.tables import format_score
@@ -227,6 +227,31 @@ def test_only_the_first_subjects_have_figures_and_the_page_says_so(make_fit, tmp
     assert len(files.figures) == 2 * (4 + 1 + 4)
     assert "show the first 4 of 6" in _read(files).words
     assert len(list(csv.DictReader(files.tables[0].open(newline="")))) == 1 + 6
+
+
+def test_the_page_counts_the_maps_of_all_subjects_against_those_that_it_shows(cortex, make_fit):
+    def remark(n_subjects, n_sets):
+        return map_remark(
+            ReportData(
+                "many",
+                tuple(
+                    make_fit(cortex.n_voxels, subject=f"S{subject}", feature_set=f"set {index}")
+                    for subject in range(n_subjects)
+                    for index in range(n_sets)
+                ),
+                cortex,
+            )
+        )
+
+    assert remark(4, 1) == ""
+    assert remark(6, 1).startswith("5 of 7 maps of r are shown")
+    assert remark(5, 5).startswith("24 of 30 maps of r are shown")
+
+
+def test_the_link_to_the_view_says_what_is_in_it(cortical_report):
+    words = _read(cortical_report[1]).words
+    assert "Turn maps by hand : these and most of those of the sections below" in words
+    assert "all maps" not in words.partition("Turn")[2].partition("WebGL")[0]
 
 
 @dataclass(frozen=True)
