@@ -87,13 +87,15 @@ def alpha_warnings(rows: Sequence[AlphaRow]) -> tuple[str, ...]:
             found.append(
                 f"{feature_set}: up to {share} of vertices chose the smallest alpha, "
                 f"{min(row.smallest_alpha for row in low):.3g}, in {name_subjects(low, len(of_set))}; "
-                f"expected at most {format_share(LOW_EDGE_LIMIT)}. Extend the alpha grid downwards."
+                f"expected at most {format_share(LOW_EDGE_LIMIT)}. Extend the alpha grid downwards: "
+                "lower the first of fit.alpha_exponents."
             )
         if high:
             share = format_share(max(row.share_high_edge_over_0_1 for row in high))
             found.append(
                 f"{feature_set}: up to {share} of vertices with r > {LOW_R} chose the largest alpha, "
                 f"{max(row.largest_alpha for row in high):.3g}, in {name_subjects(high, len(of_set))}; "
-                f"expected at most {format_share(HIGH_EDGE_LIMIT)}. Extend the alpha grid upwards."
+                f"expected at most {format_share(HIGH_EDGE_LIMIT)}. Extend the alpha grid upwards: "
+                "raise the second of fit.alpha_exponents."
             )
     return tuple(found)

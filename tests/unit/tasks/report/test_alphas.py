@@ -45,6 +45,7 @@ def test_high_edge_counts_predicted_vertices_only(make_fit):
     assert row.share_high_edge_over_0_1 == 0.11
     (warning,) = alpha_warnings([row])
     assert "up to 11.0 % of vertices with r > 0.1 chose the largest alpha, 1e+04" in warning
+    assert warning.endswith("Extend the alpha grid upwards: raise the second of fit.alpha_exponents.")
     assert alpha_warnings([alpha_row(_fit_with_alphas(make_fit, 0, 10, r))]) == ()
 
 
@@ -52,6 +53,7 @@ def test_low_edge_warns_beyond_one_percent(make_fit):
     r = np.full(N_VOXELS, 0.2)
     (warning,) = alpha_warnings([alpha_row(_fit_with_alphas(make_fit, 3, 0, r))])
     assert "up to 1.5 % of vertices chose the smallest alpha, 1," in warning
+    assert warning.endswith("Extend the alpha grid downwards: lower the first of fit.alpha_exponents.")
     assert alpha_warnings([alpha_row(_fit_with_alphas(make_fit, 2, 0, r))]) == ()
 
 
