@@ -248,6 +248,12 @@ def test_the_page_counts_the_maps_of_all_subjects_against_those_that_it_shows(co
     assert remark(5, 5).startswith("24 of 30 maps of r are shown")
 
 
+def test_the_rule_that_faces_are_painted_by_is_said_where_there_are_maps(cortical_report, plain_report):
+    rule = "a face of the surface is painted where two of its three corners have a value"
+    assert rule in _read(cortical_report[1]).words
+    assert rule not in _read(plain_report).words
+
+
 def test_the_link_to_the_view_says_what_is_in_it(cortical_report):
     words = _read(cortical_report[1]).words
     assert "Turn maps by hand : these and most of those of the sections below" in words
