@@ -122,9 +122,15 @@ def test_a_browser_colors_faces_as_the_figures_do(cortex, layers, categories, tm
     values = layers if categories else np.where(np.isnan(layers), np.nan, noise)
     page = surface_page("x", [SurfaceMap("x", values, (1.0, 4.0), "x")], cortex)
     told = """<script>
-    const seen = look(maps[0]);
-    const mode = document.getElementById("view").data[0].intensitymode;
-    document.body.dataset.seen = JSON.stringify({ ...seen, values: 0, shown: [...seen.shown[0]], mode });
+    const ready = setInterval(() => {
+      if (!document.body.dataset.ready) return;
+      clearInterval(ready);
+      const view = document.getElementById("view");
+      view.emit("plotly_hover", { points: [{ curveNumber: 0, pointNumber: 5 }] });
+      const { intensitymode, colorbar: { dtick } } = view.data[0];
+      document.body.dataset.seen = JSON.stringify(
+        { ...current, map: 0, values: 0, shown: [...current.shown[0]], intensitymode, dtick });
+    }, 100);
     </script></body>"""
     path = tmp_path / "surface.html"
     path.write_text(page.replace("</body>", told))
@@ -142,7 +148,12 @@ def test_a_browser_colors_faces_as_the_figures_do(cortex, layers, categories, tm
     # The lowest value keeps clear of the grey, by several of the 256 colours that a scale is drawn with.
     grey = re.search(r"greyShare = ([0-9.]+)", page)[1]
     assert (1 - seen["bottom"]) / (seen["top"] - seen["bottom"]) > float(grey) + 3 / 256
-    assert seen["mode"] == "cell"
+    assert seen["intensitymode"] == "cell"
+    assert seen.get("dtick") == (1 if categories else None)
+    whole = cortex.surface(values, CORTEX_LEFT)[faces[5]]
+    numbers = ["undefined" if np.isnan(value) else f"{value:.{0 if categories else 3}f}" for value in whole]
+    where = ", ".join(map(str, faces[5]))
+    assert f"left cortex, vertices {where}: {', '.join(numbers)} (x)" in document
 
 
 @pytest.mark.slow
