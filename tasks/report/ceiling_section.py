@@ -20,7 +20,7 @@ from hpcenc.tasks.report.surface_map import has_cortical_map, paint_cortex
 from hpcenc.tasks.report.surface_view import SurfaceMap
 from hpcenc.tasks.report.tables import format_score, format_share
 
-MIN_BLOCKS = 5
+MIN_BLOCKS = 4
 """Blocks of the bootstrap in a showing, below which the report warns of its intervals."""
 
 
@@ -31,7 +31,7 @@ class CeilingRow:
     Attributes
     ----------
     n_reliable : int
-        Vertices whose nominal 95 % interval of the explainable share lies above 0.
+        Vertices whose 95 % interval of the explainable share lies above 0.
     n_without : int
         Defined vertices without a ceiling, for their share is not above 0.
     """
@@ -147,8 +147,7 @@ def ceiling_section(
     tables = [
         Table(
             "ceilings",
-            "What repeats of BOLD when a clip is shown again. "
-            "Reliable: the interval (nominal 95 %) is above 0.",
+            "What repeats of BOLD when a clip is shown again.",
             rows,
             (
                 Column("subject", "subject"),
@@ -197,8 +196,7 @@ def short_remarks(rows: Sequence[CeilingRow]) -> tuple[str, ...]:
         n_rows[row.clip] = min(row.n_rows, n_rows.get(row.clip, row.n_rows))
     return tuple(
         f"A showing of {clip} has only {n} TRs, less than {MIN_BLOCKS} blocks of {BLOCK_ROWS}: its intervals "
-        "are too narrow, and more vertices without signal pass as reliable "
-        "(8 % with 15 TRs, 3 to 4 % with 73)."
+        "are too narrow, and vertices without signal pass as reliable (4 to 11 % of them with 15 TRs)."
         for clip, n in n_rows.items()
         if n < MIN_BLOCKS * BLOCK_ROWS
     )
@@ -210,9 +208,9 @@ def _paragraphs(rows: Sequence[CeilingRow], reasons: Sequence[str]) -> tuple[str
         "mean variance, about their means, of the rows from the onset and the longest delay to the clip's "
         "end: the share of one showing's variance that comes back. Noise that is independent between "
         "showings does not bias it. Its root is the ceiling, the r that a perfect model would reach "
-        "against one showing. Intervals are of nominal 95 % (measured coverage 82 to 91 % with 73 rows), "
-        f"from {N_RESAMPLES} resamples of blocks of {BLOCK_ROWS} TRs. Reliable: vertices whose interval lies "
-        "above 0. Without: those whose share is not above 0, which have no ceiling.",
+        f"against one showing. Intervals of 95 % are expanded percentiles of {N_RESAMPLES} resamples of "
+        f"blocks of {BLOCK_ROWS} TRs. Reliable: vertices whose interval lies above 0. Without: those whose "
+        "share is not above 0, which have no ceiling.",
         "Only scores on the same rows are divided by the ceiling. Nothing is capped: a vertex may lie above "
         "its ceiling by chance.",
         *short_remarks(rows),

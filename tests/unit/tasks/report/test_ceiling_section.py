@@ -54,16 +54,16 @@ def test_the_section_names_estimator_repeats_and_what_has_no_ceiling(make_fit):
     assert "mean covariance between the showings" in section.paragraphs[0]
     assert section.paragraphs[-1] == "No ceiling of short: 3 rows are left."
     assert section.figures == ()
-    assert "nominal 95 % (measured coverage 82 to 91 % with 73 rows)" in section.paragraphs[0]
+    assert "Intervals of 95 % are expanded percentiles" in section.paragraphs[0]
     assert not any("too narrow" in paragraph for paragraph in section.paragraphs)
 
 
 def test_showings_of_few_blocks_are_said_to_pass_too_many_vertices():
     data = ReportData("x", (), VoxelAxis.from_count(4))
-    for n_rows, is_short in ((15, True), (49, True), (50, False)):
+    for n_rows, is_short in ((15, True), (39, True), (40, False)):
         section = ceiling_section(data, {"S1": ceilings_of(n_rows=n_rows)})
         said = [paragraph for paragraph in section.paragraphs if "too narrow" in paragraph]
         assert bool(said) == is_short
         assert all(
-            f"A showing of clip has only {n_rows} TRs, less than 5 blocks of 10" in text for text in said
+            f"A showing of clip has only {n_rows} TRs, less than 4 blocks of 10" in text for text in said
         )
