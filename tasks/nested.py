@@ -72,6 +72,9 @@ def choose_variants(cv: Floats, r: Floats, chance: Floats) -> NestedChoice:
 def best_fixed_variant(cv: Floats) -> int:
     """The one variant that is best for all vertices together, by the inner folds of all outer folds.
 
+    A name for it, which decides no r: where every run is a test run in turn, it is one of the inner folds of
+    the others.
+
     Parameters
     ----------
     cv : array of shape (n_folds, n_variants, n_voxels)
@@ -86,6 +89,21 @@ def best_fixed_variant(cv: Floats) -> int:
     if not defined.any():
         return -1
     return int(cv[:, :, defined].mean(axis=(0, 2), dtype=np.float64).argmax())
+
+
+def best_variant_of_folds(cv: Floats) -> NDArray[np.intp]:
+    """The one variant that is best for all vertices together in each outer fold, by its own inner folds.
+
+    Parameters
+    ----------
+    cv : array of shape (n_folds, n_variants, n_voxels)
+
+    Returns
+    -------
+    array of int, shape (n_folds,)
+        `best_fixed_variant` of each outer fold alone.
+    """
+    return np.array([best_fixed_variant(of_fold[None]) for of_fold in cv], dtype=np.intp)
 
 
 def values_of(best: NDArray[np.intp], values: Sequence[float]) -> NDArray[np.float64]:

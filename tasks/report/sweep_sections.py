@@ -27,7 +27,7 @@ _CHOICE_COLUMNS = (
     Column("subject", "subject"),
     Column("n_valid", "valid vertices", count),
     Column("fixed", "best fixed one"),
-    Column("fixed_mean_r", "its mean r", format_score),
+    Column("fixed_mean_r", "mean r, one for all", format_score),
     Column("nested_mean_r", "mean r, each vertex its own", format_score),
     Column("window_mean_r", "mean r of the main fit", format_score),
     Column("share_with_best", "above chance", format_share),
@@ -36,7 +36,8 @@ _CHOICE_COLUMNS = (
 _HOW = (
     "Each vertex chooses by the error of the inner folds, with its own alpha, in every outer fold anew; r "
     "is over the test rows, which have no say in it. A vertex whose r is not above its chance level has no "
-    "best {noun}. The best fixed one is that of the best mean over vertices, by the inner folds too."
+    "best {noun}. The best fixed one is chosen likewise for all vertices together, by their mean: in every "
+    "outer fold anew for its r. The table names that of the mean over outer folds, which decides no r."
 )
 _WHAT = {
     "delays": "Fits of single delays beside the FIR window. All of them leave out the rows that the longest "

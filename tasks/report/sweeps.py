@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 from hpcenc.storage.layout import BAND_R
 from hpcenc.storage.results import Scores, fit_groups, read_scores
 from hpcenc.storage.store import Store
-from hpcenc.tasks.nested import NestedChoice, best_fixed_variant, choose_variants, values_of
+from hpcenc.tasks.nested import (
+    NestedChoice,
+    best_fixed_variant,
+    best_variant_of_folds,
+    choose_variants,
+    values_of,
+)
 
 Floats = NDArray[np.floating[Any]]
 Masks = Mapping[str, NDArray[np.bool_]]
@@ -48,9 +54,10 @@ class Sweep:
     band_r : dict of str to array of shape (n_voxels,)
         What each band adds to `nested_r`; empty where there are no bands.
     fixed : int
-        The one variant that is best for all vertices by their inner folds, -1 if there is none.
+        The one variant that is best for all vertices by the inner folds of all outer folds, -1 if there is
+        none. It decides no r.
     fixed_r : array of shape (n_voxels,)
-        Mean r over folds with that one.
+        Mean over folds of r with the one variant that is best for all vertices by the inner folds of each.
     """
 
     kind: str
@@ -104,7 +111,6 @@ def summarise_sweep(scores: Scores, regions: Masks) -> Sweep:
     attributes = scores.attributes
     cv = scores.more["cv"]
     choice = choose_variants(cv, scores.r, scores.chance)
-    fixed = best_fixed_variant(cv)
     mean_r = scores.r.mean(axis=0, dtype=np.float64)
     valid = np.isfinite(mean_r).all(axis=0)
     masks = {ALL_VERTICES: np.ones(len(valid), dtype=bool)} | dict(regions)
@@ -120,8 +126,8 @@ def summarise_sweep(scores: Scores, regions: Masks) -> Sweep:
         best=choice.best,
         nested_r=choice.mean_r,
         band_r=_band_r(scores, choice),
-        fixed=fixed,
-        fixed_r=mean_r[fixed] if fixed >= 0 else np.full(len(valid), np.nan),
+        fixed=best_fixed_variant(cv),
+        fixed_r=_fixed_r(cv, scores.r),
         blocks_done=scores.blocks_done,
         blocks=scores.blocks,
     )
@@ -180,7 +186,9 @@ class ChoiceRow:
     Attributes
     ----------
     fixed : str
-        The best variant for all vertices together, by the inner folds.
+        The best variant for all vertices together, by the inner folds of all outer folds.
+    fixed_mean_r : float
+        With the best one for all vertices of each outer fold, by its own inner folds.
     share_with_best : float
         Vertices above their own chance level with the variant that they chose.
     """
@@ -237,6 +245,16 @@ def choice_row(sweep: Sweep, window_r: NDArray[np.float64] | None = None) -> Cho
         window_mean_r=_mean(window[valid]),
         share_with_best=sweep.share_with_best,
     )
+
+
+def _fixed_r(cv: Floats, r: Floats) -> NDArray[np.float64]:
+    """Mean over folds of r with each fold's best variant for all vertices; NaN where a fold has none."""
+    chosen = [
+        of_fold[place] if place >= 0 else np.full(r.shape[2], np.nan)
+        for place, of_fold in zip(best_variant_of_folds(cv), r, strict=True)
+    ]
+    mean: NDArray[np.float64] = np.mean(chosen, axis=0, dtype=np.float64)
+    return mean
 
 
 def _band_r(scores: Scores, choice: NestedChoice) -> dict[str, NDArray[np.float64]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hpcenc.tasks.nested import best_fixed_variant, choose_variants, values_of
+from hpcenc.tasks.nested import best_fixed_variant, best_variant_of_folds, choose_variants, values_of
 
 NAN = np.nan
 
@@ -54,3 +54,14 @@ def test_the_best_fixed_variant_is_that_of_the_mean_over_defined_vertices() -> N
     cv = np.array([[[0.1, 0.2, 9.0], [0.3, 0.2, NAN]]])
     assert best_fixed_variant(cv) == 1
     assert best_fixed_variant(np.full((1, 2, 3), NAN)) == -1
+
+
+def test_an_outer_fold_has_the_best_fixed_variant_of_its_own_inner_folds() -> None:
+    cv = np.array(
+        [
+            [[0.1, 0.2, 9.0], [0.3, 0.2, NAN]],
+            [[0.9, 0.1, 0.1], [0.0, 0.1, 0.2]],
+            [[NAN, NAN, NAN], [0.1, 0.1, 0.1]],
+        ]
+    )
+    assert best_variant_of_folds(cv).tolist() == [1, 0, -1]

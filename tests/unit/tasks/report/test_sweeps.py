@@ -69,6 +69,28 @@ def test_a_choice_is_compared_with_the_best_fixed_variant_and_the_window_on_the_
     assert np.isnan(choice_row(sweep).window_mean_r)
 
 
+def test_the_best_fixed_variant_has_no_r_in_noise_where_every_run_is_tested_in_turn() -> None:
+    rng = np.random.default_rng(0)
+    n_folds, n_variants = 4, 10
+    fixed, same_for_all_folds = [], []
+    for _ in range(400):
+        # All vertices answer alike, and what a run answers to is noise: its r as a test run is its score as
+        # an inner fold of the other runs.
+        of_run = np.repeat(rng.normal(0, 0.2, (n_folds, n_variants, 1)), 3, axis=2)
+        cv = (of_run.sum(axis=0) - of_run) / (n_folds - 1)
+        sweep = summarise_sweep(scores_of("delays", of_run, cv, np.ones(of_run.shape)), {})
+        fixed.append(sweep.fixed_r.mean())
+        same_for_all_folds.append(sweep.curves[ALL_VERTICES][sweep.fixed])
+    assert np.mean(same_for_all_folds) > 0.1
+    assert abs(np.mean(fixed)) < 3 * np.std(fixed) / 400**0.5
+
+
+def test_a_fold_without_a_best_fixed_variant_leaves_its_r_undefined() -> None:
+    cv = [[[0.1, 0.2], [0.3, 0.2]], [[NAN, NAN], [0.1, 0.1]]]
+    sweep = summarise_sweep(scores_of("layers", np.ones((2, 2, 2)), cv, np.zeros((2, 2, 2))), {})
+    assert np.isnan(sweep.fixed_r).all()
+
+
 def test_bands_add_up_in_the_variant_that_was_chosen() -> None:
     r = [[[0.5, 0.25], [0.75, 0.125]]]
     cv = [[[0.1, 0.4], [0.3, 0.2]]]
