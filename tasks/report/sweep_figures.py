@@ -109,9 +109,8 @@ def draw_choices(sweeps: Mapping[str, Sweep], *, title: str, remark: str = "") -
         positions = np.arange(len(sweep.values))
         panel.bar(positions, 100 * counts / max(1, counts.sum()), color=line_style(place)["color"], width=0.8)
         panel.set_xticks(positions, [f"{value:g}" for value in sweep.values])
-        panel.set_title(
-            f"{escape(label)}\nn = {counts.sum():,} vertices above chance", loc="left", fontsize=TITLE_SIZE
-        )
+        above = f"n = {counts.sum():,} vertices above chance" if sweep.n_with_chance else "no chance level"
+        panel.set_title(f"{escape(label)}\n{above}", loc="left", fontsize=TITLE_SIZE)
         style_axes(panel)
         if sweep.kind == "bands":
             panel.tick_params(axis="x", rotation=45)

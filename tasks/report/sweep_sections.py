@@ -192,10 +192,11 @@ def _curves(kind: str, sweeps: Sequence[Sweep], window: str, remark: str) -> Ill
     regions = list(sweeps[0].curves)
     n_subjects = len({sweep.subject for sweep in sweeps if sweep.subject != AVERAGE and sweep.complete})
     figure = draw_curves(by_set, regions, title=f"Mean r by {NOUNS[kind]}", remark=remark)
+    subject = of_whom(sweeps)
     peaks = [
-        f"{label}: {of_set[-1].labels[int(np.argmax(of_set[-1].curves[ALL_VERTICES]))]}"
-        for label, of_set in by_set.items()
-        if np.isfinite(of_set[-1].curves[ALL_VERTICES]).all()
+        f"{sweep.feature_set}: {sweep.labels[int(np.argmax(sweep.curves[ALL_VERTICES]))]}"
+        for sweep in sweeps
+        if sweep.subject == subject and np.isfinite(sweep.curves[ALL_VERTICES]).all()
     ]
     return Illustration(
         kind,
@@ -204,7 +205,7 @@ def _curves(kind: str, sweeps: Sequence[Sweep], window: str, remark: str) -> Ill
         f"Mean r (Pearson, no unit) over the valid vertices of each region by {NOUNS[kind]}. Lines with "
         f"bands: mean over subjects and standard deviation between them (n = {n_subjects}, complete ones); "
         f"dashed: the average's BOLD. {window}".strip(),
-        f"Curves of mean r. Largest over all vertices ({of_whom(sweeps)}): {'; '.join(peaks) or 'none'}.",
+        f"Curves of mean r. Largest over all vertices ({subject}): {'; '.join(peaks) or 'none'}.",
     )
 
 
@@ -218,7 +219,12 @@ def _choices(kind: str, sweeps: Sequence[Sweep], remark: str) -> list[Illustrati
     subject = of_whom(sweeps)
     shown = {sweep.feature_set: sweep for sweep in sweeps if sweep.subject == subject}
     figure = draw_choices(shown, title=f"Chosen {NOUNS[kind]} · {subject}", remark=remark)
-    counts = [f"{label}: {np.count_nonzero(sweep.best >= 0):,} vertices" for label, sweep in shown.items()]
+    counts = [
+        f"{label}: {np.count_nonzero(sweep.best >= 0):,} vertices above chance"
+        if sweep.n_with_chance
+        else f"{label}: no chance level"
+        for label, sweep in shown.items()
+    ]
     return [
         Illustration(
             kind,
@@ -226,7 +232,7 @@ def _choices(kind: str, sweeps: Sequence[Sweep], remark: str) -> list[Illustrati
             render(figure),
             f"How many vertices of {subject} have each {NOUNS[kind]} as their best one, of those whose r is "
             "above their own chance level.",
-            f"Bars of the chosen {NOUNS[kind]}; {'; '.join(counts)} above chance.",
+            f"Bars of the chosen {NOUNS[kind]}; {'; '.join(counts)}.",
         )
     ]
 
@@ -282,7 +288,11 @@ def _norms(fits: Sequence[FitScores], remark: str) -> Illustration:
     norms = {fit.feature_set: mean_norms(fit) for fit in shown}
     subject = shown[0].subject
     figure = draw_weight_norms(norms, title=f"Weights of the FIR window · {subject}", remark=remark)
-    largest = [f"{label}: {delays[int(np.argmax(values))]} TRs" for label, (delays, values) in norms.items()]
+    largest = [
+        f"{label}: {delays[int(np.argmax(values))]} TRs"
+        for label, (delays, values) in norms.items()
+        if np.isfinite(values).all()
+    ]
     return Illustration(
         "delays",
         f"weight norms {subject}",
@@ -291,12 +301,13 @@ def _norms(fits: Sequence[FitScores], remark: str) -> Illustration:
         f"{subject} whose r is above their chance level, as a share of its sum over delays: z-scored BOLD "
         "for z-scored features, of the last fold whose weights are kept. A penalty spreads weights over "
         "neighbouring delays of slow features.",
-        f"Curves of the norm of weights by delay; largest at {'; '.join(largest)}.",
+        f"Curves of the norm of weights by delay; largest: {'; '.join(largest) or 'none'}.",
     )
 
 
 def mean_norms(fit: FitScores) -> tuple[tuple[int, ...], NDArray[np.float64]]:
-    """Delays, and the mean norm of the weights at each, over the vertices above their chance level."""
+    """Delays, and the mean norm of the weights at each, over the vertices above their chance level; NaN where
+    there are none, or no chance level."""
     names = [name for name in fit.more if name.startswith(WEIGHT_NORM)]
     above = fit.mean_r > fit.chance.mean(axis=0)
     means = []

@@ -47,6 +47,8 @@ class Sweep:
         where a region has no valid vertex.
     n_valid : dict of str to int
         Valid vertices behind each curve: those where r is defined in every variant and fold.
+    n_with_chance : int
+        Vertices whose choice has an r and a chance level, which a test run that is too short has not.
     best : array of int, shape (n_voxels,)
         Place of the variant that each vertex chose, -1 where it is not above its chance level.
     nested_r : array of shape (n_voxels,)
@@ -68,6 +70,7 @@ class Sweep:
     folds: tuple[str, ...]
     curves: dict[str, NDArray[np.float64]]
     n_valid: dict[str, int]
+    n_with_chance: int
     best: NDArray[np.intp]
     nested_r: NDArray[np.float64]
     band_r: dict[str, NDArray[np.float64]]
@@ -88,9 +91,9 @@ class Sweep:
 
     @property
     def share_with_best(self) -> float:
-        """Share of valid vertices that have a best variant."""
-        n_valid = self.n_valid[ALL_VERTICES]
-        return float(np.count_nonzero(self.best >= 0)) / n_valid if n_valid else math.nan
+        """Share of vertices with a best variant, of those with a chance level; NaN where there are none."""
+        n_best = float(np.count_nonzero(self.best >= 0))
+        return n_best / self.n_with_chance if self.n_with_chance else math.nan
 
 
 def read_sweeps(store: Store, kind: str, regions: Masks | None = None) -> Iterator[Sweep]:
@@ -123,6 +126,9 @@ def summarise_sweep(scores: Scores, regions: Masks) -> Sweep:
         folds=tuple(attributes["folds"]),
         curves={name: _means(mean_r, valid & mask) for name, mask in masks.items()},
         n_valid={name: int(np.count_nonzero(valid & mask)) for name, mask in masks.items()},
+        n_with_chance=int(
+            np.count_nonzero(np.isfinite(choice.mean_r) & np.isfinite(choice.chance).all(axis=0))
+        ),
         best=choice.best,
         nested_r=choice.mean_r,
         band_r=_band_r(scores, choice),
@@ -190,7 +196,8 @@ class ChoiceRow:
     fixed_mean_r : float
         With the best one for all vertices of each outer fold, by its own inner folds.
     share_with_best : float
-        Vertices above their own chance level with the variant that they chose.
+        Vertices above their own chance level with the variant that they chose, of those that have one; NaN
+        where none has.
     """
 
     kind: str

@@ -76,7 +76,8 @@ class SingleRow:
     Attributes
     ----------
     share_above : float
-        Vertices whose tag predicts above its chance level, in the mean over folds.
+        Vertices whose tag predicts above its chance level, in the mean over folds, of those that have one;
+        NaN where none has, as in test runs that are too short.
     commonest : str
         Tag that most of those vertices chose in the last fold.
     """
@@ -147,7 +148,8 @@ def single_rows(
         defined = np.isfinite([r, *known]).all(axis=0)
         for region, mask in masks.items():
             valid = defined & mask
-            above = valid & (r > chance)
+            with_chance = valid & np.isfinite(chance)
+            above = with_chance & (r > chance)
             chosen = Counter(feature[above].astype(int).tolist()).most_common(1)
             rows.append(
                 SingleRow(
@@ -159,7 +161,7 @@ def single_rows(
                     _mean(r[valid]),
                     _mean(all_tags[valid]),
                     _mean(embedding[valid]),
-                    float(above.sum() / valid.sum()) if valid.any() else math.nan,
+                    float(above.sum() / with_chance.sum()) if with_chance.any() else math.nan,
                     names[label][chosen[0][0]] if chosen else "",
                 )
             )
@@ -241,28 +243,30 @@ def draw_timelines(
     return figure
 
 
-def shown_tags(tags: Tags, singles: Sequence[Singles]) -> list[int]:
-    """Places of the tags whose courses are drawn: those that most vertices chose, else those that vary
-    most."""
+def shown_tags(tags: Tags, singles: Sequence[Singles]) -> tuple[list[int], str]:
+    """Places of the tags whose courses are drawn, and which these are, in words.
+
+    They are those that most vertices above chance chose; where there is no such vertex, those that vary most.
+    """
     for each in singles:
         if each.attributes["feature_set"].replace("-tags", "", 1) == tags.label:
             r, chance = each.scores["r"].mean(axis=0), each.scores["chance"].mean(axis=0)
             chosen = Counter(each.scores["feature"][-1][r > chance].astype(int).tolist())
             if chosen:
-                return [place for place, _ in chosen.most_common(SHOWN_TAGS)]
+                places = [place for place, _ in chosen.most_common(SHOWN_TAGS)]
+                return places, f"that most vertices of {each.attributes['subject']} chose"
     spread = np.concatenate(list(tags.courses.values())).std(axis=0)
-    return [int(place) for place in np.argsort(-spread, kind="stable")[:SHOWN_TAGS]]
+    return [int(place) for place in np.argsort(-spread, kind="stable")[:SHOWN_TAGS]], "that vary most"
 
 
 def _timeline(study: Study, tags: Tags, singles: Sequence[Singles], remark: str) -> Illustration:
     run = next(run for run in study.runs if run.name in tags.courses)
-    places = shown_tags(tags, singles)
+    places, how = shown_tags(tags, singles)
     names = [tags.names[place] for place in places]
     courses = tags.courses[run.name][:, places]
     figure = draw_timelines(
         run, study.tr_s, courses, names, title=f"Tags of {tags.label} · {run.name}", remark=remark
     )
-    how = "that most vertices chose" if any(singles) else "that vary most"
     return Illustration(
         "tags",
         f"tag timelines {tags.label} {run.name}",

@@ -28,6 +28,7 @@ def sweep_of(kind="delays", subject="S1", feature_set="clip", best=None, **chang
         folds=("A",),
         curves={ALL_VERTICES: curve, "left": curve / 2},
         n_valid={ALL_VERTICES: N_VOXELS, "left": 12},
+        n_with_chance=N_VOXELS,
         best=rng.integers(-1, 3, N_VOXELS) if best is None else best,
         nested_r=nested,
         band_r={"beats/12": 0.25 * nested, "clip/12": 0.75 * nested} if kind == "bands" else {},
@@ -110,3 +111,27 @@ def test_norms_are_drawn_where_they_were_kept(make_fit):
     section = sweep_section("delays", [sweep_of()], [fit], VoxelAxis.from_count(N_VOXELS))
     assert section.figures[-1].name == "weight norms S1"
     assert "2 TRs" in section.figures[-1].alternative
+
+
+def test_norms_that_no_vertex_has_are_largest_nowhere(make_fit):
+    norms = {f"weight_norm:{delay}": np.full((2, N_VOXELS), float(delay)) for delay in (1, 2)}
+    fit = make_fit(N_VOXELS, chance=np.full((2, N_VOXELS), np.nan), feature_set="clip", more=norms)
+    section = sweep_section("delays", [sweep_of()], [fit], VoxelAxis.from_count(N_VOXELS))
+    assert "largest: none" in section.figures[-1].alternative
+
+
+def test_without_a_chance_level_no_vertex_is_said_to_be_above_it():
+    sweep = sweep_of(best=np.full(N_VOXELS, -1), n_with_chance=0)
+    section = sweep_section("delays", [sweep], [], VoxelAxis.from_count(N_VOXELS))
+    assert "clip: no chance level" in section.figures[1].alternative
+    assert np.isnan(section.tables[0].rows[0].share_with_best)
+
+
+def test_peaks_are_those_of_the_subject_who_is_named():
+    peak_of = {"average": np.array([0.3, 0.2, 0.1]), "S1": np.array([0.1, 0.2, 0.3])}
+    sweeps = [
+        sweep_of(subject=subject, curves={ALL_VERTICES: curve}, n_valid={ALL_VERTICES: 9})
+        for subject, curve in peak_of.items()
+    ]
+    section = sweep_section("delays", sweeps, [], VoxelAxis.from_count(N_VOXELS))
+    assert "(average): clip: delays 0." in section.figures[0].alternative

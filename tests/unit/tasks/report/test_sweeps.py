@@ -110,6 +110,15 @@ def test_a_study_without_a_valid_vertex_has_no_choice() -> None:
     assert np.isnan([row.fixed_mean_r, row.nested_mean_r, row.share_with_best]).all()
 
 
+def test_a_share_above_chance_is_of_the_vertices_that_have_a_chance_level() -> None:
+    r, cv = np.full((1, 2, 4), 0.5), np.ones((1, 2, 4))
+    chance = np.array([[[0.2, 0.6, NAN, NAN]] * 2])
+    assert choice_row(summarise_sweep(scores_of("delays", r, cv, chance), {})).share_with_best == 0.5
+    short = summarise_sweep(scores_of("delays", r, cv, np.full(r.shape, NAN)), {})
+    assert np.isnan(choice_row(short).share_with_best)
+    assert choice_row(short).n_valid == 4
+
+
 def test_the_spread_between_subjects_is_that_of_a_sample() -> None:
     mean, deviation = spread_over_subjects([np.array([1.0, 2.0]), np.array([3.0, 2.0])])
     np.testing.assert_allclose(mean, [2, 2])

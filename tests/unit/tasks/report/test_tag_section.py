@@ -27,11 +27,11 @@ def tags_of(label, names=NAMES, seed=0):
     return Tags(label, names, courses)
 
 
-def singles_of(subject="S1", feature=1):
+def singles_of(subject="S1", feature=1, chance=0.15):
     r = np.array([[0.3, 0.2, 0.1, 0.4, 0.5, 0.0, 0.2, np.nan]])
     scores = {
         "r": r,
-        "chance": np.full((1, N_VOXELS), 0.15),
+        "chance": np.full((1, N_VOXELS), chance),
         "feature": np.full((1, N_VOXELS), float(feature)),
         "r_train": r,
     }
@@ -59,9 +59,10 @@ def test_classes_are_compared_by_name_over_the_rows_that_both_models_have():
 
 def test_the_tags_that_are_drawn_are_those_that_were_chosen_or_that_vary_most():
     tags = tags_of("beats")
-    assert shown_tags(tags, []) == [1, 2, 0]
-    assert shown_tags(tags, [singles_of(feature=2)]) == [2]
-    assert shown_tags(tags_of("cavmae"), [singles_of(feature=2)]) == [1, 2, 0]
+    assert shown_tags(tags, []) == ([1, 2, 0], "that vary most")
+    assert shown_tags(tags, [singles_of(feature=2)]) == ([2], "that most vertices of S1 chose")
+    assert shown_tags(tags_of("cavmae"), [singles_of(feature=2)]) == ([1, 2, 0], "that vary most")
+    assert shown_tags(tags, [singles_of(chance=0.9)]) == ([1, 2, 0], "that vary most")
 
 
 def test_a_single_tag_stands_beside_whole_models_on_the_same_vertices(make_fit):
@@ -76,6 +77,16 @@ def test_a_single_tag_stands_beside_whole_models_on_the_same_vertices(make_fit):
     assert (rows[1].all_tags_r, rows[1].embedding_r) == pytest.approx((0.4, 0.6))
     assert rows[1].share_above == pytest.approx(2 / 3)
     assert rows[1].commonest == "Music"
+
+
+def test_without_a_chance_level_no_share_of_vertices_is_above_it(make_fit):
+    data = ReportData("x", (make_fit(N_VOXELS),), VoxelAxis.from_count(N_VOXELS))
+    (row,) = single_rows([singles_of(chance=np.nan)], {"beats-tags": NAMES}, data, [])
+    assert np.isnan(row.share_above)
+    assert row.commonest == ""
+    chance = np.array([[0.15, 0.15, np.nan, np.nan, 0.6, 0.15, 0.15, 0.15]])
+    (row,) = single_rows([singles_of(chance=chance)], {"beats-tags": NAMES}, data, [])
+    assert row.share_above == pytest.approx(3 / 5)
 
 
 @pytest.fixture
@@ -120,4 +131,7 @@ def test_the_section_is_made_from_the_store(store, make_fit, tmp_path):
         "tag agreement beats cavmae[untrained, seed 0]",
     ]
     assert "Music" in section.figures[0].alternative
+    assert "that most vertices of S1 chose" in section.figures[0].caption
     assert any("an untrained head" in paragraph for paragraph in section.paragraphs)
+    section = tag_section(store, study, data, both, [singles_of(chance=0.9)], [])
+    assert "that vary most" in section.figures[0].caption
