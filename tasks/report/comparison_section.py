@@ -53,18 +53,24 @@ class PairRow:
 
 
 def shown_maps(data: ReportData) -> tuple[str, Maps]:
-    """Whose r stands for all, and it by feature set: the average's, the mean over subjects', or the first
-    subject's."""
+    """Whose r stands for all, and it by feature set.
+
+    The average's; else the mean over the subjects who have all of the sets that several subjects have; else
+    that of the subject with most sets. Each needs two sets, except for the last.
+    """
     average = data.fits_by_label(AVERAGE)
-    if average:
+    if len(average) > 1:
         return AVERAGE, {label: fit.mean_r for label, fit in average.items()}
+    # Means of different subjects would differ for these, and not for their feature sets.
     means = data.fits_in_means()
-    if means:
-        n_subjects = max(len(fits) for fits in means.values())
-        return f"mean of {n_subjects} subjects", {
-            label: mean_over_subjects(fits) for label, fits in means.items()
+    subjects = [{fit.subject for fit in fits} for fits in means.values()]
+    common = set.intersection(*subjects) if subjects else set()
+    if len(means) > 1 and len(common) > 1:
+        return f"mean of {len(common)} subjects", {
+            label: mean_over_subjects([fit for fit in fits if fit.subject in common])
+            for label, fits in means.items()
         }
-    subject = data.subjects[0]
+    subject = max(data.subjects, key=lambda subject: len(data.fits_by_label(subject)))
     return subject, {label: fit.mean_r for label, fit in data.fits_by_label(subject).items()}
 
 
@@ -76,6 +82,9 @@ def pair_rows(subject: str, maps: Maps) -> tuple[PairRow, ...]:
 def comparison_section(data: ReportData, remark: str = "") -> Section:
     """The section on pairs of feature sets; `data` has fits of two of them."""
     subject, maps = shown_maps(data)
+    title = "Feature sets compared"
+    if len(maps) < 2:
+        return Section("pairs", title, ("No subject has two feature sets, which alone could be compared.",))
     rows = pair_rows(subject, maps)
     pairs = list(combinations(maps, 2))[:MAX_PAIRS]
     table = Table(
@@ -99,11 +108,15 @@ def comparison_section(data: ReportData, remark: str = "") -> Section:
         ]
         figures += [_top(data, subject, label, r, remark) for label, r in list(maps.items())[:MAX_PAIRS]]
     more = f" The first {MAX_PAIRS} of {len(rows)} pairs are drawn." if len(rows) > MAX_PAIRS else ""
+    if subject not in data.subjects:
+        more += " A mean is over the subjects who have all of these sets, the same for each."
+    if left_out := [label for label in data.labels if label not in maps]:
+        more += f" Not compared, without an r here: {', '.join(left_out)}."
     paragraphs = (
         f"r of {subject}, feature set against feature set. A concatenation is no better for being larger: "
         f"alphas are chosen inside the training runs, and r is over the test runs.{more}",
     )
-    return Section("pairs", "Feature sets compared", paragraphs, (table,), tuple(figures), tuple(views))
+    return Section("pairs", title, paragraphs, (table,), tuple(figures), tuple(views))
 
 
 def draw_planes(maps: Maps, pairs: Sequence[tuple[str, str]], *, title: str, remark: str = "") -> Figure:

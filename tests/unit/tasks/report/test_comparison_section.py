@@ -46,6 +46,43 @@ def test_the_average_stands_for_all_then_the_mean_over_subjects(make_fit):
     assert shown_maps(ReportData("x", fits("S1"), axis))[0] == "S1"
 
 
+def data_of(make_fit, subjects_of):
+    """Fits of some feature sets, each in subjects of its own."""
+    fits = tuple(
+        make_fit(20, seed=seed, subject=subject, feature_set=name, variant=name)
+        for seed, (name, subject) in enumerate(
+            (f, s) for f, subjects in subjects_of.items() for s in subjects
+        )
+    )
+    return ReportData("x", fits, VoxelAxis.from_count(20))
+
+
+def test_means_that_are_compared_are_over_the_same_subjects(make_fit):
+    data = data_of(make_fit, {"clip": ("S1", "S2", "S3"), "beats": ("S1", "S3"), "cavmae": ("S2",)})
+    subject, maps = shown_maps(data)
+    assert subject == "mean of 2 subjects"
+    assert list(maps) == ["clip", "beats"]
+    for name, mean in maps.items():
+        r = [fit.mean_r for fit in data.scores if fit.feature_set == name and fit.subject != "S2"]
+        np.testing.assert_allclose(mean, np.mean(r, axis=0))
+    (paragraph,) = comparison_section(data).paragraphs
+    assert "over the subjects who have all of these sets" in paragraph
+    assert "Not compared, without an r here: cavmae." in paragraph
+
+
+def test_sets_without_two_subjects_in_common_are_compared_in_the_subject_with_most(make_fit):
+    data = data_of(make_fit, {"clip": ("S1", "S2"), "beats": ("S2",)})
+    subject, maps = shown_maps(data)
+    assert (subject, list(maps)) == ("S2", ["clip", "beats"])
+    assert comparison_section(data).tables[0].rows[0].n_valid == 20
+
+
+def test_sets_that_no_subject_has_both_of_are_not_compared(make_fit):
+    section = comparison_section(data_of(make_fit, {"clip": ("S1",), "beats": ("S2",)}))
+    assert "No subject has two feature sets" in section.paragraphs[0]
+    assert section.figures == section.tables == ()
+
+
 def test_maps_of_differences_and_of_the_best_hundredth_are_painted_on_the_cortex(cortex, make_fit):
     rng = np.random.default_rng(0)
     r = rng.normal(0.1, 0.1, (2, cortex.n_voxels))
