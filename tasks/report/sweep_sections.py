@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,9 @@ from hpcenc.tasks.report.tables import format_score, format_share
 
 TITLES = {"delays": "Delays", "layers": "Layers", "bands": "One penalty or two"}
 NOUNS = {"delays": "single delay", "layers": "layer", "bands": "ratio of penalties"}
+
+Main = Mapping[tuple[str, str, str], NDArray[np.float64]]
+"""r of main fits, mean over folds, by feature set, layer and subject."""
 
 _CHOICE_COLUMNS = (
     Column("feature_set", "feature set"),
@@ -74,8 +78,10 @@ def sweep_section(
     remark : str
         Said in every figure, such as that the BOLD is simulated.
     """
-    main = {(fit.feature_set, fit.subject): fit.mean_r for fit in fits}
-    choices = [choice_row(sweep, main.get((sweep.feature_set, sweep.subject))) for sweep in sweeps]
+    main = {(fit.feature_set, fit.variant, fit.subject): fit.mean_r for fit in fits}
+    choices = [
+        choice_row(sweep, main_r(main, sweep.feature_set, sweep.layer, sweep.subject)) for sweep in sweeps
+    ]
     tables = [
         Table(
             f"{kind}_choices",
@@ -115,6 +121,19 @@ def _curve_table(kind: str, sweeps: Sequence[Sweep]) -> Table:
     )
 
 
+def main_r(main: Main, feature_set: str, layer: str, subject: str) -> NDArray[np.float64] | None:
+    """r of the main fit of a layer, (n_voxels,); None where it is not there.
+
+    Without a layer it is that of the one layer that the feature set was fitted in, None if there are several.
+    """
+    found = [
+        r
+        for (of_set, of_layer, of_subject), r in main.items()
+        if (of_set, of_subject) == (feature_set, subject) and layer in ("", of_layer)
+    ]
+    return found[0] if len(found) == 1 else None
+
+
 @dataclass(frozen=True)
 class BandRow:
     """A sum of two feature sets under one penalty and under two, and each of them alone; mean r over the
@@ -133,22 +152,27 @@ class BandRow:
     second_adds: float
 
 
-def band_row(sweep: Sweep, main: Mapping[tuple[str, str], NDArray[np.float64]]) -> BandRow:
+def band_row(sweep: Sweep, main: Main) -> BandRow:
     """How one subject's fit in bands compares.
 
     Parameters
     ----------
     sweep : Sweep
         Of bands.
-    main : mapping of (feature set, subject) to array of shape (n_voxels,)
+    main : mapping of (feature set, layer, subject) to array of shape (n_voxels,)
         r of the main fits, mean over folds; those that are not there leave NaN.
     """
-    first, second = sweep.band_r
-    bracket = sweep.feature_set.partition("[")[1:]
-    names = sweep.feature_set.partition("[")[0].split("+")
-    undefined = np.full(len(sweep.nested_r), np.nan)
-    alone = [main.get((name + "".join(bracket), sweep.subject), undefined) for name in names]
-    equal = main.get((sweep.feature_set, sweep.subject), undefined)
+    first, second = sweep.band_r.values()
+    name, *bracket = sweep.feature_set.partition("[")
+    layers = sweep.layer.split("+") if sweep.layer else ("", "")
+    # What bands add has the names of the first layers for all of them.
+    names = layers if sweep.layer else list(sweep.band_r)
+    fits = [
+        *((part + "".join(bracket), layer) for part, layer in zip(name.split("+"), layers, strict=True)),
+        (sweep.feature_set, sweep.layer),
+    ]
+    found = [main_r(main, feature_set, layer, sweep.subject) for feature_set, layer in fits]
+    *alone, equal = (np.full(len(sweep.nested_r), np.nan) if r is None else r for r in found)
     known = [values for values in (*alone, equal) if np.isfinite(values).any()]
     valid = np.isfinite([sweep.nested_r, *known]).all(axis=0)
 
@@ -156,21 +180,20 @@ def band_row(sweep: Sweep, main: Mapping[tuple[str, str], NDArray[np.float64]]) 
         return float(values[valid].mean()) if valid.any() else float("nan")
 
     return BandRow(
-        sweep.feature_set,
+        sweep.label,
         sweep.subject,
         int(valid.sum()),
-        first,
-        second,
+        *names,
         mean(alone[0]),
         mean(alone[1]),
         mean(equal),
         mean(sweep.nested_r),
-        mean(sweep.band_r[first]),
-        mean(sweep.band_r[second]),
+        mean(first),
+        mean(second),
     )
 
 
-def _band_table(sweeps: Sequence[Sweep], main: Mapping[tuple[str, str], NDArray[np.float64]]) -> Table:
+def _band_table(sweeps: Sequence[Sweep], main: Main) -> Table:
     scores = ("first_alone", "second_alone", "one_penalty", "two_penalties", "first_adds", "second_adds")
     return Table(
         "bands_compared",
@@ -188,13 +211,13 @@ def _band_table(sweeps: Sequence[Sweep], main: Mapping[tuple[str, str], NDArray[
 def _curves(kind: str, sweeps: Sequence[Sweep], window: str, remark: str) -> Illustration:
     by_set: dict[str, list[Sweep]] = {}
     for sweep in sweeps:
-        by_set.setdefault(sweep.feature_set, []).append(sweep)
+        by_set.setdefault(sweep.label, []).append(sweep)
     regions = list(sweeps[0].curves)
     n_subjects = len({sweep.subject for sweep in sweeps if sweep.subject != AVERAGE and sweep.complete})
     figure = draw_curves(by_set, regions, title=f"Mean r by {NOUNS[kind]}", remark=remark)
     subject = of_whom(sweeps)
     peaks = [
-        f"{sweep.feature_set}: {sweep.labels[int(np.argmax(sweep.curves[ALL_VERTICES]))]}"
+        f"{sweep.label}: {sweep.labels[int(np.argmax(sweep.curves[ALL_VERTICES]))]}"
         for sweep in sweeps
         if sweep.subject == subject and np.isfinite(sweep.curves[ALL_VERTICES]).all()
     ]
@@ -217,7 +240,7 @@ def of_whom(sweeps: Sequence[Sweep]) -> str:
 
 def _choices(kind: str, sweeps: Sequence[Sweep], remark: str) -> list[Illustration]:
     subject = of_whom(sweeps)
-    shown = {sweep.feature_set: sweep for sweep in sweeps if sweep.subject == subject}
+    shown = {sweep.label: sweep for sweep in sweeps if sweep.subject == subject}
     figure = draw_choices(shown, title=f"Chosen {NOUNS[kind]} · {subject}", remark=remark)
     counts = [
         f"{label}: {np.count_nonzero(sweep.best >= 0):,} vertices above chance"
@@ -250,7 +273,7 @@ def best_maps(kind: str, sweeps: Sequence[Sweep]) -> list[tuple[Sweep, SurfaceMa
         if kind == "bands":
             scale, values = np.log10(scale), np.log10(values)
         limits = float(scale.min()), float(scale.max())
-        name = f"best {NOUNS[kind]} · {sweep.feature_set} · {subject}"
+        name = f"best {NOUNS[kind]} · {sweep.label} · {subject}"
         maps.append((sweep, SurfaceMap(name, values, limits, unit)))
     return maps
 
@@ -261,15 +284,15 @@ def _painted(kind: str, sweep: Sweep, shown: SurfaceMap, voxels: VoxelAxis, rema
         voxels,
         limits=shown.limits,
         unit=shown.unit,
-        title=f"Best {NOUNS[kind]} · {sweep.feature_set} · {sweep.subject}",
+        title=f"Best {NOUNS[kind]} · {sweep.label} · {sweep.subject}",
         remark=remark,
     )
     n_best = int(np.count_nonzero(sweep.best >= 0))
     return Illustration(
         kind,
-        f"{kind} map {sweep.feature_set} {sweep.subject}",
+        f"{kind} map {sweep.label} {sweep.subject}",
         render(figure),
-        f"Best {NOUNS[kind]} of each vertex of {sweep.subject} with {sweep.feature_set}; n = {n_best:,} "
+        f"Best {NOUNS[kind]} of each vertex of {sweep.subject} with {sweep.label}; n = {n_best:,} "
         "vertices whose r is above their own chance level. Grey: not above it, undefined, or medial wall.",
         f"Cortical map of the best {NOUNS[kind]}; median {np.nanmedian(shown.values):g} ({shown.unit}).",
     )
@@ -285,7 +308,13 @@ def _with_norms(fits: Sequence[FitScores]) -> list[FitScores]:
 
 def _norms(fits: Sequence[FitScores], remark: str) -> Illustration:
     shown = _with_norms(fits)
-    norms = {fit.feature_set: mean_norms(fit) for fit in shown}
+    n_layers = Counter(fit.feature_set for fit in shown)
+    norms = {
+        fit.feature_set if n_layers[fit.feature_set] == 1 else f"{fit.feature_set} {fit.variant}": mean_norms(
+            fit
+        )
+        for fit in shown
+    }
     subject = shown[0].subject
     figure = draw_weight_norms(norms, title=f"Weights of the FIR window · {subject}", remark=remark)
     largest = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,10 @@ class Sweep:
     Attributes
     ----------
     kind : {"delays", "layers", "bands"}
+    layer : str
+        Layer (or sum of layers) behind all its variants; empty where the sweep is over layers.
+    several : bool
+        Whether the feature set was swept in other layers too, each of which is a sweep of its own.
     labels : tuple of str
         Of its variants.
     values : tuple of float
@@ -64,6 +68,8 @@ class Sweep:
 
     kind: str
     feature_set: str
+    layer: str
+    several: bool
     subject: str
     labels: tuple[str, ...]
     values: tuple[float, ...]
@@ -78,6 +84,11 @@ class Sweep:
     fixed_r: NDArray[np.float64]
     blocks_done: int
     blocks: int
+
+    @property
+    def label(self) -> str:
+        """Name of its feature set in figures: with its layer only where there are several."""
+        return f"{self.feature_set} {self.layer}" if self.several else self.feature_set
 
     @property
     def complete(self) -> bool:
@@ -106,11 +117,53 @@ def read_sweeps(store: Store, kind: str, regions: Masks | None = None) -> Iterat
         Regions that have curves of their own.
     """
     for group in fit_groups(store, kind):
-        yield summarise_sweep(read_scores(store, group), regions or {})
+        parts = split_layers(read_scores(store, group))
+        for part in parts:
+            yield summarise_sweep(part, regions or {}, several=len(parts) > 1)
 
 
-def summarise_sweep(scores: Scores, regions: Masks) -> Sweep:
-    """What a sweep found, from its scores."""
+def split_layers(scores: Scores) -> list[Scores]:
+    """A sweep's scores, of each layer apart: delays and ratios are a curve, layers beside them are not."""
+    variants = scores.attributes["variants"]
+    places: dict[str, list[int]] = {}
+    for place in range(len(variants)):
+        places.setdefault(layer_of(scores.attributes, place), []).append(place)
+    if len(places) == 1:
+        return [scores]
+    return [
+        replace(
+            scores,
+            attributes=scores.attributes | {"variants": [variants[place] for place in of_layer]},
+            r=scores.r[:, of_layer],
+            r2=scores.r2[:, of_layer],
+            alpha=scores.alpha[:, of_layer],
+            chance=scores.chance[:, of_layer],
+            agrees=scores.agrees[:, of_layer],
+            more={name: values[:, of_layer] for name, values in scores.more.items()},
+        )
+        for of_layer in places.values()
+    ]
+
+
+def layer_of(attributes: Mapping[str, Any], place: int) -> str:
+    """Layer (or sum of layers) behind one variant of a sweep, by its label; empty where it is over layers."""
+    label = str(attributes["variants"][place]["label"])
+    separator = {"delays": " delay ", "bands": " "}.get(attributes["kind"])
+    return label.rpartition(separator)[0] if separator else ""
+
+
+def summarise_sweep(scores: Scores, regions: Masks, *, several: bool = False) -> Sweep:
+    """What a sweep found, from its scores.
+
+    Parameters
+    ----------
+    scores : Scores
+        Of one layer, where it is no sweep over layers; see `split_layers`.
+    regions : mapping
+        Regions that have curves of their own.
+    several : bool
+        Whether the feature set was swept in other layers too.
+    """
     attributes = scores.attributes
     cv = scores.more["cv"]
     choice = choose_variants(cv, scores.r, scores.chance)
@@ -120,6 +173,8 @@ def summarise_sweep(scores: Scores, regions: Masks) -> Sweep:
     return Sweep(
         kind=attributes["kind"],
         feature_set=attributes["feature_set"],
+        layer=layer_of(attributes, 0),
+        several=several,
         subject=attributes["subject"],
         labels=tuple(variant["label"] for variant in attributes["variants"]),
         values=variant_values(attributes),
@@ -216,7 +271,7 @@ def curve_rows(sweeps: Iterable[Sweep]) -> tuple[CurveRow, ...]:
     return tuple(
         CurveRow(
             kind=sweep.kind,
-            feature_set=sweep.feature_set,
+            feature_set=sweep.label,
             subject=sweep.subject,
             region=region,
             variant=sweep.labels[place],
@@ -237,13 +292,13 @@ def choice_row(sweep: Sweep, window_r: NDArray[np.float64] | None = None) -> Cho
     ----------
     sweep : Sweep
     window_r : array of shape (n_voxels,), optional
-        r of the fit with the whole FIR window, default layer and one penalty, mean over folds.
+        r of the main fit of that layer, with the whole FIR window and one penalty, mean over folds.
     """
     valid = np.isfinite(sweep.nested_r)
     window = np.full(len(valid), np.nan) if window_r is None else window_r
     return ChoiceRow(
         kind=sweep.kind,
-        feature_set=sweep.feature_set,
+        feature_set=sweep.label,
         subject=sweep.subject,
         n_valid=int(np.count_nonzero(valid)),
         fixed=sweep.labels[sweep.fixed] if sweep.fixed >= 0 else "",

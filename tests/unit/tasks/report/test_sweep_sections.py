@@ -22,6 +22,8 @@ def sweep_of(kind="delays", subject="S1", feature_set="clip", best=None, **chang
     made = Sweep(
         kind=kind,
         feature_set=feature_set,
+        layer="",
+        several=False,
         subject=subject,
         labels=tuple(f"{kind} {value:g}" for value in values),
         values=values,
@@ -75,12 +77,13 @@ def test_maps_are_of_the_vertices_that_have_a_best_variant(cortex):
 def test_bands_stand_beside_each_set_alone_and_their_sum():
     label = "beats+clip[untrained, seed 0]"
     main = {
-        ("beats[untrained, seed 0]", "S1"): np.full(N_VOXELS, 0.1),
-        ("clip[untrained, seed 0]", "S1"): np.full(N_VOXELS, 0.38),
-        (label, "S1"): np.full(N_VOXELS, 0.33),
+        ("beats[untrained, seed 0]", "beats/12", "S1"): np.full(N_VOXELS, 0.1),
+        ("clip[untrained, seed 0]", "clip/12", "S1"): np.full(N_VOXELS, 0.38),
+        ("clip[untrained, seed 0]", "clip/6", "S1"): np.full(N_VOXELS, 0.2),
+        (label, "beats/12+clip/12", "S1"): np.full(N_VOXELS, 0.33),
     }
-    main[label, "S1"][0] = np.nan
-    row = band_row(sweep_of("bands", feature_set=label), main)
+    main[label, "beats/12+clip/12", "S1"][0] = np.nan
+    row = band_row(sweep_of("bands", feature_set=label, layer="beats/12+clip/12"), main)
     assert (row.n_valid, row.first, row.second) == (N_VOXELS - 1, "beats/12", "clip/12")
     found = (
         row.first_alone,
@@ -92,6 +95,10 @@ def test_bands_stand_beside_each_set_alone_and_their_sum():
     )
     assert found == pytest.approx((0.1, 0.38, 0.33, 0.4, 0.1, 0.3))
     assert np.isnan(band_row(sweep_of("bands", feature_set="beats+clip"), main).first_alone)
+    other = band_row(sweep_of("bands", feature_set=label, layer="beats/6+clip/6", several=True), main)
+    assert (other.feature_set, other.first, other.second) == (f"{label} beats/6+clip/6", "beats/6", "clip/6")
+    assert other.second_alone == pytest.approx(0.2)
+    assert np.isnan([other.first_alone, other.one_penalty]).all()
 
 
 def test_norms_are_means_over_vertices_above_chance_in_the_last_fold_that_has_them(make_fit):
@@ -111,6 +118,9 @@ def test_norms_are_drawn_where_they_were_kept(make_fit):
     section = sweep_section("delays", [sweep_of()], [fit], VoxelAxis.from_count(N_VOXELS))
     assert section.figures[-1].name == "weight norms S1"
     assert "2 TRs" in section.figures[-1].alternative
+    other = replace(fit, variant="clip/6", more={"weight_norm:1": norms["weight_norm:2"]})
+    section = sweep_section("delays", [sweep_of()], [fit, other], VoxelAxis.from_count(N_VOXELS))
+    assert "clip clip/embedding: 2 TRs; clip clip/6: 1 TRs" in section.figures[-1].alternative
 
 
 def test_norms_that_no_vertex_has_are_largest_nowhere(make_fit):
@@ -135,3 +145,21 @@ def test_peaks_are_those_of_the_subject_who_is_named():
     ]
     section = sweep_section("delays", sweeps, [], VoxelAxis.from_count(N_VOXELS))
     assert "(average): clip: delays 0." in section.figures[0].alternative
+
+
+def test_a_sweep_stands_beside_the_main_fit_of_its_own_layer(make_fit):
+    fits = [
+        make_fit(N_VOXELS, r=np.full((2, N_VOXELS), r), feature_set="clip", variant=layer)
+        for layer, r in (("clip/6", 0.1), ("clip/12", 0.2))
+    ]
+    delays = [sweep_of(layer=layer, several=True) for layer in ("clip/6", "clip/12", "clip/9")]
+    axis = VoxelAxis.from_count(N_VOXELS)
+    section = sweep_section("delays", delays, fits, axis)
+    rows = section.tables[0].rows
+    assert [row.feature_set for row in rows] == ["clip clip/6", "clip clip/12", "clip clip/9"]
+    assert [row.window_mean_r for row in rows] == pytest.approx([0.1, 0.2, np.nan], nan_ok=True)
+    assert len({label.split(": ")[0] for label in section.figures[0].alternative.split("; ")}) == 3
+    layers = [sweep_of("layers")]
+    assert np.isnan(sweep_section("layers", layers, fits, axis).tables[0].rows[0].window_mean_r)
+    (row,) = sweep_section("layers", layers, fits[1:], axis).tables[0].rows
+    assert row.window_mean_r == pytest.approx(0.2)

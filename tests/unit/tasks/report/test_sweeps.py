@@ -12,6 +12,7 @@ from hpcenc.tasks.report.sweeps import (
     ALL_VERTICES,
     choice_row,
     curve_rows,
+    split_layers,
     spread_over_subjects,
     summarise_sweep,
 )
@@ -117,6 +118,22 @@ def test_a_share_above_chance_is_of_the_vertices_that_have_a_chance_level() -> N
     short = summarise_sweep(scores_of("delays", r, cv, np.full(r.shape, NAN)), {})
     assert np.isnan(choice_row(short).share_with_best)
     assert choice_row(short).n_valid == 4
+
+
+def test_every_layer_of_a_sweep_over_delays_or_bands_is_a_sweep_of_its_own() -> None:
+    r = np.arange(8, dtype=float).reshape(1, 4, 2) / 10
+    for kind, ends in (("delays", ("delay 0", "delay 1")), ("bands", ("10:1", "1:10"))):
+        scores = scores_of(kind, r, r, np.zeros(r.shape))
+        labels = [f"clip/{layer} {end}" for layer in (6, 12) for end in ends]
+        for variant, label in zip(scores.attributes["variants"], labels, strict=True):
+            variant["label"] = label
+        sweeps = [summarise_sweep(part, {}, several=True) for part in split_layers(scores)]
+        assert [sweep.label for sweep in sweeps] == ["clip clip/6", "clip clip/12"]
+        assert [list(sweep.labels) for sweep in sweeps] == [labels[:2], labels[2:]]
+        np.testing.assert_allclose(sweeps[1].curves[ALL_VERTICES], [0.45, 0.65])
+        np.testing.assert_allclose(sweeps[1].nested_r, r[0, 3])
+    (layers,) = split_layers(scores_of("layers", r, r, np.zeros(r.shape)))
+    assert (summarise_sweep(layers, {}).layer, summarise_sweep(layers, {}).label) == ("", "clip")
 
 
 def test_the_spread_between_subjects_is_that_of_a_sample() -> None:
