@@ -109,3 +109,9 @@ def _cell(row: Any, column: Column) -> Cell:
 def count(value: float) -> str:
     """A whole number with thousands apart; an en dash where undefined."""
     return "–" if math.isnan(value) else f"{value:,.0f}"
+
+
+def name_some(names: Sequence[str], n_named: int = 5) -> str:
+    """The first few of some names, and how many more there are: ``S1, S2 and 3 more``."""
+    more = len(names) - n_named
+    return ", ".join(names[:n_named]) + (f" and {more} more" if more > 0 else "")

@@ -24,7 +24,7 @@ from hpcenc.tasks.report.style import (
     set_title,
     style_axes,
 )
-from hpcenc.tasks.report.sweeps import Sweep, spread_over_subjects
+from hpcenc.tasks.report.sweeps import Sweep, alike, spread_over_subjects
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ def draw_curves(
     """Mean r of each variant, a panel for each region, a line for each feature set.
 
     Lines are means over subjects with the standard deviation between them; dashed ones are the average's.
+    Subjects whose variants are other than those of most are left out.
 
     Parameters
     ----------
@@ -159,7 +160,7 @@ def draw_weight_norms(
 
 
 def _draw_set(panel: Any, sweeps: Sequence[Sweep], region: str, label: str, color: str) -> None:
-    subjects = [sweep for sweep in sweeps if sweep.subject != AVERAGE and sweep.complete]
+    subjects, _ = alike(sweeps)
     if subjects:
         values = subjects[0].values
         mean, deviation = spread_over_subjects([sweep.curves[region] for sweep in subjects])

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from hpcenc.storage.layout import AVERAGE, WEIGHT_NORM
 from hpcenc.storage.voxels import VoxelAxis
 from hpcenc.tasks.report.data import FitScores
-from hpcenc.tasks.report.sections import Column, Illustration, Section, Table, count
+from hpcenc.tasks.report.sections import Column, Illustration, Section, Table, count, name_some
 from hpcenc.tasks.report.style import render
 from hpcenc.tasks.report.surface_map import has_cortical_map, paint_cortex
 from hpcenc.tasks.report.surface_view import SurfaceMap
 from hpcenc.tasks.report.sweep_figures import draw_choices, draw_curves, draw_weight_norms
-from hpcenc.tasks.report.sweeps import ALL_VERTICES, Sweep, choice_row, curve_rows
+from hpcenc.tasks.report.sweeps import ALL_VERTICES, Sweep, alike, choice_row, curve_rows
 from hpcenc.tasks.report.tables import format_score, format_share
 
 TITLES = {"delays": "Delays", "layers": "Layers", "bands": "One penalty or two"}
@@ -213,7 +213,6 @@ def _curves(kind: str, sweeps: Sequence[Sweep], window: str, remark: str) -> Ill
     for sweep in sweeps:
         by_set.setdefault(sweep.label, []).append(sweep)
     regions = list(sweeps[0].curves)
-    n_subjects = len({sweep.subject for sweep in sweeps if sweep.subject != AVERAGE and sweep.complete})
     figure = draw_curves(by_set, regions, title=f"Mean r by {NOUNS[kind]}", remark=remark)
     subject = of_whom(sweeps)
     peaks = [
@@ -225,10 +224,32 @@ def _curves(kind: str, sweeps: Sequence[Sweep], window: str, remark: str) -> Ill
         kind,
         f"{kind} curves",
         render(figure),
-        f"Mean r (Pearson, no unit) over the valid vertices of each region by {NOUNS[kind]}. Lines with "
-        f"bands: mean over subjects and standard deviation between them (n = {n_subjects}, complete ones); "
-        f"dashed: the average's BOLD. {window}".strip(),
+        f"Mean r (Pearson, no unit) over the valid vertices of each region by {NOUNS[kind]}. "
+        f"{_lines(by_set)} {window}".strip(),
         f"Curves of mean r. Largest over all vertices ({subject}): {'; '.join(peaks) or 'none'}.",
+    )
+
+
+def _lines(by_set: Mapping[str, Sequence[Sweep]]) -> str:
+    """What the lines of the curves are, and who has none."""
+    grouped = {label: alike(of_set) for label, of_set in by_set.items()}
+    counts = sorted({len(in_mean) for in_mean, _ in grouped.values() if in_mean})
+    kinds = []
+    if counts and counts[-1] > 1:
+        span = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
+        kinds.append(
+            f"lines with bands: mean over subjects and standard deviation between them (n = {span}, complete "
+            "ones)"
+        )
+    elif counts:
+        kinds.append("lines: the one subject whose sweep is complete")
+    if any(sweep.subject == AVERAGE for of_set in by_set.values() for sweep in of_set):
+        kinds.append("dashed: the average's BOLD")
+    text = "; ".join(kinds) or "no line: no subject's sweep is complete"
+    others = {label: [sweep.subject for sweep in left_out] for label, (_, left_out) in grouped.items()}
+    named = [f"{label} of {name_some(subjects)}" for label, subjects in others.items() if subjects]
+    return f"{text[0].upper()}{text[1:]}." + (
+        f" Not drawn, for their variants are others; the table has them: {'; '.join(named)}." if named else ""
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcenc.storage.layout import BAND_R
+from hpcenc.storage.layout import AVERAGE, BAND_R
 from hpcenc.storage.results import Scores, fit_groups, read_scores
 from hpcenc.storage.store import Store
 from hpcenc.tasks.nested import (
@@ -202,6 +202,30 @@ def variant_values(attributes: Mapping[str, Any]) -> tuple[float, ...]:
     if attributes["kind"] == "bands":
         return tuple(variant["scales"][0] / variant["scales"][1] for variant in variants)
     return tuple(float(place) for place in range(1, len(variants) + 1))
+
+
+def alike(sweeps: Iterable[Sweep]) -> tuple[list[Sweep], list[Sweep]]:
+    """Whose curves have a mean, and whose have not.
+
+    Parameters
+    ----------
+    sweeps : iterable of Sweep
+        Of one feature set.
+
+    Returns
+    -------
+    in_mean : list of Sweep
+        Complete ones of subjects with the same variants; where these differ, those of most subjects, the
+        first of equals.
+    others : list of Sweep
+        Complete ones of subjects with other variants, as those of an earlier study file are.
+    """
+    groups: dict[tuple[Any, ...], list[Sweep]] = {}
+    for sweep in sweeps:
+        if sweep.subject != AVERAGE and sweep.complete:
+            groups.setdefault((sweep.labels, sweep.values), []).append(sweep)
+    in_mean = max(groups.values(), key=len, default=[])
+    return in_mean, [sweep for group in groups.values() if group is not in_mean for sweep in group]
 
 
 def spread_over_subjects(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from hpcenc.storage.voxels import VoxelAxis
+from hpcenc.tasks.report.sweep_figures import draw_curves
 from hpcenc.tasks.report.sweep_sections import band_row, mean_norms, sweep_section
 from hpcenc.tasks.report.sweeps import ALL_VERTICES, Sweep
 
@@ -163,3 +164,39 @@ def test_a_sweep_stands_beside_the_main_fit_of_its_own_layer(make_fit):
     assert np.isnan(sweep_section("layers", layers, fits, axis).tables[0].rows[0].window_mean_r)
     (row,) = sweep_section("layers", layers, fits[1:], axis).tables[0].rows
     assert row.window_mean_r == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("values", [(0.0, 6.0), (1.0, 4.0, 8.0)])
+def test_subjects_with_other_variants_have_no_part_in_a_mean_and_are_named(values):
+    n = len(values)
+    other = sweep_of(
+        subject="S2",
+        labels=tuple(f"delays {value:g}" for value in values),
+        values=values,
+        curves={ALL_VERTICES: np.full(n, 0.9), "left": np.full(n, 0.9)},
+        best=np.zeros(N_VOXELS, dtype=int),
+    )
+    same = [sweep_of(subject=subject) for subject in ("S1", "S3")]
+    section = sweep_section("delays", [other, *same], [], VoxelAxis.from_count(N_VOXELS))
+    caption = section.figures[0].caption
+    assert "(n = 2, complete ones). Not drawn, for their variants are others" in caption
+    assert "clip of S2." in caption
+    assert {row.subject for row in section.tables[1].in_file} == {"S1", "S2", "S3"}
+    figure = draw_curves({"clip": [other, *same]}, [ALL_VERTICES], title="x")
+    (line,) = [line for line in figure.axes[0].get_lines() if line.get_label().startswith("clip")]
+    np.testing.assert_allclose(line.get_xdata(), same[0].values)
+    np.testing.assert_allclose(line.get_ydata(), same[0].curves[ALL_VERTICES])
+
+
+def test_captions_of_curves_name_the_lines_that_are_there():
+    def caption(*sweeps):
+        return sweep_section("delays", sweeps, [], VoxelAxis.from_count(N_VOXELS)).figures[0].caption
+
+    average = caption(sweep_of(subject="average"))
+    assert average.endswith("single delay. Dashed: the average's BOLD.")
+    one = caption(sweep_of(), sweep_of(subject="average"))
+    assert one.endswith("Lines: the one subject whose sweep is complete; dashed: the average's BOLD.")
+    none = caption(sweep_of(blocks_done=0))
+    assert none.endswith("No line: no subject's sweep is complete.")
+    several = caption(sweep_of(), sweep_of(subject="S2"), sweep_of(feature_set="beats"))
+    assert "n = 1 to 2, complete ones" in several
