@@ -266,7 +266,8 @@ class Sweeps(Settings):
     tags: NonNegativeInt | None = None
     """Delay in TRs at which every single tag of ``beats-tags`` and ``cavmae-tags`` is held against BOLD."""
     bands: bool = False
-    """Sums of two feature sets with a penalty each: nine ratios of the two, from 1:10,000 to 10,000:1."""
+    """Sums of two feature sets with a penalty each: nine ratios of their kernels' scalings, from 1:10,000 to
+    10,000:1; a larger scaling is a smaller penalty."""
     subjects: tuple[str, ...] = ()
     """Subjects that they are fitted in, ``average`` among them; all if empty."""
 

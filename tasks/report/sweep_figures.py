@@ -1,4 +1,4 @@
-"""Plots of sweeps: mean r by delay, layer or ratio of bands, and how many vertices chose which."""
+"""Plots of sweeps: mean r by delay, layer or ratio of scalings, and how vertices chose among these."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def draw_curves(
 
 
 def draw_choices(sweeps: Mapping[str, Sweep], *, title: str, remark: str = "") -> Figure:
-    """How many vertices of one subject chose which variant, a panel for each feature set.
+    """Share of one subject's vertices that chose which variant, a panel for each feature set.
 
     Parameters
     ----------

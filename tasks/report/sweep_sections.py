@@ -21,7 +21,17 @@ from hpcenc.tasks.report.sweeps import ALL_VERTICES, Sweep, alike, choice_row, c
 from hpcenc.tasks.report.tables import format_score, format_share
 
 TITLES = {"delays": "Delays", "layers": "Layers", "bands": "One penalty or two"}
-NOUNS = {"delays": "single delay", "layers": "layer", "bands": "ratio of penalties"}
+NOUNS = {"delays": "single delay", "layers": "layer", "bands": "ratio of scalings"}
+
+IN_WORDS = NOUNS | {"bands": "ratio of scalings (first : second; a larger scaling is a smaller penalty)"}
+"""The same for captions, where a noun alone may be read the other way round."""
+
+UNITS = {
+    "delays": "best delay (TRs)",
+    "layers": "best layer",
+    "bands": "log10 of the best ratio of scalings (first : second)",
+}
+"""Of maps of the best variant."""
 
 Main = Mapping[tuple[str, str, str], NDArray[np.float64]]
 """r of main fits, mean over folds, by feature set, layer and subject."""
@@ -48,9 +58,10 @@ _WHAT = {
     "delay reaches, so that they are scored on the same rows. {window}",
     "layers": "Fits of every layer with the whole FIR window, on the rows of the main fit.",
     "bands": "Two feature sets with a penalty each, beside their sum under one penalty, which is the ratio "
-    "1. The grid of 5 × 5 scalings from 0.01 to 100 has nine ratios; what both scalings share is a matter "
-    "of alpha. What a set adds to r is the covariance of its part of the prediction with BOLD, over the "
-    "deviations of BOLD and of the whole prediction: the two add up to r.",
+    "1. The kernel of each has a scaling, and a ratio is that of the first to the second; a larger scaling "
+    "is a smaller penalty. The grid of 5 × 5 scalings from 0.01 to 100 has nine ratios; what both scalings "
+    "share is a matter of alpha. What a set adds to r is the covariance of its part of the prediction with "
+    "BOLD, over the deviations of BOLD and of the whole prediction: the two add up to r.",
 }
 
 
@@ -224,8 +235,8 @@ def _curves(kind: str, sweeps: Sequence[Sweep], window: str, remark: str) -> Ill
         kind,
         f"{kind} curves",
         render(figure),
-        f"Mean r (Pearson, no unit) over the valid vertices of each region by {NOUNS[kind]}. "
-        f"{_lines(by_set)} {window}".strip(),
+        "Mean r (Pearson, no unit) over the valid vertices of each region by "
+        f"{IN_WORDS[kind]}. {_lines(by_set)} {window}".strip(),
         f"Curves of mean r. Largest over all vertices ({subject}): {'; '.join(peaks) or 'none'}.",
     )
 
@@ -274,8 +285,8 @@ def _choices(kind: str, sweeps: Sequence[Sweep], remark: str) -> list[Illustrati
             kind,
             f"{kind} chosen {subject}",
             render(figure),
-            f"How many vertices of {subject} have each {NOUNS[kind]} as their best one, of those whose r is "
-            "above their own chance level.",
+            f"Share (%) of the vertices of {subject} that have each {IN_WORDS[kind]} as their best one, of "
+            "the n vertices whose r is above their own chance level.",
             f"Bars of the chosen {NOUNS[kind]}; {'; '.join(counts)}.",
         )
     ]
@@ -284,7 +295,6 @@ def _choices(kind: str, sweeps: Sequence[Sweep], remark: str) -> list[Illustrati
 def best_maps(kind: str, sweeps: Sequence[Sweep]) -> list[tuple[Sweep, SurfaceMap]]:
     """Maps of the best variants of whoever is shown, of sweeps in which a vertex has one."""
     subject = of_whom(sweeps)
-    unit = {"delays": "best delay (TRs)", "layers": "best layer", "bands": "log10 of the best ratio"}[kind]
     maps = []
     for sweep in sweeps:
         if sweep.subject != subject or not (sweep.best >= 0).any():
@@ -295,7 +305,7 @@ def best_maps(kind: str, sweeps: Sequence[Sweep]) -> list[tuple[Sweep, SurfaceMa
             scale, values = np.log10(scale), np.log10(values)
         limits = float(scale.min()), float(scale.max())
         name = f"best {NOUNS[kind]} · {sweep.label} · {subject}"
-        maps.append((sweep, SurfaceMap(name, values, limits, unit)))
+        maps.append((sweep, SurfaceMap(name, values, limits, UNITS[kind])))
     return maps
 
 
@@ -313,7 +323,7 @@ def _painted(kind: str, sweep: Sweep, shown: SurfaceMap, voxels: VoxelAxis, rema
         kind,
         f"{kind} map {sweep.label} {sweep.subject}",
         render(figure),
-        f"Best {NOUNS[kind]} of each vertex of {sweep.subject} with {sweep.label}; n = {n_best:,} "
+        f"Best {IN_WORDS[kind]} of each vertex of {sweep.subject} with {sweep.label}; n = {n_best:,} "
         "vertices whose r is above their own chance level. Grey: not above it, undefined, or medial wall.",
         f"Cortical map of the best {NOUNS[kind]}; median {np.nanmedian(shown.values):g} ({shown.unit}).",
     )
@@ -348,9 +358,9 @@ def _norms(fits: Sequence[FitScores], remark: str) -> Illustration:
         f"weight norms {subject}",
         render(figure),
         "Norm of the window's weights over features at each delay, mean over the valid vertices of "
-        f"{subject} whose r is above their chance level, as a share of its sum over delays: z-scored BOLD "
-        "for z-scored features, of the last fold whose weights are kept. A penalty spreads weights over "
-        "neighbouring delays of slow features.",
+        f"{subject} whose r is above their chance level, as a share (%) of its sum over delays. Weights are "
+        "those of z-scored BOLD on z-scored features, in the last fold whose weights are kept. A penalty "
+        "spreads them over neighbouring delays of slow features.",
         f"Curves of the norm of weights by delay; largest: {'; '.join(largest) or 'none'}.",
     )
 

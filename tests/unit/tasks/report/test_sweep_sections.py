@@ -200,3 +200,36 @@ def test_captions_of_curves_name_the_lines_that_are_there():
     assert none.endswith("No line: no subject's sweep is complete.")
     several = caption(sweep_of(), sweep_of(subject="S2"), sweep_of(feature_set="beats"))
     assert "n = 1 to 2, complete ones" in several
+
+
+def test_a_ratio_is_of_scalings_and_says_which_is_the_smaller_penalty(cortex):
+    best = np.zeros(cortex.n_voxels, dtype=int)
+    flat = np.full(cortex.n_voxels, 0.4)
+    sweep = sweep_of(
+        "bands",
+        feature_set="beats+clip",
+        best=best,
+        nested_r=flat,
+        fixed_r=flat,
+        band_r={"beats/12": flat / 2, "clip/12": flat / 2},
+    )
+    section = sweep_section("bands", [sweep], [], cortex)
+    texts = [*section.paragraphs, section.maps[0].name, section.maps[0].unit]
+    texts += [table.title for table in section.tables]
+    texts += [text for figure in section.figures for text in (figure.caption, figure.alternative)]
+    assert not any("ratio of penalties" in text for text in texts)
+    assert "a larger scaling is a smaller penalty" in section.paragraphs[0]
+    assert len(section.figures) == 3
+    for figure in section.figures:
+        assert "ratio of scalings (first : second; a larger scaling is a smaller penalty)" in figure.caption
+    assert section.maps[0].unit == "log10 of the best ratio of scalings (first : second)"
+    assert section.maps[0].values[0] == 1
+
+
+def test_captions_say_what_the_axes_show(make_fit):
+    norms = {f"weight_norm:{delay}": np.full((2, N_VOXELS), float(delay)) for delay in (1, 2)}
+    fit = make_fit(N_VOXELS, r=np.full((2, N_VOXELS), 0.5), feature_set="clip", more=norms)
+    section = sweep_section("delays", [sweep_of()], [fit], VoxelAxis.from_count(N_VOXELS))
+    _, choices, weights = section.figures
+    assert choices.caption.startswith("Share (%) of the vertices of S1")
+    assert "Weights are those of z-scored BOLD on z-scored features" in weights.caption
