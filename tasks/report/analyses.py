@@ -84,7 +84,9 @@ def _sweep(
         read_sweeps(store, kind, masks),
         key=lambda sweep: order.index(sweep.feature_set) if sweep.feature_set in order else len(order),
     )
-    return sweep_section(kind, sweeps, data.scores, data.voxels, window=window, remark=remark)
+    return sweep_section(
+        kind, sweeps, data.scores, data.voxels, window=window, remark=remark, order=data.labels
+    )
 
 
 def _without_ceiling(study: Study) -> tuple[str, ...]:

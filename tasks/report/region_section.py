@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 from hpcenc.storage.layout import AVERAGE
 from hpcenc.storage.regions import RegionSet
 from hpcenc.tasks.report.data import FitScores, ReportData
-from hpcenc.tasks.report.sections import Column, Illustration, Section, Table, count
+from hpcenc.tasks.report.sections import Column, Illustration, Section, Table, count, style_places
 from hpcenc.tasks.report.style import (
     escape,
     fit_layout,
@@ -145,7 +146,8 @@ def _bars(data: ReportData, regions: RegionSet, rows: Sequence[RegionRow], remar
     subjects = list(dict.fromkeys(row.subject for row in rows))
     subject = AVERAGE if AVERAGE in subjects else subjects[0]
     shown = [row for row in rows if row.regions == regions.name and row.subject == subject]
-    figure = draw_bars(shown, list(regions.masks), title=f"Mean r by region · {subject}", remark=remark)
+    title = f"Mean r by region · {subject}"
+    figure = draw_bars(shown, list(regions.masks), title=title, remark=remark, order=data.labels)
     best = max((row for row in shown if not math.isnan(row.mean_r)), key=lambda row: row.mean_r, default=None)
     spread = "; whiskers: standard deviation between subjects" if shown and shown[0].n_subjects > 1 else ""
     return Illustration(
@@ -160,9 +162,30 @@ def _bars(data: ReportData, regions: RegionSet, rows: Sequence[RegionRow], remar
     )
 
 
-def draw_bars(rows: Sequence[RegionRow], labels: Sequence[str], *, title: str, remark: str = "") -> Figure:
-    """Horizontal bars of mean r: a group for each region, a bar for each feature set."""
+def draw_bars(
+    rows: Sequence[RegionRow],
+    labels: Sequence[str],
+    *,
+    title: str,
+    remark: str = "",
+    order: Sequence[str] = (),
+) -> Figure:
+    """Horizontal bars of mean r: a group for each region, a bar for each feature set.
+
+    Parameters
+    ----------
+    rows : sequence of RegionRow
+        Of one subject.
+    labels : sequence of str
+        Regions.
+    title, remark : str
+    order : sequence of str
+        Feature sets of the report, whose colours the bars have.
+    """
     sets = list(dict.fromkeys((row.feature_set, row.variant) for row in rows))
+    several = Counter(feature_set for feature_set, _ in sets)
+    names = [f"{name} {variant}" if several[name] > 1 else name for name, variant in sets]
+    places = style_places(names, order)
     values = {(row.region, row.feature_set, row.variant): row for row in rows}
     height = 0.8 / max(1, len(sets))
     figure = new_figure(height_in=1.0 + len(labels) * max(0.22, 0.09 * len(sets)))
@@ -170,7 +193,6 @@ def draw_bars(rows: Sequence[RegionRow], labels: Sequence[str], *, title: str, r
     positions = np.arange(len(labels))
     for place, (feature_set, variant) in enumerate(sets):
         of_set = [values[label, feature_set, variant] for label in labels]
-        several = [other for other, _ in sets].count(feature_set) > 1
         deviations = [0 if math.isnan(row.sd_r) else row.sd_r for row in of_set]
         axes.barh(
             positions + (place - (len(sets) - 1) / 2) * height,
@@ -178,8 +200,8 @@ def draw_bars(rows: Sequence[RegionRow], labels: Sequence[str], *, title: str, r
             height=height,
             xerr=deviations if any(deviations) else None,
             error_kw={"elinewidth": 0.7},
-            color=line_style(place)["color"],
-            label=escape(f"{feature_set} {variant}" if several else feature_set),
+            color=line_style(places[names[place]])["color"],
+            label=escape(names[place]),
         )
     counts = [values[(label, *sets[0])].n_valid for label in labels] if sets else []
     axes.set_yticks(positions, [f"{escape(label)} ({n:,})" for label, n in zip(labels, counts, strict=True)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,3 +115,25 @@ def name_some(names: Sequence[str], n_named: int = 5) -> str:
     """The first few of some names, and how many more there are: ``S1, S2 and 3 more``."""
     more = len(names) - n_named
     return ", ".join(names[:n_named]) + (f" and {more} more" if more > 0 else "")
+
+
+def style_places(labels: Iterable[str], order: Sequence[str]) -> dict[str, int]:
+    """Place of each feature set in the report, which its colour goes by in every figure.
+
+    Parameters
+    ----------
+    labels : iterable of str
+        Feature sets of one figure.
+    order : sequence of str
+        Those of the report. A label that has its layer there alone has the place of its first layer; one that
+        is not there at all comes after them.
+    """
+    places: dict[str, int] = {}
+    n_others = 0
+    for label in labels:
+        found = [
+            place for place, known in enumerate(order) if known == label or known.startswith(f"{label} ")
+        ]
+        places[label] = found[0] if found else len(order) + n_others
+        n_others += not found
+    return places

@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from hpcenc.storage.layout import AVERAGE
+from hpcenc.tasks.report.sections import style_places
 from hpcenc.tasks.report.style import (
     MUTED_COLOR,
     TITLE_SIZE,
@@ -50,7 +51,12 @@ AXES: Mapping[str, Axis] = {
 
 
 def draw_curves(
-    sweeps: Mapping[str, Sequence[Sweep]], regions: Sequence[str], *, title: str, remark: str = ""
+    sweeps: Mapping[str, Sequence[Sweep]],
+    regions: Sequence[str],
+    *,
+    title: str,
+    remark: str = "",
+    order: Sequence[str] = (),
 ) -> Figure:
     """Mean r of each variant, a panel for each region, a line for each feature set.
 
@@ -64,15 +70,18 @@ def draw_curves(
     regions : sequence of str
         Names of the curves that are shown.
     title, remark : str
+    order : sequence of str
+        Feature sets of the report, whose colours the lines have.
     """
+    places = style_places(sweeps, order)
     kind = next(iter(sweeps.values()))[0].kind
     n_rows, n_columns = panel_grid(len(regions), n_columns=2)
     figure = new_figure(height_in=0.8 + 2.3 * n_rows)
     panels = figure.subplots(n_rows, n_columns, squeeze=False, sharex=True).ravel()
     for panel, region in zip(panels, regions, strict=False):
         panel.axhline(0, color=MUTED_COLOR, linewidth=0.6)
-        for place, (label, of_set) in enumerate(sweeps.items()):
-            _draw_set(panel, of_set, region, label, line_style(place)["color"])
+        for label, of_set in sweeps.items():
+            _draw_set(panel, of_set, region, label, line_style(places[label])["color"])
         panel.set_title(_panel_title(region, sweeps), loc="left", fontsize=TITLE_SIZE)
         if AXES[kind].log:
             panel.set_xscale("log")
@@ -92,7 +101,9 @@ def draw_curves(
     return figure
 
 
-def draw_choices(sweeps: Mapping[str, Sweep], *, title: str, remark: str = "") -> Figure:
+def draw_choices(
+    sweeps: Mapping[str, Sweep], *, title: str, remark: str = "", order: Sequence[str] = ()
+) -> Figure:
     """Share of one subject's vertices that chose which variant, a panel for each feature set.
 
     Parameters
@@ -100,15 +111,19 @@ def draw_choices(sweeps: Mapping[str, Sweep], *, title: str, remark: str = "") -
     sweeps : mapping of str to Sweep
         Sweeps of one kind and subject by feature set.
     title, remark : str
+    order : sequence of str
+        Feature sets of the report, whose colours the bars have.
     """
+    places = style_places(sweeps, order)
     n_rows, n_columns = panel_grid(len(sweeps), n_columns=2)
     figure = new_figure(height_in=0.6 + 2.1 * n_rows)
     panels = figure.subplots(n_rows, n_columns, squeeze=False, sharey=True).ravel()
-    for place, (panel, (label, sweep)) in enumerate(zip(panels, sweeps.items(), strict=False)):
+    for panel, (label, sweep) in zip(panels, sweeps.items(), strict=False):
         chosen = sweep.best[sweep.best >= 0]
         counts = np.bincount(chosen, minlength=len(sweep.values))
         positions = np.arange(len(sweep.values))
-        panel.bar(positions, 100 * counts / max(1, counts.sum()), color=line_style(place)["color"], width=0.8)
+        color = line_style(places[label])["color"]
+        panel.bar(positions, 100 * counts / max(1, counts.sum()), color=color, width=0.8)
         panel.set_xticks(positions, [f"{value:g}" for value in sweep.values])
         above = f"n = {counts.sum():,} vertices above chance" if sweep.n_with_chance else "no chance level"
         panel.set_title(f"{escape(label)}\n{above}", loc="left", fontsize=TITLE_SIZE)
@@ -127,7 +142,11 @@ def draw_choices(sweeps: Mapping[str, Sweep], *, title: str, remark: str = "") -
 
 
 def draw_weight_norms(
-    norms: Mapping[str, tuple[Sequence[int], NDArray[np.float64]]], *, title: str, remark: str = ""
+    norms: Mapping[str, tuple[Sequence[int], NDArray[np.float64]]],
+    *,
+    title: str,
+    remark: str = "",
+    order: Sequence[str] = (),
 ) -> Figure:
     """Norm of the window's weights at each delay, mean over vertices, as a share of its sum over delays.
 
@@ -136,10 +155,13 @@ def draw_weight_norms(
     norms : mapping of str to (delays, array of shape (n_delays,))
         By feature set.
     title, remark : str
+    order : sequence of str
+        Feature sets of the report, whose colours the lines have.
     """
+    places = style_places(norms, order)
     figure = new_figure(height_in=2.9)
     axes = figure.subplots()
-    for place, (label, (delays, values)) in enumerate(norms.items()):
+    for label, (delays, values) in norms.items():
         axes.plot(
             delays,
             100 * values / values.sum(),
@@ -147,7 +169,7 @@ def draw_weight_norms(
             ms=3,
             lw=1.4,
             label=escape(label),
-            **line_style(place),
+            **line_style(places[label]),
         )
     axes.set_xlabel(AXES["delays"].label)
     axes.set_ylabel("share of the norms (%)")

@@ -73,6 +73,7 @@ def sweep_section(
     *,
     window: str = "",
     remark: str = "",
+    order: Sequence[str] = (),
 ) -> Section:
     """The section of one kind of sweep.
 
@@ -88,6 +89,8 @@ def sweep_section(
         How the audio windows of the features lie, in a sentence: it moves the best delay.
     remark : str
         Said in every figure, such as that the BOLD is simulated.
+    order : sequence of str
+        Feature sets of the report: each has one colour in all figures.
     """
     main = {(fit.feature_set, fit.variant, fit.subject): fit.mean_r for fit in fits}
     choices = [
@@ -105,10 +108,10 @@ def sweep_section(
     ]
     maps = best_maps(kind, sweeps) if has_cortical_map(voxels) else []
     figures = [
-        _curves(kind, sweeps, window, remark),
-        *_choices(kind, sweeps, remark),
+        _curves(kind, sweeps, window, remark, order),
+        _choices(kind, sweeps, remark, order),
         *(_painted(kind, sweep, shown, voxels, remark) for sweep, shown in maps),
-        *([_norms(fits, remark)] if kind == "delays" and _with_norms(fits) else []),
+        *([_norms(fits, remark, order)] if kind == "delays" and _with_norms(fits) else []),
     ]
     paragraphs = (_WHAT[kind].format(window=window).strip(), _HOW.format(noun=NOUNS[kind]))
     shown_maps = tuple(shown for _, shown in maps)
@@ -219,12 +222,14 @@ def _band_table(sweeps: Sequence[Sweep], main: Main) -> Table:
     )
 
 
-def _curves(kind: str, sweeps: Sequence[Sweep], window: str, remark: str) -> Illustration:
+def _curves(
+    kind: str, sweeps: Sequence[Sweep], window: str, remark: str, order: Sequence[str]
+) -> Illustration:
     by_set: dict[str, list[Sweep]] = {}
     for sweep in sweeps:
         by_set.setdefault(sweep.label, []).append(sweep)
     regions = list(sweeps[0].curves)
-    figure = draw_curves(by_set, regions, title=f"Mean r by {NOUNS[kind]}", remark=remark)
+    figure = draw_curves(by_set, regions, title=f"Mean r by {NOUNS[kind]}", remark=remark, order=order)
     subject = of_whom(sweeps)
     peaks = [
         f"{sweep.label}: {sweep.labels[int(np.argmax(sweep.curves[ALL_VERTICES]))]}"
@@ -270,26 +275,24 @@ def of_whom(sweeps: Sequence[Sweep]) -> str:
     return AVERAGE if AVERAGE in subjects else subjects[0]
 
 
-def _choices(kind: str, sweeps: Sequence[Sweep], remark: str) -> list[Illustration]:
+def _choices(kind: str, sweeps: Sequence[Sweep], remark: str, order: Sequence[str]) -> Illustration:
     subject = of_whom(sweeps)
     shown = {sweep.label: sweep for sweep in sweeps if sweep.subject == subject}
-    figure = draw_choices(shown, title=f"Chosen {NOUNS[kind]} · {subject}", remark=remark)
+    figure = draw_choices(shown, title=f"Chosen {NOUNS[kind]} · {subject}", remark=remark, order=order)
     counts = [
         f"{label}: {np.count_nonzero(sweep.best >= 0):,} vertices above chance"
         if sweep.n_with_chance
         else f"{label}: no chance level"
         for label, sweep in shown.items()
     ]
-    return [
-        Illustration(
-            kind,
-            f"{kind} chosen {subject}",
-            render(figure),
-            f"Share (%) of the vertices of {subject} that have each {IN_WORDS[kind]} as their best one, of "
-            "the n vertices whose r is above their own chance level.",
-            f"Bars of the chosen {NOUNS[kind]}; {'; '.join(counts)}.",
-        )
-    ]
+    return Illustration(
+        kind,
+        f"{kind} chosen {subject}",
+        render(figure),
+        f"Share (%) of the vertices of {subject} that have each {IN_WORDS[kind]} as their best one, of the n "
+        "vertices whose r is above their own chance level.",
+        f"Bars of the chosen {NOUNS[kind]}; {'; '.join(counts)}.",
+    )
 
 
 def best_maps(kind: str, sweeps: Sequence[Sweep]) -> list[tuple[Sweep, SurfaceMap]]:
@@ -337,7 +340,7 @@ def _with_norms(fits: Sequence[FitScores]) -> list[FitScores]:
     return [fit for fit in kept if fit.subject == shown]
 
 
-def _norms(fits: Sequence[FitScores], remark: str) -> Illustration:
+def _norms(fits: Sequence[FitScores], remark: str, order: Sequence[str]) -> Illustration:
     shown = _with_norms(fits)
     n_layers = Counter(fit.feature_set for fit in shown)
     norms = {
@@ -347,7 +350,9 @@ def _norms(fits: Sequence[FitScores], remark: str) -> Illustration:
         for fit in shown
     }
     subject = shown[0].subject
-    figure = draw_weight_norms(norms, title=f"Weights of the FIR window · {subject}", remark=remark)
+    figure = draw_weight_norms(
+        norms, title=f"Weights of the FIR window · {subject}", remark=remark, order=order
+    )
     largest = [
         f"{label}: {delays[int(np.argmax(values))]} TRs"
         for label, (delays, values) in norms.items()

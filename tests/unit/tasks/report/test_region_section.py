@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgba
 
 from hpcenc.storage.regions import RegionSet
 from hpcenc.storage.voxels import VoxelAxis
 from hpcenc.tasks.report.data import ReportData
-from hpcenc.tasks.report.region_section import region_rows, region_section
+from hpcenc.tasks.report.region_section import draw_bars, region_rows, region_section
+from hpcenc.tasks.report.style import line_style
 
 N_VOXELS = 12
 
@@ -69,3 +71,9 @@ def test_the_page_has_the_first_set_of_whoever_stands_for_all_and_the_file_has_e
     assert "a test" in section.paragraphs[0]
     alone = region_section(data_of(make_fit, ("S1",)), [regions])
     assert {row.subject for row in alone.tables[0].rows} == {"S1"}
+
+
+def test_bars_have_the_colours_that_the_report_gives_to_feature_sets(make_fit, regions):
+    rows = [row for row in region_rows(data_of(make_fit, ("S1",)), [regions]) if row.feature_set == "beats"]
+    figure = draw_bars(rows, list(regions.masks), title="x", order=("clip", "beats"))
+    assert figure.axes[0].patches[0].get_facecolor() == to_rgba(line_style(1)["color"])

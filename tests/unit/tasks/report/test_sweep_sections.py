@@ -6,9 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgba
 
 from hpcenc.storage.voxels import VoxelAxis
-from hpcenc.tasks.report.sweep_figures import draw_curves
+from hpcenc.tasks.report.sections import style_places
+from hpcenc.tasks.report.style import line_style
+from hpcenc.tasks.report.sweep_figures import draw_choices, draw_curves, draw_weight_norms
 from hpcenc.tasks.report.sweep_sections import band_row, mean_norms, sweep_section
 from hpcenc.tasks.report.sweeps import ALL_VERTICES, Sweep
 
@@ -233,3 +236,32 @@ def test_captions_say_what_the_axes_show(make_fit):
     _, choices, weights = section.figures
     assert choices.caption.startswith("Share (%) of the vertices of S1")
     assert "Weights are those of z-scored BOLD on z-scored features" in weights.caption
+
+
+def test_a_feature_set_has_the_same_colour_in_every_figure():
+    order = ("beats", "clip clip/6", "clip clip/12", "beats+clip")
+    for labels in (("beats+clip",), ("clip clip/12", "beats"), ("clip",), ("other", "beats+clip", "another")):
+        sweeps = {label: sweep_of(feature_set=label, best=np.zeros(N_VOXELS, dtype=int)) for label in labels}
+        norms = {label: ((1, 2), np.array([1.0, 2.0])) for label in labels}
+        wanted = [line_style(place)["color"] for place in style_places(labels, order).values()]
+        curves = draw_curves(
+            {label: [each] for label, each in sweeps.items()}, ["left"], title="x", order=order
+        )
+        choices = draw_choices(sweeps, title="x", order=order)
+        weights = draw_weight_norms(norms, title="x", order=order)
+        assert [line.get_color() for line in curves.axes[0].get_lines()[1:]] == wanted
+        bars = [panel.patches[0].get_facecolor() for panel in choices.axes if panel.patches]
+        assert bars == [to_rgba(color) for color in wanted]
+        assert [line.get_color() for line in weights.axes[0].get_lines()] == wanted
+    assert style_places(("beats+clip", "clip", "other"), order) == {"beats+clip": 3, "clip": 1, "other": 4}
+    assert style_places(("other", "beats", "another"), order) == {"other": 4, "beats": 0, "another": 5}
+
+
+def test_the_colours_of_a_section_are_those_of_the_report(make_fit):
+    norms = {f"weight_norm:{delay}": np.full((2, N_VOXELS), float(delay)) for delay in (1, 2)}
+    fit = make_fit(N_VOXELS, r=np.full((2, N_VOXELS), 0.5), feature_set="clip", more=norms)
+    axis = VoxelAxis.from_count(N_VOXELS)
+    for figure in sweep_section("delays", [sweep_of()], [fit], axis, order=("beats", "clip")).figures:
+        svg = figure.picture.svg.decode().lower()
+        assert line_style(1)["color"].lower() in svg
+        assert line_style(0)["color"].lower() not in svg
