@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from hpcenc.storage.layout import SWEEPS
@@ -19,8 +20,11 @@ from hpcenc.tasks.report.methods_section import methods_section
 from hpcenc.tasks.report.region_section import region_section
 from hpcenc.tasks.report.sections import Section
 from hpcenc.tasks.report.sweep_sections import sweep_section
-from hpcenc.tasks.report.sweeps import read_sweeps
+from hpcenc.tasks.report.sweeps import Sweep, read_sweeps
 from hpcenc.tasks.report.tag_section import read_tags, tag_section
+
+_ROWS = ("fold", "run_names", "runs", "test", "policy", "longest_delay", "n_train", "n_test")
+"""What says of operators which rows train and which are scored."""
 
 
 def make_sections(
@@ -56,7 +60,7 @@ def make_sections(
         yield region_section(data, regions, remark)
     for kind in SWEEPS:
         if any(fit_groups(store, kind)):
-            yield _sweep(store, study, data, kind, regions, remark)
+            yield _sweep(store, study, data, found, kind, regions, remark)
     ceilings = {
         subject: values for subject in data.subjects if (values := read_ceilings(store, subject)) is not None
     }
@@ -70,7 +74,13 @@ def make_sections(
 
 
 def _sweep(
-    store: Store, study: Study, data: ReportData, kind: str, regions: Sequence[RegionSet], remark: str
+    store: Store,
+    study: Study,
+    data: ReportData,
+    found: Sequence[Scores],
+    kind: str,
+    regions: Sequence[RegionSet],
+    remark: str,
 ) -> Section:
     masks = regions[0].masks if regions else {}
     models = study.models
@@ -85,7 +95,39 @@ def _sweep(
         key=lambda sweep: order.index(sweep.feature_set) if sweep.feature_set in order else len(order),
     )
     return sweep_section(
-        kind, sweeps, data.scores, data.voxels, window=window, remark=remark, order=data.labels
+        kind,
+        sweeps,
+        data.scores,
+        data.voxels,
+        window=window,
+        remark=remark,
+        order=data.labels,
+        other_rows=on_other_rows(store, sweeps, found),
+    )
+
+
+def on_other_rows(store: Store, sweeps: Sequence[Sweep], found: Sequence[Scores]) -> tuple[Sweep, ...]:
+    """Sweeps whose main fit was scored, or trained, on other rows, as the operators of both say.
+
+    Parameters
+    ----------
+    found : sequence of Scores
+        Main fits.
+    """
+    operators = cache(store.attributes_of)  # subjects share them
+
+    def rows(groups: Sequence[str]) -> list[list[Any]]:
+        return [[operators(group)[name] for name in _ROWS] for group in groups]
+
+    main = {
+        (scores.attributes["feature_set"], scores.attributes["subject"]): scores.attributes["variants"][0]
+        for scores in found
+    }
+    return tuple(
+        sweep
+        for sweep in sweeps
+        if (fit := main.get((sweep.feature_set, sweep.subject))) is not None
+        and rows(fit["operators"]) != rows(sweep.operators)
     )
 
 

@@ -54,9 +54,9 @@ _HOW = (
     "outer fold anew for its r. The table names that of the mean over outer folds, which decides no r."
 )
 _WHAT = {
-    "delays": "Fits of single delays beside the FIR window. All of them leave out the rows that the longest "
-    "delay reaches, so that they are scored on the same rows. {window}",
-    "layers": "Fits of every layer with the whole FIR window, on the rows of the main fit.",
+    "delays": "Fits of single delays beside the FIR window. All single delays leave out the rows that the "
+    "longest of them and of the window reaches, so that they are scored on the same rows. {window}",
+    "layers": "Fits of every layer with the whole FIR window.",
     "bands": "Two feature sets with a penalty each, beside their sum under one penalty, which is the ratio "
     "1. The kernel of each has a scaling, and a ratio is that of the first to the second; a larger scaling "
     "is a smaller penalty. The grid of 5 × 5 scalings from 0.01 to 100 has nine ratios; what both scalings "
@@ -74,6 +74,7 @@ def sweep_section(
     window: str = "",
     remark: str = "",
     order: Sequence[str] = (),
+    other_rows: Sequence[Sweep] = (),
 ) -> Section:
     """The section of one kind of sweep.
 
@@ -91,6 +92,8 @@ def sweep_section(
         Said in every figure, such as that the BOLD is simulated.
     order : sequence of str
         Feature sets of the report: each has one colour in all figures.
+    other_rows : sequence of Sweep
+        Those whose main fit was scored on other rows.
     """
     main = {(fit.feature_set, fit.variant, fit.subject): fit.mean_r for fit in fits}
     choices = [
@@ -113,9 +116,28 @@ def sweep_section(
         *(_painted(kind, sweep, shown, voxels, remark) for sweep, shown in maps),
         *([_norms(fits, remark, order)] if kind == "delays" and _with_norms(fits) else []),
     ]
-    paragraphs = (_WHAT[kind].format(window=window).strip(), _HOW.format(noun=NOUNS[kind]))
+    paragraphs = (
+        _WHAT[kind].format(window=window).strip(),
+        _HOW.format(noun=NOUNS[kind]),
+        *([_rows_of_main_fits(kind, other_rows)] if fits else []),
+    )
     shown_maps = tuple(shown for _, shown in maps)
     return Section(kind, TITLES[kind], paragraphs, tuple(tables), tuple(figures), shown_maps)
+
+
+def _rows_of_main_fits(kind: str, other_rows: Sequence[Sweep]) -> str:
+    """Whether the mean r of the main fits can be held against that of the sweeps."""
+    if not other_rows:
+        return "The main fits are scored on the same rows."
+    why = "its window reaches less far than the longest single delay, or " if kind == "delays" else ""
+    of_set: dict[str, list[str]] = {}
+    for sweep in other_rows:
+        of_set.setdefault(sweep.label, []).append(sweep.subject)
+    whose = "; ".join(f"{label} of {name_some(subjects)}" for label, subjects in of_set.items())
+    return (
+        f"The main fit was scored on other rows than the sweep in {whose}: {why}one of the two was made with "
+        "other settings. Its mean r and that of the sweep are not to be compared there."
+    )
 
 
 def _curve_table(kind: str, sweeps: Sequence[Sweep]) -> Table:
@@ -176,11 +198,11 @@ def band_row(sweep: Sweep, main: Main) -> BandRow:
     main : mapping of (feature set, layer, subject) to array of shape (n_voxels,)
         r of the main fits, mean over folds; those that are not there leave NaN.
     """
-    first, second = sweep.band_r.values()
+    first_adds, second_adds = sweep.band_r.values()
     name, *bracket = sweep.feature_set.partition("[")
     layers = sweep.layer.split("+") if sweep.layer else ("", "")
     # What bands add has the names of the first layers for all of them.
-    names = layers if sweep.layer else list(sweep.band_r)
+    first, second = layers if sweep.layer else sweep.band_r
     fits = [
         *((part + "".join(bracket), layer) for part, layer in zip(name.split("+"), layers, strict=True)),
         (sweep.feature_set, sweep.layer),
@@ -197,13 +219,14 @@ def band_row(sweep: Sweep, main: Main) -> BandRow:
         sweep.label,
         sweep.subject,
         int(valid.sum()),
-        *names,
+        first,
+        second,
         mean(alone[0]),
         mean(alone[1]),
         mean(equal),
         mean(sweep.nested_r),
-        mean(first),
-        mean(second),
+        mean(first_adds),
+        mean(second_adds),
     )
 
 

@@ -46,6 +46,8 @@ class Sweep:
         What they stand for: a delay in TRs, a depth from 1, the ratio of the first band's scaling to the
         second's.
     folds : tuple of str
+    operators : tuple of str
+        Groups of its first variant's operators, one for each fold: all variants have the same rows.
     curves : dict of str to array of shape (n_variants,)
         Mean r over the valid vertices, of all and of each region; r of a vertex is its mean over folds. NaN
         where a region has no valid vertex.
@@ -74,6 +76,7 @@ class Sweep:
     labels: tuple[str, ...]
     values: tuple[float, ...]
     folds: tuple[str, ...]
+    operators: tuple[str, ...]
     curves: dict[str, NDArray[np.float64]]
     n_valid: dict[str, int]
     n_with_chance: int
@@ -179,6 +182,7 @@ def summarise_sweep(scores: Scores, regions: Masks, *, several: bool = False) ->
         labels=tuple(variant["label"] for variant in attributes["variants"]),
         values=variant_values(attributes),
         folds=tuple(attributes["folds"]),
+        operators=tuple(attributes["variants"][0]["operators"]),
         curves={name: _means(mean_r, valid & mask) for name, mask in masks.items()},
         n_valid={name: int(np.count_nonzero(valid & mask)) for name, mask in masks.items()},
         n_with_chance=int(

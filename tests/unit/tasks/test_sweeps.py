@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
 
 from hpcenc.storage.digests import FileDigests
-from hpcenc.storage.results import read_ceilings, read_scores, read_voxels
+from hpcenc.storage.results import fit_groups, read_ceilings, read_scores, read_voxels
 from hpcenc.storage.store import Store
 from hpcenc.storage.study import Study, Sweeps, parse_study
 from hpcenc.storage.weights import read_weights
@@ -25,7 +25,9 @@ from hpcenc.tasks.operators import make_operators
 from hpcenc.tasks.plan import Plan
 from hpcenc.tasks.planner import make_plan
 from hpcenc.tasks.price import price_plan
+from hpcenc.tasks.report.analyses import on_other_rows
 from hpcenc.tasks.report.courses import make_courses
+from hpcenc.tasks.report.sweeps import read_sweeps
 from hpcenc.tasks.scores import pearson_r
 from hpcenc.tasks.selection import BAND_RATIOS, select_feature_sets
 from hpcenc.tasks.shared_alpha import mean_errors
@@ -207,6 +209,18 @@ def test_equal_penalties_are_the_concatenation(store: Store) -> None:
     whole = read_scores(store, "fits/first-and-second/s1")
     np.testing.assert_allclose(bands.r[:, equal], whole.r[:, 0], atol=1e-6)
     assert read_scores(store, "delays/first-and-second/s1").r.shape == (1, len(SINGLE), N_VOXELS)
+
+
+def test_the_report_knows_which_main_fits_are_on_other_rows_than_a_sweep(store: Store) -> None:
+    fits = [read_scores(store, group) for group in fit_groups(store)]
+    delays, bands = (list(read_sweeps(store, kind)) for kind in ("delays", "bands"))
+    assert max(SINGLE) > max(WINDOW)
+    assert on_other_rows(store, delays, fits) == tuple(delays)
+    assert len(bands) == 4
+    assert on_other_rows(store, bands, fits) == ()
+    assert on_other_rows(store, delays, fits[:1]) == tuple(
+        sweep for sweep in delays if (sweep.feature_set, sweep.subject) == ("first", "average")
+    )
 
 
 def test_the_average_is_the_mean_of_z_scored_runs_over_the_subjects_who_have_the_vertex(

@@ -32,6 +32,7 @@ def sweep_of(kind="delays", subject="S1", feature_set="clip", best=None, **chang
         labels=tuple(f"{kind} {value:g}" for value in values),
         values=values,
         folds=("A",),
+        operators=("operators/a",),
         curves={ALL_VERTICES: curve, "left": curve / 2},
         n_valid={ALL_VERTICES: N_VOXELS, "left": 12},
         n_with_chance=N_VOXELS,
@@ -265,3 +266,15 @@ def test_the_colours_of_a_section_are_those_of_the_report(make_fit):
         svg = figure.picture.svg.decode().lower()
         assert line_style(1)["color"].lower() in svg
         assert line_style(0)["color"].lower() not in svg
+
+
+def test_a_main_fit_on_other_rows_is_said_to_be_no_measure_of_the_sweep(make_fit):
+    axis = VoxelAxis.from_count(N_VOXELS)
+    sweeps = [sweep_of(subject=subject) for subject in ("S1", "S2")]
+    fits = [make_fit(N_VOXELS, feature_set="clip")]
+    same, other = (sweep_section("delays", sweeps, fits, axis, other_rows=rows) for rows in ((), sweeps))
+    assert same.paragraphs[-1] == "The main fits are scored on the same rows."
+    assert "scored on other rows than the sweep in clip of S1, S2: its window reaches" in other.paragraphs[-1]
+    layers = sweep_section("layers", [sweep_of("layers")], fits, axis, other_rows=[sweep_of("layers")])
+    assert "window reaches" not in layers.paragraphs[-1]
+    assert "same rows." not in sweep_section("layers", [sweep_of("layers")], [], axis).paragraphs[-1]

@@ -25,7 +25,7 @@ def scores_of(kind: str, r: Any, cv: Any, chance: Any, **more: Any) -> Scores:
     r, cv, chance = (np.asarray(values, dtype=np.float32) for values in (r, cv, chance))
     n_folds, n_variants, n_voxels = r.shape
     variants = [
-        {"label": f"v{place}", "delays": [2 * place], "scales": [10.0**place, 1.0]}
+        {"label": f"v{place}", "delays": [2 * place], "scales": [10.0**place, 1.0], "operators": []}
         for place in range(n_variants)
     ]
     attributes = {
