@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from hpcenc.storage.layout import SWEEPS
+from hpcenc.storage.layout import SWEEPS, ceiling_group, singles_group
 from hpcenc.storage.regions import RegionSet
 from hpcenc.storage.results import Scores, fit_groups, read_ceilings, read_singles
 from hpcenc.storage.store import Store
@@ -16,6 +16,7 @@ from hpcenc.tasks.ceiling import find_showings
 from hpcenc.tasks.report.ceiling_section import ceiling_section
 from hpcenc.tasks.report.comparison_section import comparison_section
 from hpcenc.tasks.report.data import ReportData
+from hpcenc.tasks.report.leftovers import find_leftovers
 from hpcenc.tasks.report.methods_section import methods_section
 from hpcenc.tasks.report.region_section import region_section
 from hpcenc.tasks.report.sections import Section
@@ -36,7 +37,7 @@ def make_sections(
     features: Sequence[tuple[str, str]],
     regions: Sequence[RegionSet],
 ) -> Iterator[Section]:
-    """Sections of everything that was analysed beside the models' own scores.
+    """Sections of everything that was analysed beside the models' own scores, and that the study asks for.
 
     Parameters
     ----------
@@ -58,15 +59,24 @@ def make_sections(
         yield comparison_section(data, remark)
     if regions:
         yield region_section(data, regions, remark)
+    left_over = {each.group for each in find_leftovers(store, study)}
     for kind in SWEEPS:
-        if any(fit_groups(store, kind)):
-            yield _sweep(store, study, data, found, kind, regions, remark)
+        groups = [group for group in fit_groups(store, kind) if group not in left_over]
+        if groups:
+            yield _sweep(store, study, data, found, groups, regions, remark)
     ceilings = {
-        subject: values for subject in data.subjects if (values := read_ceilings(store, subject)) is not None
+        subject: values
+        for subject in data.subjects
+        if ceiling_group(subject) not in left_over and (values := read_ceilings(store, subject)) is not None
     }
     if ceilings:
         yield ceiling_section(data, ceilings, _without_ceiling(study), remark)
-    tags, singles = read_tags(store), tuple(read_singles(store))
+    tags = read_tags(store)
+    singles = tuple(
+        each
+        for each in read_singles(store)
+        if singles_group(each.attributes["feature_set"], each.attributes["subject"]) not in left_over
+    )
     # Untrained heads say nothing by themselves: their courses are shown where someone fitted them.
     if tags and (singles or any("untrained" not in each.label for each in tags)):
         yield tag_section(store, study, data, tags, singles, regions, remark)
@@ -78,7 +88,7 @@ def _sweep(
     study: Study,
     data: ReportData,
     found: Sequence[Scores],
-    kind: str,
+    groups: Sequence[str],
     regions: Sequence[RegionSet],
     remark: str,
 ) -> Section:
@@ -91,11 +101,11 @@ def _sweep(
     )
     order = list(dict.fromkeys(fit.feature_set for fit in data.scores))
     sweeps = sorted(
-        read_sweeps(store, kind, masks),
+        read_sweeps(store, groups, masks),
         key=lambda sweep: order.index(sweep.feature_set) if sweep.feature_set in order else len(order),
     )
     return sweep_section(
-        kind,
+        sweeps[0].kind,
         sweeps,
         data.scores,
         data.voxels,

@@ -19,6 +19,7 @@ from hpcenc.storage.study import Study
 from hpcenc.tasks.report.analyses import make_sections
 from hpcenc.tasks.report.courses import make_courses
 from hpcenc.tasks.report.data import Facts, FitScores, ReportData
+from hpcenc.tasks.report.leftovers import find_leftovers, leftover_warnings
 from hpcenc.tasks.report.page import ReportFiles, write_report
 from hpcenc.tasks.report.provenance import Origin, origin_warnings, read_origins, row_lines, setting_lines
 from hpcenc.tasks.ridge import run_lengths
@@ -90,7 +91,11 @@ def build_report(
         courses=courses,
         missing_courses=missing_courses,
         facts=Facts(facts),
-        warnings=(*(f"Set aside: {reason}" for reason in (*set_aside, *damaged)), *origin_warnings(origins)),
+        warnings=(
+            *(f"Set aside: {reason}" for reason in (*set_aside, *damaged)),
+            *origin_warnings(origins),
+            *leftover_warnings(find_leftovers(store, study)),
+        ),
     )
     sections = make_sections(store, study, data, found, run, dict(facts)["Features"], regions)
     data = replace(data, sections=tuple(sections))

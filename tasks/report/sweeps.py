@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcenc.storage.layout import AVERAGE, BAND_R
-from hpcenc.storage.results import Scores, fit_groups, read_scores
+from hpcenc.storage.results import Scores, read_scores
 from hpcenc.storage.store import Store
 from hpcenc.tasks.nested import (
     NestedChoice,
@@ -110,16 +110,17 @@ class Sweep:
         return n_best / self.n_with_chance if self.n_with_chance else math.nan
 
 
-def read_sweeps(store: Store, kind: str, regions: Masks | None = None) -> Iterator[Sweep]:
-    """Sweeps of one kind that a store holds, read one after the other.
+def read_sweeps(store: Store, groups: Iterable[str], regions: Masks | None = None) -> Iterator[Sweep]:
+    """Sweeps that a store holds, read one after the other.
 
     Parameters
     ----------
-    kind : {"delays", "layers", "bands"}
+    groups : iterable of str
+        Of sweeps of one kind.
     regions : mapping, optional
         Regions that have curves of their own.
     """
-    for group in fit_groups(store, kind):
+    for group in groups:
         parts = split_layers(read_scores(store, group))
         for part in parts:
             yield summarise_sweep(part, regions or {}, several=len(parts) > 1)

@@ -26,6 +26,7 @@ from hpcenc.tasks.plan import Plan
 from hpcenc.tasks.planner import make_plan
 from hpcenc.tasks.price import price_plan
 from hpcenc.tasks.report.analyses import on_other_rows
+from hpcenc.tasks.report.build import build_report
 from hpcenc.tasks.report.courses import make_courses
 from hpcenc.tasks.report.sweeps import read_sweeps
 from hpcenc.tasks.scores import pearson_r
@@ -213,7 +214,7 @@ def test_equal_penalties_are_the_concatenation(store: Store) -> None:
 
 def test_the_report_knows_which_main_fits_are_on_other_rows_than_a_sweep(store: Store) -> None:
     fits = [read_scores(store, group) for group in fit_groups(store)]
-    delays, bands = (list(read_sweeps(store, kind)) for kind in ("delays", "bands"))
+    delays, bands = (list(read_sweeps(store, fit_groups(store, kind))) for kind in ("delays", "bands"))
     assert max(SINGLE) > max(WINDOW)
     assert on_other_rows(store, delays, fits) == tuple(delays)
     assert len(bands) == 4
@@ -221,6 +222,18 @@ def test_the_report_knows_which_main_fits_are_on_other_rows_than_a_sweep(store: 
     assert on_other_rows(store, delays, fits[:1]) == tuple(
         sweep for sweep in delays if (sweep.feature_set, sweep.subject) == ("first", "average")
     )
+
+
+def test_the_report_shows_what_the_present_study_file_asks_for(
+    store: Store, folder: Path, tmp_path: Path
+) -> None:
+    study = study_of(folder, store.path.parent, sweeps={"delays": [0, 2], "bands": True})
+    report = build_report(study, {}, [], (), tmp_path / "report")
+    page = report.files.html.read_text()
+    assert 'id="bands"' in page
+    assert 'id="delays"' not in page
+    assert "Single delays, first, of average, s1, s2, s3: left over from an earlier study file" in page
+    assert "Fits in bands, first" not in page
 
 
 def test_the_average_is_the_mean_of_z_scored_runs_over_the_subjects_who_have_the_vertex(
