@@ -24,7 +24,7 @@ TITLES = {"delays": "Delays", "layers": "Layers", "bands": "One penalty or two"}
 NOUNS = {"delays": "single delay", "layers": "layer", "bands": "ratio of scalings"}
 
 IN_WORDS = NOUNS | {"bands": "ratio of scalings (first : second; a larger scaling is a smaller penalty)"}
-"""The same for captions, where a noun alone may be read the other way round."""
+"""The same for captions and titles of tables, where a noun alone may be read the other way round."""
 
 UNITS = {
     "delays": "best delay (TRs)",
@@ -102,7 +102,7 @@ def sweep_section(
     tables = [
         Table(
             f"{kind}_choices",
-            f"What each {NOUNS[kind]} and the choice among them score.",
+            f"What each {IN_WORDS[kind]} and the choice among them score.",
             choices,
             _CHOICE_COLUMNS,
         ),
@@ -144,7 +144,7 @@ def _curve_table(kind: str, sweeps: Sequence[Sweep]) -> Table:
     rows = curve_rows(sweeps)
     return Table(
         f"{kind}_curves",
-        f"Mean r of each {NOUNS[kind]} over all valid vertices; the file has the regions too.",
+        f"Mean r of each {IN_WORDS[kind]} over all valid vertices; the file has the regions too.",
         [row for row in rows if row.region == ALL_VERTICES],
         (
             Column("feature_set", "feature set"),

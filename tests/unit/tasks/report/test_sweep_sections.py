@@ -224,8 +224,10 @@ def test_a_ratio_is_of_scalings_and_says_which_is_the_smaller_penalty(cortex):
     assert not any("ratio of penalties" in text for text in texts)
     assert "a larger scaling is a smaller penalty" in section.paragraphs[0]
     assert len(section.figures) == 3
-    for figure in section.figures:
-        assert "ratio of scalings (first : second; a larger scaling is a smaller penalty)" in figure.caption
+    captions = [figure.caption for figure in section.figures]
+    titles = [table.title for table in section.tables if table.name != "bands_compared"]
+    for text in (*captions, *titles):
+        assert "ratio of scalings (first : second; a larger scaling is a smaller penalty)" in text
     assert section.maps[0].unit == "log10 of the best ratio of scalings (first : second)"
     assert section.maps[0].values[0] == 1
 
