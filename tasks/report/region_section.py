@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from hpcenc.storage.layout import AVERAGE
 from hpcenc.storage.regions import RegionSet
 from hpcenc.tasks.report.data import FitScores, ReportData
-from hpcenc.tasks.report.sections import Column, Illustration, Section, Table, count, style_places
+from hpcenc.tasks.report.sections import Column, Illustration, Section, Table, count, name_some, style_places
 from hpcenc.tasks.report.style import (
     escape,
     fit_layout,
@@ -116,8 +116,17 @@ def region_section(data: ReportData, regions: Sequence[RegionSet], remark: str =
     paragraphs = (
         f"Regions are {sources}. A vertex may be in several masks, or in none. Means are over the vertices "
         "where r is defined in every fold.",
+        *_unlike_means(data),
     )
     return Section("regions", "Regions", paragraphs, (table,), tuple(figures))
+
+
+def _unlike_means(data: ReportData) -> Iterator[str]:
+    """A sentence where feature sets have means over different subjects."""
+    subjects = {label: [fit.subject for fit in fits] for label, fits in data.fits_in_means().items()}
+    if len({frozenset(of_set) for of_set in subjects.values()}) > 1:
+        each = "; ".join(f"{label}: {name_some(of_set)}" for label, of_set in subjects.items())
+        yield f"Means over subjects are not of the same ones, and not to be compared as they stand ({each})."
 
 
 def _rows_of(fit: FitScores, regions: RegionSet) -> list[RegionRow]:
@@ -149,13 +158,16 @@ def _bars(data: ReportData, regions: RegionSet, rows: Sequence[RegionRow], remar
     title = f"Mean r by region · {subject}"
     figure = draw_bars(shown, list(regions.masks), title=title, remark=remark, order=data.labels)
     best = max((row for row in shown if not math.isnan(row.mean_r)), key=lambda row: row.mean_r, default=None)
+    there = {(row.feature_set, row.variant) for row in shown}
+    missing = [data.label(fit) for fit in data.scores if (fit.feature_set, fit.variant) not in there]
+    without = f" Without bars here: {', '.join(dict.fromkeys(missing))}." if missing else ""
     spread = "; whiskers: standard deviation between subjects" if shown and shown[0].n_subjects > 1 else ""
     return Illustration(
         "regions",
         f"regions {regions.name} {subject}",
         render(figure),
         f"Mean r (Pearson, no unit) over the valid vertices of each region of {regions.name}, "
-        f"{subject}{spread}. In brackets: valid vertices.",
+        f"{subject}{spread}. In brackets: valid vertices.{without}",
         f"Bars of mean r; the highest is {best.mean_r:.3f}, {best.feature_set} in {best.region}."
         if best
         else "No region has a valid vertex.",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgba
@@ -77,3 +79,15 @@ def test_bars_have_the_colours_that_the_report_gives_to_feature_sets(make_fit, r
     rows = [row for row in region_rows(data_of(make_fit, ("S1",)), [regions]) if row.feature_set == "beats"]
     figure = draw_bars(rows, list(regions.masks), title="x", order=("clip", "beats"))
     assert figure.axes[0].patches[0].get_facecolor() == to_rgba(line_style(1)["color"])
+
+
+def test_means_over_other_subjects_are_named_as_such_and_sets_without_bars_too(make_fit, regions):
+    data = data_of(make_fit, ("S1", "S2", "S3"))
+    whole = region_section(data, [regions])
+    assert "Without bars" not in whole.figures[0].caption
+    assert len(whole.paragraphs) == 1
+    section = region_section(replace(data, scores=data.scores[:-1]), [regions])  # without beats of S3
+    assert section.figures[0].name == "regions halves mean of 3 subjects"
+    assert section.figures[0].caption.endswith("Without bars here: beats.")
+    assert "not of the same ones" in section.paragraphs[1]
+    assert "clip: S1, S2, S3; beats: S1, S2" in section.paragraphs[1]
