@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hpcenc.storage.layout import AVERAGE, WEIGHT_NORM
 from hpcenc.storage.voxels import VoxelAxis
+from hpcenc.tasks.report.band_table import band_table, main_r
 from hpcenc.tasks.report.data import FitScores
 from hpcenc.tasks.report.sections import Column, Illustration, Section, Table, count, name_some
 from hpcenc.tasks.report.style import render
@@ -32,9 +32,6 @@ UNITS = {
     "bands": "log10 of the best ratio of scalings (first : second)",
 }
 """Of maps of the best variant."""
-
-Main = Mapping[tuple[str, str, str], NDArray[np.float64]]
-"""r of main fits, mean over folds, by feature set, layer and subject."""
 
 _CHOICE_COLUMNS = (
     Column("feature_set", "feature set"),
@@ -106,7 +103,7 @@ def sweep_section(
             choices,
             _CHOICE_COLUMNS,
         ),
-        *([_band_table(sweeps, main)] if kind == "bands" else []),
+        *([band_table(sweeps, main)] if kind == "bands" else []),
         _curve_table(kind, sweeps),
     ]
     maps = best_maps(kind, sweeps) if has_cortical_map(voxels) else []
@@ -154,94 +151,6 @@ def _curve_table(kind: str, sweeps: Sequence[Sweep]) -> Table:
             Column("mean_r", "mean r", format_score),
         ),
         in_file=rows,
-    )
-
-
-def main_r(main: Main, feature_set: str, layer: str, subject: str) -> NDArray[np.float64] | None:
-    """r of the main fit of a layer, (n_voxels,); None where it is not there.
-
-    Without a layer it is that of the one layer that the feature set was fitted in, None if there are several.
-    """
-    found = [
-        r
-        for (of_set, of_layer, of_subject), r in main.items()
-        if (of_set, of_subject) == (feature_set, subject) and layer in ("", of_layer)
-    ]
-    return found[0] if len(found) == 1 else None
-
-
-@dataclass(frozen=True)
-class BandRow:
-    """A sum of two feature sets under one penalty and under two, and each of them alone; mean r over the
-    vertices that are valid in all of these."""
-
-    feature_set: str
-    subject: str
-    n_valid: int
-    first: str
-    second: str
-    first_alone: float
-    second_alone: float
-    one_penalty: float
-    two_penalties: float
-    first_adds: float
-    second_adds: float
-
-
-def band_row(sweep: Sweep, main: Main) -> BandRow:
-    """How one subject's fit in bands compares.
-
-    Parameters
-    ----------
-    sweep : Sweep
-        Of bands.
-    main : mapping of (feature set, layer, subject) to array of shape (n_voxels,)
-        r of the main fits, mean over folds; those that are not there leave NaN.
-    """
-    first_adds, second_adds = sweep.band_r.values()
-    name, *bracket = sweep.feature_set.partition("[")
-    layers = sweep.layer.split("+") if sweep.layer else ("", "")
-    # What bands add has the names of the first layers for all of them.
-    first, second = layers if sweep.layer else sweep.band_r
-    fits = [
-        *((part + "".join(bracket), layer) for part, layer in zip(name.split("+"), layers, strict=True)),
-        (sweep.feature_set, sweep.layer),
-    ]
-    found = [main_r(main, feature_set, layer, sweep.subject) for feature_set, layer in fits]
-    *alone, equal = (np.full(len(sweep.nested_r), np.nan) if r is None else r for r in found)
-    known = [values for values in (*alone, equal) if np.isfinite(values).any()]
-    valid = np.isfinite([sweep.nested_r, *known]).all(axis=0)
-
-    def mean(values: NDArray[np.float64]) -> float:
-        return float(values[valid].mean()) if valid.any() else float("nan")
-
-    return BandRow(
-        sweep.label,
-        sweep.subject,
-        int(valid.sum()),
-        first,
-        second,
-        mean(alone[0]),
-        mean(alone[1]),
-        mean(equal),
-        mean(sweep.nested_r),
-        mean(first_adds),
-        mean(second_adds),
-    )
-
-
-def _band_table(sweeps: Sequence[Sweep], main: Main) -> Table:
-    scores = ("first_alone", "second_alone", "one_penalty", "two_penalties", "first_adds", "second_adds")
-    return Table(
-        "bands_compared",
-        "Mean r of each set alone, of both under one penalty and under two, and what each adds to the last.",
-        [band_row(sweep, main) for sweep in sweeps],
-        (
-            Column("feature_set", "feature set"),
-            Column("subject", "subject"),
-            Column("n_valid", "valid vertices", count),
-            *(Column(name, name.replace("_", " "), format_score) for name in scores),
-        ),
     )
 
 

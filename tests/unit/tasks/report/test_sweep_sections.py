@@ -9,10 +9,11 @@ import pytest
 from matplotlib.colors import to_rgba
 
 from hpcenc.storage.voxels import VoxelAxis
+from hpcenc.tasks.report.band_table import band_row
 from hpcenc.tasks.report.sections import style_places
 from hpcenc.tasks.report.style import line_style
 from hpcenc.tasks.report.sweep_figures import draw_choices, draw_curves, draw_weight_norms
-from hpcenc.tasks.report.sweep_sections import band_row, mean_norms, sweep_section
+from hpcenc.tasks.report.sweep_sections import mean_norms, sweep_section
 from hpcenc.tasks.report.sweeps import ALL_VERTICES, Sweep
 
 N_VOXELS = 40
