@@ -47,8 +47,8 @@ _CHOICE_COLUMNS = (
 _HOW = (
     "Each vertex chooses by the error of the inner folds, with its own alpha, in every outer fold anew; r "
     "is over the test rows, which have no say in it. A vertex whose r is not above its chance level has no "
-    "best {noun}. The best fixed one is chosen likewise for all vertices together, by their mean: in every "
-    "outer fold anew for its r. The table names that of the mean over outer folds, which decides no r."
+    "best {noun}. The best fixed one is chosen likewise, for all vertices together by their mean, in every "
+    "outer fold anew; the table names that of the mean over outer folds, which decides no r."
 )
 _WHAT = {
     "delays": "Fits of single delays beside the FIR window. All single delays leave out the rows that the "
