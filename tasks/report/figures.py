@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from hpcenc.storage.layout import AVERAGE
 from hpcenc.tasks.report.alphas import alpha_positions, alpha_row
 from hpcenc.tasks.report.data import FitScores, TimeCourse
+from hpcenc.tasks.report.sections import style_places
 from hpcenc.tasks.report.style import (
     LEFT_OUT_COLOR,
     MEASURED_COLOR,
@@ -37,17 +38,21 @@ SETS_PER_PANEL = 6
 """Feature sets overlaid in one panel of the r histogram; more lines cannot be told apart."""
 
 
-def draw_r_histograms(fits: Mapping[str, FitScores], *, title: str, remark: str = "") -> Figure:
+def draw_r_histograms(
+    fits: Mapping[str, FitScores], *, title: str, remark: str = "", order: Sequence[str] = ()
+) -> Figure:
     """Histograms of the vertices' mean r, all feature sets of one subject overlaid.
 
     Parameters
     ----------
     fits : mapping of str to FitScores
         Fits of one subject by the label of their feature set.
+    order : sequence of str
+        Feature sets of the report, by which they have their colours.
     title, remark : str
         Title, and a remark in small type beside it.
     """
-    labels = list(fits)
+    labels, places = list(fits), style_places(fits, order)
     groups = [labels[start : start + SETS_PER_PANEL] for start in range(0, len(labels), SETS_PER_PANEL)]
     panel_height_in = 2.5 + 0.19 * min(len(labels), SETS_PER_PANEL)
     figure = new_figure(height_in=0.5 + panel_height_in * len(groups))
@@ -57,7 +62,7 @@ def draw_r_histograms(fits: Mapping[str, FitScores], *, title: str, remark: str 
     for panel, group in zip(panels, groups, strict=True):
         panel.axvline(0, color=MUTED_COLOR, linewidth=0.6)
         for label in group:
-            _draw_r_steps(panel, fits[label], edges, label, line_style(labels.index(label)))
+            _draw_r_steps(panel, fits[label], edges, label, line_style(places[label]))
         if math.isfinite(chance):
             panel.axvline(chance, color=MUTED_COLOR, linewidth=1, linestyle=(0, (1, 1.5)))
             panel.annotate(

@@ -99,7 +99,11 @@ def _r_histograms(data: ReportData, subject: str) -> Illustration:
     return Illustration(
         "accuracy",
         f"r histogram {subject}",
-        render(draw_r_histograms(fits, title=f"Prediction accuracy · {subject}", remark=_remark(data))),
+        render(
+            draw_r_histograms(
+                fits, title=f"Prediction accuracy · {subject}", remark=_remark(data), order=data.labels
+            )
+        ),
         f"Histogram of r (Pearson, no unit) over the valid vertices of {subject}: r of a vertex is its "
         f"{_over_folds(n_folds)}; bins of {R_BIN:g}; the number of vertices is on a logarithmic axis. "
         "n: valid vertices. Dotted line: the median vertex's chance level of r in a single fold (99.9th "

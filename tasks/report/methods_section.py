@@ -12,6 +12,7 @@ from hpcenc.storage.layout import AVERAGE
 from hpcenc.storage.results import Scores, fit_groups
 from hpcenc.storage.store import Store
 from hpcenc.storage.study import Study
+from hpcenc.tasks.report.leftovers import find_leftovers
 from hpcenc.tasks.report.sections import Column, Section, Table
 
 CITED = ("torch", "open_clip_torch", "speechbrain", "numpy", "scipy", "cupy", "zarr", "dask")
@@ -109,7 +110,8 @@ def sentences(
     dropped = sorted({reason for fold in folds for reason in fold["dropped"]})
     said.append(f"Left out were rows of {', '.join(dropped)}." if dropped else "No row was left out.")
     said.append(_fit_sentence(folds, _settings(found)))
-    if beside := [words for kind, words in _SWEPT.items() if any(fit_groups(store, kind))]:
+    left_over = {each.group for each in find_leftovers(store, study)}
+    if beside := [words for kind, words in _SWEPT.items() if set(fit_groups(store, kind)) - left_over]:
         said.append(
             f"Beside these, {' and '.join(beside)} were fitted, of which each vertex chose one by the error "
             "of the inner folds."

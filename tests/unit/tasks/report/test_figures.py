@@ -36,6 +36,20 @@ def _line(axes, label):
     return next(line for line in axes.get_lines() if line.get_label() == label)
 
 
+def test_a_set_keeps_its_colour_where_a_subject_lacks_another(make_fit):
+    fits = {label: make_fit(4, feature_set=label) for label in ("beats", "clip")}
+    order = ("beats", "clip")
+    whole = draw_r_histograms(fits, title="whole", order=order)
+    alone = draw_r_histograms({"clip": fits["clip"]}, title="alone", order=order)
+    colours = [
+        {line.get_label(): line.get_color() for line in figure.axes[0].get_lines()}
+        | {patch.get_label(): patch.get_edgecolor() for patch in figure.axes[0].patches}
+        for figure in (whole, alone)
+    ]
+    (label,) = [label for label in colours[1] if label.startswith("clip")]
+    assert colours[0][label] == colours[1][label]
+
+
 def test_r_histogram_counts_every_valid_vertex(make_fit):
     r = np.random.default_rng(0).normal(0.1, 0.2, (2, 500))
     r[:, :20] = np.nan

@@ -15,7 +15,7 @@ from hpcenc.storage.digests import FileDigests
 from hpcenc.storage.layout import cache_folder
 from hpcenc.storage.results import read_voxels, require_scores
 from hpcenc.storage.store import Store
-from hpcenc.storage.study import Study, parse_study
+from hpcenc.storage.study import Study, Sweeps, parse_study
 from hpcenc.tasks.inspection import inspect
 from hpcenc.tasks.planner import make_plan
 from hpcenc.tasks.report.build import build_report
@@ -66,6 +66,10 @@ class Lab:
     def fit(self, *args: Any, models: str = "first", **settings: Any) -> Study:
         """Plan a study and run what is left of it."""
         study = self.study(*args, **settings)
+        self.run(study, models)
+        return study
+
+    def run(self, study: Study, models: str = "first") -> None:
         feature_sets = select_feature_sets(study, models)
         facts = inspect(study, feature_sets, study.subjects.ids, FileDigests(self.folder / "digests.json"))
         plan = make_plan(study, feature_sets, facts, "numpy")
@@ -77,7 +81,6 @@ class Lab:
         for stage in plan.pending(study.store_path):
             for task in stage.tasks:
                 task.run(self.store, None)
-        return study
 
 
 def write_features(folder: Path, seed: int) -> None:
@@ -251,6 +254,15 @@ def test_methods_are_those_of_the_fits_and_not_of_a_later_study_file(lab: Lab) -
     _, departed = methods(lab, lab.study())
     assert departed["fit.alpha"] == "5.0 (some fits)"
     assert departed["fit.delays"] == "1 2"
+
+
+def test_methods_name_the_sweeps_that_the_study_asks_for(lab: Lab) -> None:
+    swept = lab.study().model_copy(update={"sweeps": Sweeps(delays=(1, 2))})
+    lab.run(swept)
+    text, _ = methods(lab, swept)
+    assert "Beside these, single delays were fitted" in text
+    text, _ = methods(lab, lab.study())
+    assert "Beside these" not in text
 
 
 def test_the_last_run_by_its_name_is_no_departure(lab: Lab) -> None:
