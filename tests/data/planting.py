@@ -15,6 +15,7 @@ from hpcenc.storage.results import read_scores
 from hpcenc.storage.store import Store
 from hpcenc.tasks.demo.hrf import respond
 from hpcenc.tasks.nested import choose_variants
+from hpcenc.tasks.report.sweeps import summarise_sweep
 
 N_EACH = 120
 """Vertices of a region."""
@@ -95,6 +96,26 @@ class Planted:
             return float(np.mean(found))
 
         return max(range(15), key=correlation)
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """A fitted study of one subject, s1, and what was planted in it."""
+
+    store: Store
+    planted: Planted
+
+    def r(self, feature_set: str, region: str) -> Floats:
+        """r of a region's vertices with a main fit."""
+        return read_scores(self.store, f"fits/{feature_set}/s1").r[0, 0, SLICES[region]]
+
+    def check_delays(self, feature_set: str, region: str) -> None:
+        """The curve of single delays peaks where the planted courses answer most, and vertices choose that
+        delay, each within a TR."""
+        sweep = summarise_sweep(read_scores(self.store, f"delays/{feature_set}/s1"), MASKS)
+        planted = self.planted.lag(region)
+        assert abs(sweep.values[int(np.argmax(sweep.curves[region]))] - planted) <= 1
+        assert abs(np.nanmedian(sweep.best_values[SLICES[region]]) - planted) <= 1
 
 
 def above_chance(store: Store, groups: Sequence[str], part: slice) -> float:

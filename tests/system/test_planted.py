@@ -7,14 +7,13 @@ rate; features are their means over the rows, as a model's are.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from planting import MASKS, N_VERTICES, REGIONS, SLICES, Planted, above_chance, no_effect, to_rows
+from planting import N_VERTICES, REGIONS, SLICES, Planted, Simulated, above_chance, no_effect, to_rows
 from scipy.signal import lfilter
 
 from hpcenc.storage.digests import FileDigests
@@ -98,16 +97,6 @@ def layers(space: str) -> FeatureSet:
     return FeatureSet(f"{space}1", space, variants, "layers")
 
 
-@dataclass(frozen=True)
-class Simulated:
-    store: Store
-    planted: Planted
-
-    def r(self, feature_set: str, region: str) -> Floats:
-        """r of a region's vertices with a main fit."""
-        return read_scores(self.store, f"fits/{feature_set}/s1").r[0, 0, SLICES[region]]
-
-
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> Simulated:
     folder = tmp_path_factory.mktemp("planted")
@@ -128,11 +117,7 @@ def noise(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def test_delay_curves_peak_where_the_planted_course_answers_most(
     simulated: Simulated, region: str, feature_set: str
 ) -> None:
-    sweep = summarise_sweep(read_scores(simulated.store, f"delays/{feature_set}/s1"), MASKS)
-    peak = SINGLE[int(np.argmax(sweep.curves[region]))]
-    assert abs(peak - simulated.planted.lag(region)) <= 1
-    best = sweep.best_values[SLICES[region]]
-    assert abs(np.nanmedian(best) - simulated.planted.lag(region)) <= 1
+    simulated.check_delays(feature_set, region)
 
 
 @pytest.mark.parametrize(("space", "region"), [("vision", "visual"), ("audio", "auditory")])
