@@ -60,6 +60,8 @@ class Planted:
     weights: Mapping[str, Floats]
     """For ``vision`` and ``audio``, (n_features, `N_VERTICES`)."""
     rate_hz: int
+    strength: float = 1.0
+    """Times the regions' ratios of signal to noise variance."""
     before: list[Floats] = field(default_factory=list)
     responses: list[Floats] = field(default_factory=list)
 
@@ -79,7 +81,9 @@ class Planted:
             answered = respond(course, region.peak_s, self.rate_hz)[self.rate_hz // 2 :: self.rate_hz]
             before[:, part], response[:, part] = to_rows(course, self.rate_hz), answered
             if region.snr and not noise_only:
-                bold[:, part] += np.sqrt(region.snr) * unit(answered) * bold[:, part].std(axis=0)
+                bold[:, part] += (
+                    np.sqrt(self.strength * region.snr) * unit(answered) * bold[:, part].std(axis=0)
+                )
         self.before.append(before)
         self.responses.append(response)
         return np.asarray(100 + bold)
