@@ -151,7 +151,9 @@ def choosing_flop(
         rank, sizes = ops.eigenvectors.shape[1], sorted({thin.mixtures.shape[1] for thin in ops.thin})
         for (start, stop), thin in zip(ops.inner_rows.tolist(), ops.thin, strict=True):
             n_alphas, n_basis = thin.mixtures.shape
-            flop += 2 * thin_products(rank, stop - start, n_basis) + DOUBLE * 2 * n_alphas * (rank + n_basis)
+            flop += 2 * thin_products(rank, stop - start, n_basis, n_alphas) + DOUBLE * 2 * n_alphas * (
+                rank + n_basis
+            )
         return flop, f"exact, {' or '.join(map(str, sizes))} forms of {rank} coordinates"
     forms = ops.fast.forms
     n_train, n_head = forms.head.shape

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -26,7 +26,7 @@ from hpcenc.tasks.fitting import N_CHECK
 from hpcenc.tasks.gram import base_gram, window_gram
 from hpcenc.tasks.kernels import Design
 from hpcenc.tasks.operators import FoldOperators, make_operators, restrict_to_alpha
-from hpcenc.tasks.ridge import fit_block
+from hpcenc.tasks.ridge import fit_block, standardise
 from problem import EXPONENTS, SCALES, Problem, spans, write_problem
 
 SUBJECT_VERTICES = 59_412
@@ -47,17 +47,21 @@ def delay_operators(problem: Problem, delay: int) -> FoldOperators:
     return make_operators(Design(design), problem.fold, EXPONENTS, nested=True)
 
 
-def fit_all(problem: Problem, ops: FoldOperators, n_vertices: int, block: int, *, sweep: bool) -> None:
-    """Fit and score all vertices; a main fit makes its weights too, and drops them."""
-    features = (
-        None if sweep else lag_features(problem.features, problem.delays, problem.onsets, ops.train_rows)
-    )
+def fit_all(problem: Problem, ops: FoldOperators, n_vertices: int, block: int) -> None:
+    """Main fits of all vertices, with their weights, which are dropped."""
+    features = lag_features(problem.features, problem.delays, problem.onsets, ops.train_rows)
     for start, stop in spans(0, n_vertices, block):
-        bold = problem.bold(start, stop)
-        found = fit_block(bold, ops, problem.onsets, not sweep, SUB_BLOCK, N_CHECK, nested=sweep)
-        if features is not None:
-            for shard in spans(0, stop - start, SHARD_VOXELS):
-                lagged_products(features, found.dual[:, slice(*shard)])
+        found = fit_block(problem.bold(start, stop), ops, problem.onsets, True, SUB_BLOCK, N_CHECK)
+        for shard in spans(0, stop - start, SHARD_VOXELS):
+            lagged_products(features, found.dual[:, slice(*shard)])
+
+
+def fit_sweep(problem: Problem, variants: Sequence[FoldOperators], n_vertices: int, block: int) -> None:
+    """Fits of all variants, block by block, as a task has them: BOLD is read and z-scored once."""
+    for start, stop in spans(0, n_vertices, block):
+        bold = standardise(problem.bold(start, stop), variants[0], problem.onsets, SUB_BLOCK)
+        for ops in variants:
+            fit_block(bold, ops, problem.onsets, False, SUB_BLOCK, N_CHECK, nested=True)
 
 
 def rounds(problem: Problem, n_vertices: int, block: int, n_rounds: int) -> Iterator[dict[str, float]]:
@@ -67,17 +71,17 @@ def rounds(problem: Problem, n_vertices: int, block: int, n_rounds: int) -> Iter
         with clock("window operators"):
             window = window_operators(problem)
         with clock("window fits"):
-            fit_all(problem, window, n_vertices, block, sweep=False)
+            fit_all(problem, window, n_vertices, block)
         with clock("window fits, one alpha"):
-            fit_all(problem, restrict_to_alpha(window, SHARED_PLACE), n_vertices, block, sweep=False)
+            fit_all(problem, restrict_to_alpha(window, SHARED_PLACE), n_vertices, block)
         del window
-        for delay in problem.delays:
-            with clock("delays operators"):
-                ops = delay_operators(problem, delay)
-            with clock("delays fits"):
-                fit_all(problem, ops, n_vertices, block, sweep=True)
-            with clock("delays fits, one alpha"):
-                fit_all(problem, restrict_to_alpha(ops, SHARED_PLACE), n_vertices, block, sweep=True)
+        with clock("delays operators"):
+            variants = [delay_operators(problem, delay) for delay in problem.delays]
+        with clock("delays fits"):
+            fit_sweep(problem, variants, n_vertices, block)
+        with clock("delays fits, one alpha"):
+            fit_sweep(problem, [restrict_to_alpha(ops, SHARED_PLACE) for ops in variants], n_vertices, block)
+        del variants
         yield {name: cpu for name, (cpu, _) in clock.stages.items()}
 
 

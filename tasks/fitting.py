@@ -29,7 +29,7 @@ from hpcenc.tasks.records import Deadline, Fact, TaskRecord, Unit, run_units
 if TYPE_CHECKING:
     from hpcenc.storage.spaces import SpaceSource
     from hpcenc.storage.store import Store
-    from hpcenc.tasks.ridge import BlockFit
+    from hpcenc.tasks.ridge import BlockFit, Standardised
 
 FIT_VERSION = 4
 """Part of the digest of fits: raised by hand whenever scores or weights change."""
@@ -238,12 +238,14 @@ class FitBlock:
         shared = store.read(f"{fit.alphas}/alpha_index") if fit.alphas else None
         scores = np.full((len(fit.scores), n_folds, len(fit.variants), last - first), np.nan, np.float32)
         for fold in range(n_folds):
+            prepared: dict[int, Standardised] = {}
             for place, variant in enumerate(fit.variants):
                 keep_weights = fit.weights != "none" and fold in fit.weight_folds
                 with device.turn(), solving:
                     folder = variant.operators[fold][1]
                     alpha = None if shared is None else int(shared[fold, place])
-                    found = self._solve(device, folder, alpha, bold, keep_weights, nested="cv" in fit.scores)
+                    shared_bold = prepared if "cv" in fit.scores else None
+                    found = self._solve(device, folder, alpha, bold, keep_weights, shared_bold)
                     for name, values in _scores_of(found, fit.scores):
                         scores[fit.scores.index(name), fold, place] = device.backend.to_host(values)
                 if found.dual is not None:
@@ -275,10 +277,27 @@ class FitBlock:
         alpha: int | None,
         bold: NDArray[np.float32],
         want_dual: bool,
-        nested: bool,
+        prepared: dict[int, Standardised] | None,
     ) -> BlockFit:
-        """Fit the block on one fold; where memory is refused, half as many voxels at a time."""
-        from hpcenc.tasks.ridge import fit_block, join_fits
+        """Fit the block on one fold; where memory is refused, half as many voxels at a time.
+
+        Sweeps keep BOLD z-scored in `prepared`, by its first voxel: their variants have the same rows.
+        """
+        from hpcenc.tasks.ridge import fit_block, join_fits, standardise
+
+        def given(start: int, size: int) -> Any:
+            values = bold[:, start : start + size]
+            if prepared is None:
+                return device.backend.to_device(values)
+            if start not in prepared:
+                prepared[start] = standardise(
+                    device.backend.to_device(values),
+                    device.operators(folder, alpha),
+                    self.bold.onsets,
+                    device.sub_block,
+                    self.zscore,
+                )
+            return prepared[start]
 
         n_voxels = bold.shape[1]
         while True:
@@ -287,7 +306,7 @@ class FitBlock:
                 return join_fits(
                     [
                         fit_block(
-                            device.backend.to_device(bold[:, start : start + size]),
+                            given(start, size),
                             device.operators(folder, alpha),
                             self.bold.onsets,
                             want_dual,
@@ -295,7 +314,7 @@ class FitBlock:
                             N_CHECK,
                             seed=self.block,
                             coarsely=device.backend.tf32 if self.tf32 else nullcontext,
-                            nested=nested,
+                            nested=prepared is not None,
                             repeat_rows=self.repeat_rows,
                             zscore=self.zscore,
                         )
@@ -305,6 +324,8 @@ class FitBlock:
             except Exception as error:
                 if size <= at_hand.SUB_BLOCK or not device.backend.is_out_of_memory(error):
                     raise
+            if prepared is not None:
+                prepared.clear()
             device.voxels_at_once = at_hand.SUB_BLOCK * -(-size // (2 * at_hand.SUB_BLOCK))
             device.make_room()
 

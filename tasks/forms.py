@@ -87,26 +87,6 @@ def interleave(packed: Floats, size: int, width: int = PANEL) -> Floats:
     return np.concatenate(parts)
 
 
-def mix(packed: Array, weights: Array, size: int, width: int = PANEL) -> Array:
-    """One form, the weighted sum of several that are packed together.
-
-    Parameters
-    ----------
-    packed : array
-        As `pack` made it.
-    weights : array of shape (n_forms,)
-        Of the library, device and dtype of `packed`.
-    """
-    xp = array_namespace(packed)
-    parts, offset = [], 0
-    for first, stop in panels(size, width):
-        end = offset + stop * weights.shape[0] * (stop - first)
-        panel = xp.reshape(packed[offset:end], (stop, weights.shape[0], stop - first))
-        parts.append(xp.reshape(xp.sum(panel * weights[None, :, None], axis=1), (-1,)))
-        offset = end
-    return xp.concat(parts)
-
-
 def inner_products(packed: Floats, size: int, width: int = PANEL) -> NDArray[np.float64]:
     """Frobenius inner products of symmetric matrices.
 

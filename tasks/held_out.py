@@ -5,7 +5,9 @@ from __future__ import annotations
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
 from array_api_compat import array_namespace, device
+from numpy.typing import NDArray
 
 from hpcenc.tasks.operators import FoldOperators
 
@@ -59,13 +61,14 @@ def held_out_errors(dual: Array, ops: FoldOperators, alpha_index: Array) -> Arra
     return xp.take(xp.concat(found), xp.argsort(order))
 
 
-def null_errors(Y_train: Array, ops: FoldOperators) -> Array:
+def null_errors(Y_train: Array, inner_rows: NDArray[np.intp]) -> Array:
     """Squared error of the inner folds where each is predicted by the mean of the others.
 
     Parameters
     ----------
     Y_train : array of shape (n_train, n_voxels)
-    ops : FoldOperators
+    inner_rows : array of shape (n_inner, 2)
+        As operators have them.
 
     Returns
     -------
@@ -74,9 +77,9 @@ def null_errors(Y_train: Array, ops: FoldOperators) -> Array:
     """
     xp = array_namespace(Y_train)
     total: Array = 0.0
-    for first, last in ops.inner_rows.tolist():
+    for first, last in inner_rows.tolist():
         held_out = Y_train[first:last, :]
         others = xp.sum(Y_train, axis=0) - xp.sum(held_out, axis=0)
         mean = others / (Y_train.shape[0] - (last - first))
         total = total + xp.mean(xp.astype(held_out - mean, xp.float64) ** 2, axis=0)
-    return total / len(ops.inner_rows)
+    return total / len(inner_rows)

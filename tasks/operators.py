@@ -23,6 +23,7 @@ from hpcenc.tasks.forms import packed_size
 from hpcenc.tasks.kernels import Gram, Kernel
 from hpcenc.tasks.thin import (
     ThinOperators,
+    ThinPredictions,
     make_thin_operators,
     restrict_thin,
     thin_products,
@@ -77,7 +78,7 @@ class FoldOperators:
     """(n_alphas,), float64, absolute, rising."""
     inner: tuple[InnerOperators, ...]
     """Of the exact solver; empty for the fast one, and where features are few."""
-    thin: tuple[ThinOperators, ...] = ()
+    thin: tuple[ThinOperators | ThinPredictions, ...] = ()
     """Of the exact solver in place of `inner`, where that takes fewer operations."""
     fast: FastOperators | None = None
     band_kernels: Array | None = None
@@ -155,11 +156,12 @@ def make_operators(
     del basis  # it holds a matrix as large as the kernel
     spans = [_span(validation[train_rows]) for validation in fold.inner]
     inner: tuple[InnerOperators, ...] = ()
-    in_features: tuple[ThinOperators, ...] = ()
+    in_features: tuple[ThinOperators | ThinPredictions, ...] = ()
     fast = None
     if thin is None:
         n_vals = [stop - start for start, stop in spans]
-        thin = thin_pays(len(values), len(train_rows), n_vals, largest_basis(exponents, basis_tolerance))
+        n_basis = largest_basis(exponents, basis_tolerance)
+        thin = thin_pays(len(values), len(train_rows), n_vals, n_basis, len(alphas))
     if solver == "exact" and thin:
         in_features = tuple(
             make_thin_operators(vectors, values, alphas, span, basis_tolerance, dtype) for span in spans
@@ -226,10 +228,14 @@ def from_arrays(arrays: Mapping[str, Any]) -> FoldOperators:
         InnerOperators(**_named(InnerOperators, f"inner-{index}-", arrays))
         for index in range(_count(arrays, "inner", "operator"))
     )
-    thin = tuple(
+    thin: list[ThinOperators | ThinPredictions] = [
         ThinOperators(**_named(ThinOperators, f"thin-{index}-", arrays))
         for index in range(_count(arrays, "thin", "forms"))
-    )
+    ]
+    thin += [
+        ThinPredictions(**_named(ThinPredictions, f"thin-{index}-", arrays))
+        for index in range(_count(arrays, "thin", "predictions"))
+    ]
     fast = None
     if "fast-duals" in arrays:
         forms = CvForms(**_named(CvForms, "forms-", arrays))
@@ -241,7 +247,7 @@ def from_arrays(arrays: Mapping[str, Any]) -> FoldOperators:
     return FoldOperators(
         **_named(FoldOperators, "", arrays, without=("inner", "thin", "fast", "band_kernels")),
         inner=inner,
-        thin=thin,
+        thin=tuple(thin),
         fast=fast,
         band_kernels=arrays.get("band_kernels"),
     )
@@ -341,20 +347,18 @@ def operator_bytes(
         return 4 * n_matrix + 8 * n_vector
     most = largest_basis(alpha_exponents, basis_tolerance)
     n_vals = [int(validation.sum()) for validation in fold.inner]
-    thin = thin_pays(rank, n_train, n_vals, most)
+    thin = thin_pays(rank, n_train, n_vals, most, n_alphas)
     for n_val in n_vals:
         n_training = n_train - n_val
         independent = rank * (rank + 1) // 2 if thin else min(n_columns, n_training - 1)
         n_kept = min(most, independent, most if n_basis is None else n_basis)
-        n_matrix += thin_values(rank, n_kept) if thin else n_training * n_kept * n_val
+        n_matrix += thin_values(rank, n_val, n_kept, n_alphas) if thin else n_training * n_kept * n_val
         n_vector += n_alphas * n_kept + (n_alphas * rank if thin else n_train)
     return 4 * n_matrix + 8 * n_vector
 
 
-def thin_pays(rank: int, n_train: int, n_vals: Sequence[int], n_basis: int) -> bool:
+def thin_pays(rank: int, n_train: int, n_vals: Sequence[int], n_basis: int, n_alphas: int) -> bool:
     """Whether the exact solver takes fewer operations a voxel in the coordinates of the features.
-
-    Its matrices then have fewer values, too.
 
     Parameters
     ----------
@@ -366,7 +370,7 @@ def thin_pays(rank: int, n_train: int, n_vals: Sequence[int], n_basis: int) -> b
         Filters, or forms, of all alphas.
     """
     wide = sum((n_train - n_val) * n_val for n_val in n_vals) * n_basis
-    return sum(thin_products(rank, n_val, n_basis) for n_val in n_vals) < wide
+    return sum(thin_products(rank, n_val, n_basis, n_alphas) for n_val in n_vals) < wide
 
 
 def _fields(part: Any, prefix: str) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def alphas_flop(
     for n_val in sizes.n_val:
         if sizes.thin:
             rank = sizes.rank(n)
-            products = thin_products(rank, n_val, n_basis)
+            products = thin_products(rank, n_val, n_basis, n_alphas)
             cost += Flop(2 * products, 2 * n_alphas * (rank + n_basis))
         else:
             products = (n - n_val) * n_basis * n_val

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any, Literal
 
@@ -235,7 +236,7 @@ def refit_by_alpha(Y_train: Array, ops: FoldOperators, alpha_index: Array) -> tu
 
 
 def fit_block(
-    Y: Array,
+    Y: Array | Standardised,
     ops: FoldOperators,
     run_onsets: Sequence[int],
     want_dual: bool = False,
@@ -254,7 +255,8 @@ def fit_block(
     Y : array of shape (n_trs, n_voxels)
         BOLD of all rows of the runs present, raw or standardised; z-scored per run here (`zscore_runs`), the
         training rows of a training run and the test rows of a test run each by their own statistics. Rows
-        that the fold leaves out are never looked at.
+        that the fold leaves out are never looked at. Or what `standardise` made of it, for operators of the
+        same rows.
     ops : FoldOperators
         Of the dtype and on the device of `Y`; the exact solver's or the fast one's.
     run_onsets : sequence of int
@@ -281,7 +283,7 @@ def fit_block(
     -------
     BlockFit
     """
-    bold = _standardise(Y, ops, run_onsets, sub_block, zscore)
+    bold = Y if isinstance(Y, Standardised) else standardise(Y, ops, run_onsets, sub_block, zscore)
     agrees, errors = None, None
     if ops.fast is None:
         chosen, errors, predicted, dual = _fit_exact(
@@ -292,7 +294,7 @@ def fit_block(
         predicted, dual = refit_by_alpha(bold.train, ops, chosen)
         errors = held_out_errors(dual, ops, chosen) if nested else None
 
-    xp = array_namespace(Y)
+    xp = array_namespace(bold.train)
     lengths = run_lengths(ops.test_rows, run_onsets)
     apart = np.flatnonzero(np.isin(ops.test_rows, repeat_rows))
     scores, n_shifts = [], 0
@@ -313,7 +315,7 @@ def fit_block(
         r_bands = bold.spread(xp.concat(parts, axis=1), math.nan)
     cv = xp.full_like(r, math.nan)
     if nested and errors is not None:
-        cv = 1 - errors / null_errors(bold.train, ops)
+        cv = 1 - errors / bold.null_errors
     return BlockFit(
         r=bold.spread(r, math.nan),
         r2=bold.spread(explained, math.nan),
@@ -345,7 +347,7 @@ def standardise_bold(
         Both zero where a voxel is not valid.
     valid : array of bool, shape (n_voxels,)
     """
-    bold = _standardise(Y, ops, run_onsets, sub_block, zscore)
+    bold = standardise(Y, ops, run_onsets, sub_block, zscore)
     return bold.spread(bold.train, 0.0), bold.spread(bold.test, 0.0), bold.valid
 
 
@@ -366,7 +368,7 @@ def join_fits(fits: Sequence[BlockFit]) -> BlockFit:
 
 
 @dataclass(frozen=True, eq=False)
-class _Standardised:
+class Standardised:
     """BOLD of the voxels of a block that can be fitted.
 
     Attributes
@@ -376,12 +378,20 @@ class _Standardised:
     valid : array of bool, shape (n_voxels,)
     order : array of int, shape (n_voxels,)
         Voxels of the block, those that are fitted first. One that is not valid is among them if none is.
+    inner_rows : array of shape (n_inner, 2)
+        Training rows that each inner fold holds out, as operators have them.
     """
 
     train: Array
     test: Array
     valid: Array
     order: Array
+    inner_rows: NDArray[np.intp]
+
+    @cached_property
+    def null_errors(self) -> Array:
+        """Errors of the inner folds where each is predicted by the mean of the others, (n_fitted,)."""
+        return null_errors(self.train, self.inner_rows)
 
     def spread(self, values: Array, fill: float) -> Array:
         """Values of the fitted voxels, last axis, among all voxels of the block."""
@@ -395,13 +405,17 @@ class _Standardised:
         return xp.where(self.valid, values, xp.full((), fill, dtype=values.dtype, device=device(values)))
 
 
-def _standardise(
+def standardise(
     Y: Array,
     ops: FoldOperators,
     run_onsets: Sequence[int],
     sub_block: int,
     zscore: Literal["run", "movie"],
-) -> _Standardised:
+) -> Standardised:
+    """BOLD of a block as `fit_block` fits it; for several fits on the same rows, which z-score it once.
+
+    Parameters are those of `fit_block`.
+    """
     xp = array_namespace(Y)
     used = np.concatenate([ops.train_rows, ops.test_rows])
     train, test = _room(len(ops.train_rows), Y), _room(len(ops.test_rows), Y)
@@ -424,7 +438,7 @@ def _standardise(
     if n_fitted < Y.shape[1]:
         train = _take_voxels(train, order[:n_fitted])
         test = _take_voxels(test, order[:n_fitted])
-    return _Standardised(train, test, valid, order)
+    return Standardised(train, test, valid, order, ops.inner_rows)
 
 
 def _fit_exact(

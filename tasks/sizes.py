@@ -67,7 +67,9 @@ class FoldSizes:
         n_train, n_test = int(fold.train.sum()), int(fold.test.sum())
         n_val = tuple(int(validation.sum()) for validation in fold.inner)
         rank = min(sum(widths) * len(task.delays), n_train - 1)
-        thin = task.solver == "exact" and thin_pays(rank, n_train, n_val, largest_basis(*how))
+        thin = task.solver == "exact" and thin_pays(
+            rank, n_train, n_val, largest_basis(*how), len(task.alpha_exponents)
+        )
         n_bytes = operator_bytes(
             fold, sum(widths) * len(task.delays), *how, task.solver, n_basis, task.nested
         )

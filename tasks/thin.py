@@ -10,14 +10,14 @@ alphas.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace
 from numpy.typing import DTypeLike, NDArray
 
-from hpcenc.tasks.forms import mix, pack, packed_size, quadratic_forms
+from hpcenc.tasks.forms import pack, packed_size, quadratic_forms
 
 Array = Any
 """An array of NumPy, torch or another library of the array API."""
@@ -29,7 +29,7 @@ PANEL = 64
 
 @dataclass(frozen=True, eq=False)
 class ThinOperators:
-    """Arrays of one inner fold.
+    """Arrays of one inner fold, for choosing among alphas.
 
     The coordinates of rows are their BOLD times the outer fold's eigenvectors, and its sum: rank + 1 values.
     """
@@ -40,14 +40,22 @@ class ThinOperators:
     from_fold: Array
     """(rank + 1, rank): coordinates of the fold's rows to the products of their BOLD with the features, along
     the same eigenvectors."""
-    feature_sums: Array
-    """(rank,): sums of those features over the fold's rows."""
+    features: Array
+    """(n_val, rank): the features along the same eigenvectors, of the fold's rows."""
     filters: Array
     """(n_alphas, rank), float64: weights of those features from BOLD in the eigenvectors."""
     forms: Array
     """Packed forms of size rank."""
     mixtures: Array
     """(n_alphas, n_basis), float64: squares of the predictions of an alpha from the forms."""
+
+
+@dataclass(frozen=True, eq=False)
+class ThinPredictions:
+    """Arrays of one inner fold where there is one alpha."""
+
+    predictions: Array
+    """(rank + 1, n_val): coordinates of the rows that train to the predictions of the fold's rows."""
 
 
 def make_thin_operators(
@@ -57,7 +65,7 @@ def make_thin_operators(
     span: tuple[int, int],
     tolerance: float,
     dtype: DTypeLike,
-) -> ThinOperators:
+) -> ThinOperators | ThinPredictions:
     """Operators of one inner fold.
 
     Parameters
@@ -84,14 +92,17 @@ def make_thin_operators(
     scale = np.sqrt(np.where(kept, values, 1))
     to_features = np.vstack([root[:, None] * vectors, -(mean @ vectors)])
     features = (own - mean) @ vectors
-    products = features.T @ features
     filters = np.where(kept, scale, 0) / (np.where(kept, values, 0) + alphas[:, None])
+    from_others = to_features * np.where(kept, 1 / scale, 0)
+    if len(alphas) == 1:
+        return ThinPredictions(((from_others * filters[0]) @ features.T).astype(dtype))
+    products = features.T @ features
     mixtures, from_alphas = _form_basis(filters, products, tolerance)
     forms = np.stack([(filters.T * weights) @ filters * products for weights in from_alphas])
     return ThinOperators(
-        from_others=(to_features * np.where(kept, 1 / scale, 0)).astype(dtype),
+        from_others=from_others.astype(dtype),
         from_fold=to_features.astype(dtype),
-        feature_sums=features.sum(axis=0).astype(dtype),
+        features=features.astype(dtype),
         filters=filters,
         forms=pack(forms.astype(dtype), PANEL),
         mixtures=mixtures,
@@ -125,16 +136,14 @@ def _form_basis(filters: Doubles, products: Doubles, tolerance: float) -> tuple[
     return norms[:, None] * chosen, chosen.T / norms
 
 
-def restrict_thin(operators: ThinOperators, place: int) -> ThinOperators:
-    """Operators of one of the alphas: with one form."""
+def restrict_thin(operators: ThinOperators | ThinPredictions, place: int) -> ThinPredictions:
+    """Operators of one of the alphas."""
+    if isinstance(operators, ThinPredictions):
+        return operators
     xp = array_namespace(operators.forms)
-    one = slice(place, place + 1)
-    weights = xp.astype(operators.mixtures[place, :], operators.forms.dtype)
-    return replace(
-        operators,
-        filters=operators.filters[one, :],
-        forms=mix(operators.forms, weights, operators.filters.shape[1], PANEL),
-        mixtures=xp.ones_like(operators.mixtures[:1, :1]),
+    weights = xp.astype(operators.filters[place, :], operators.features.dtype)
+    return ThinPredictions(
+        xp.matmul(operators.from_others * weights, xp.matrix_transpose(operators.features))
     )
 
 
@@ -161,7 +170,7 @@ def together(coordinates: Sequence[Array]) -> Array:
 def thin_scores(
     Y_train: Array,
     coordinates: Sequence[Array],
-    operators: Sequence[ThinOperators],
+    operators: Sequence[ThinOperators | ThinPredictions],
     spans: Sequence[tuple[int, int]],
 ) -> Array:
     """Score of every alpha: negative squared error, mean over rows, then over inner folds.
@@ -171,7 +180,7 @@ def thin_scores(
     Y_train : array of shape (n_train, n_voxels)
     coordinates : sequence of array of shape (n_voxels, rank + 1)
         As `fold_coordinates` gives them.
-    operators : sequence of ThinOperators
+    operators : sequence of ThinOperators or ThinPredictions
         Of the inner folds, whose rows are `spans`.
 
     Returns
@@ -184,22 +193,36 @@ def thin_scores(
     for (start, stop), own, fold in zip(spans, coordinates, operators, strict=True):
         others = whole - own
         intercept = others[:, -1:] / (by_voxel.shape[1] - (stop - start))
-        known = xp.matmul(others, fold.from_others)
-        answered = xp.matmul(own, fold.from_fold) - intercept * fold.feature_sums
-        target = xp.astype(by_voxel[:, start:stop] - intercept, xp.float64)
-        forms = quadratic_forms(known, fold.forms, PANEL)
-        predicted_squares = xp.matmul(forms, xp.matrix_transpose(fold.mixtures))
-        shared = xp.matmul(xp.astype(known * answered, xp.float64), xp.matrix_transpose(fold.filters))
-        target_squares = xp.sum(target**2, axis=1, keepdims=True)
-        total = total - (predicted_squares - 2 * shared + target_squares) / (stop - start)
+        target = by_voxel[:, start:stop] - intercept
+        if isinstance(fold, ThinPredictions):
+            residual = xp.astype(target - xp.matmul(others, fold.predictions), xp.float64)
+            errors = xp.vecdot(residual, residual)[:, None]
+        else:
+            errors = _errors(others, own, intercept, xp.astype(target, xp.float64), fold)
+        total = total - errors / (stop - start)
     return total / len(operators)
 
 
-def thin_values(rank: int, n_basis: int) -> int:
+def _errors(others: Array, own: Array, intercept: Array, target: Array, fold: ThinOperators) -> Array:
+    """Squared errors of all alphas over one fold's rows, (n_voxels, n_alphas), float64."""
+    xp = array_namespace(others)
+    known = xp.matmul(others, fold.from_others)
+    answered = xp.matmul(own, fold.from_fold) - intercept * xp.sum(fold.features, axis=0)
+    forms = quadratic_forms(known, fold.forms, PANEL)
+    predicted_squares = xp.matmul(forms, xp.matrix_transpose(fold.mixtures))
+    shared = xp.matmul(xp.astype(known * answered, xp.float64), xp.matrix_transpose(fold.filters))
+    return predicted_squares - 2 * shared + xp.vecdot(target, target)[:, None]
+
+
+def thin_values(rank: int, n_val: int, n_basis: int, n_alphas: int) -> int:
     """Values of the matrices of one inner fold, which BOLD is multiplied with."""
-    return 2 * (rank + 1) * rank + rank + n_basis * packed_size(rank, PANEL)
+    if n_alphas == 1:
+        return (rank + 1) * n_val
+    return 2 * (rank + 1) * rank + n_val * rank + n_basis * packed_size(rank, PANEL)
 
 
-def thin_products(rank: int, n_val: int, n_basis: int) -> int:
+def thin_products(rank: int, n_val: int, n_basis: int, n_alphas: int) -> int:
     """Multiplications a voxel of one inner fold."""
+    if n_alphas == 1:
+        return n_val * (2 * rank + 1)
     return rank * n_val + 2 * (rank + 1) * rank + n_basis * packed_size(rank, PANEL)

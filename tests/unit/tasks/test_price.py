@@ -104,6 +104,17 @@ def test_exact_choices_cost_their_products(delays: tuple[int, ...], counted: dic
     assert price.double == pytest.approx(counted[DOUBLE], rel=0.01)
 
 
+def test_one_alpha_costs_the_predictions_of_the_inner_folds(counted: dict[Any, float]) -> None:
+    task = replace(task_of("exact", (3,)), alpha_exponents=(0.0,), alpha=30.0)
+    kernel = window_gram(base_gram(features_of(task)), task.delays, task.rows.onsets)
+    (fold,) = task.rows.folds()
+    operators = make_operators(kernel, fold, (0.0,), alpha=30.0)
+    assert operators.thin
+    counted.clear()
+    choose_alphas(bold(operators), operators)
+    assert alphas_flop(FoldSizes.of(task), N_VOXELS).single == pytest.approx(counted[SINGLE], rel=0.01)
+
+
 def test_fast_choices_cost_their_forms(counted: dict[Any, float]) -> None:
     task = task_of("fast")
     operators = operators_of(task)

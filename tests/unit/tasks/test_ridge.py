@@ -235,6 +235,14 @@ def test_scores_in_the_coordinates_of_features_are_those_of_the_general_way(stud
     np.testing.assert_allclose(*scores, rtol=1e-9)
 
 
+def test_one_alpha_of_many_has_the_operators_of_one_that_is_given(thin):
+    many = thin.operators(dtype=np.float64)
+    given = make_operators(thin.kernel, thin.fold, (0.0,), dtype=np.float64, alpha=many.alphas[7], thin=True)
+    for one, other in zip(restrict_to_alpha(many, 7).thin, given.thin, strict=True):
+        np.testing.assert_allclose(one.predictions, other.predictions, atol=1e-12)
+    assert restrict_to_alpha(given, 0).thin == given.thin
+
+
 def test_equal_scores_choose_the_larger_alpha(thin):
     ops = thin.operators()
     silent = np.zeros((int(thin.fold.train.sum()), 3), dtype=np.float32)

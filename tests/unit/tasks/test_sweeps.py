@@ -29,6 +29,7 @@ from hpcenc.tasks.report.analyses import on_other_rows
 from hpcenc.tasks.report.build import build_report
 from hpcenc.tasks.report.courses import make_courses
 from hpcenc.tasks.report.sweeps import read_sweeps
+from hpcenc.tasks.ridge import standardise
 from hpcenc.tasks.scores import pearson_r
 from hpcenc.tasks.selection import BAND_RATIOS, select_feature_sets
 from hpcenc.tasks.shared_alpha import mean_errors
@@ -410,6 +411,20 @@ def test_a_shared_alpha_is_that_of_the_least_mean_error(folder: Path, tmp_path: 
                 others = plain["train"] & ~held_out
                 null += ((plain["Y"][held_out] - plain["Y"][others].mean(0)) ** 2).mean(0) / 2
             np.testing.assert_allclose(found.more["cv"][0, place], 1 - folds / null, atol=2e-5)
+
+
+def test_the_variants_of_a_sweep_share_bold_that_is_z_scored_once(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def counted(*args: Any, **options: Any) -> Any:
+        calls.append(args)
+        return standardise(*args, **options)
+
+    monkeypatch.setattr("hpcenc.tasks.ridge.standardise", counted)
+    run_plan(paper_like(folder, tmp_path), "first")
+    assert len(calls) == 2  # of the main fit, and of all single delays
 
 
 @pytest.mark.parametrize("solver", ["exact", "fast"])
