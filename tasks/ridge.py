@@ -409,8 +409,8 @@ def standardise(
     Y: Array,
     ops: FoldOperators,
     run_onsets: Sequence[int],
-    sub_block: int,
-    zscore: Literal["run", "movie"],
+    sub_block: int = 500,
+    zscore: Literal["run", "movie"] = "run",
 ) -> Standardised:
     """BOLD of a block as `fit_block` fits it; for several fits on the same rows, which z-score it once.
 
