@@ -238,7 +238,7 @@ class FitBlock:
         shared = store.read(f"{fit.alphas}/alpha_index") if fit.alphas else None
         scores = np.full((len(fit.scores), n_folds, len(fit.variants), last - first), np.nan, np.float32)
         for fold in range(n_folds):
-            prepared: dict[int, Standardised] = {}
+            prepared: list[Standardised] = []
             for place, variant in enumerate(fit.variants):
                 keep_weights = fit.weights != "none" and fold in fit.weight_folds
                 with device.turn(), solving:
@@ -277,27 +277,31 @@ class FitBlock:
         alpha: int | None,
         bold: NDArray[np.float32],
         want_dual: bool,
-        prepared: dict[int, Standardised] | None,
+        prepared: list[Standardised] | None,
     ) -> BlockFit:
         """Fit the block on one fold; where memory is refused, half as many voxels at a time.
 
-        Sweeps keep BOLD z-scored in `prepared`, by its first voxel: their variants have the same rows.
+        The variants of a sweep have the same rows: the z-scored block is kept in `prepared` for the next one,
+        if it is fitted at once. None for a main fit.
         """
         from hpcenc.tasks.ridge import fit_block, join_fits, standardise
 
         def given(start: int, size: int) -> Any:
             values = bold[:, start : start + size]
-            if prepared is None:
+            if prepared is None or size < n_voxels:
                 return device.backend.to_device(values)
-            if start not in prepared:
-                prepared[start] = standardise(
-                    device.backend.to_device(values),
-                    device.operators(folder, alpha),
-                    self.bold.onsets,
-                    device.sub_block,
-                    self.zscore,
+            if not prepared:
+                operators = device.operators(folder, alpha)
+                prepared.append(
+                    standardise(
+                        device.backend.to_device(values),
+                        operators,
+                        self.bold.onsets,
+                        device.sub_block,
+                        self.zscore,
+                    )
                 )
-            return prepared[start]
+            return prepared[0]
 
         n_voxels = bold.shape[1]
         while True:

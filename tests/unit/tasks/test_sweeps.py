@@ -17,6 +17,7 @@ from hpcenc.storage.results import fit_groups, read_ceilings, read_scores, read_
 from hpcenc.storage.store import Store
 from hpcenc.storage.study import Study, Sweeps, parse_study
 from hpcenc.storage.weights import read_weights
+from hpcenc.tasks import at_hand
 from hpcenc.tasks.folds import RowPolicy, RunRows, outer_folds
 from hpcenc.tasks.inspection import inspect
 from hpcenc.tasks.memory import worker_peak
@@ -425,6 +426,19 @@ def test_the_variants_of_a_sweep_share_bold_that_is_z_scored_once(
     monkeypatch.setattr("hpcenc.tasks.ridge.standardise", counted)
     run_plan(paper_like(folder, tmp_path), "first")
     assert len(calls) == 2  # of the main fit, and of all single delays
+
+
+def test_a_sweep_that_is_fitted_in_parts_is_that_of_the_whole_block(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for place, size in (("whole", None), ("parts", N_VOXELS // 3)):
+        monkeypatch.setattr(at_hand.device("numpy"), "voxels_at_once", size)
+        (tmp_path / place).mkdir()
+        store, _ = run_plan(paper_like(folder, tmp_path / place), "first")
+        found.append(read_scores(store, "delays/first/s1"))
+    np.testing.assert_allclose(found[0].r, found[1].r, atol=1e-6)
+    np.testing.assert_allclose(found[0].more["cv"], found[1].more["cv"], atol=1e-6)
 
 
 @pytest.mark.parametrize("solver", ["exact", "fast"])
