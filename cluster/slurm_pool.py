@@ -39,6 +39,9 @@ QUEUE_S = 15.0
 MAX_FAILED_STARTS = 3
 """Jobs in a row that end, or are refused, before a worker of theirs gets to work."""
 
+CLOSE_S = 20
+"""Seconds that Dask has to close."""
+
 _LOST_BY: dict[Ending, LostBy] = {
     "preempted": "preempted",
     "node_fail": "node_fail",
@@ -134,7 +137,9 @@ class SlurmPool:
             with (
                 dask.config.set(settings),
                 quiet(),
-                SLURMCluster(
+                contextlib.ExitStack() as stack,
+            ):
+                cluster = SLURMCluster(
                     job_cls=WorkerJob,
                     recruiter=recruiter,
                     security=security,
@@ -143,9 +148,10 @@ class SlurmPool:
                     scheduler_options=scheduler,
                     shared_temp_directory=str(private),
                     silence_logs=50,
-                ) as cluster,
-                Client(cluster, security=security) as client,
-            ):
+                )
+                stack.callback(close_in_time, cluster)
+                client = Client(cluster, security=security)
+                stack.callback(close_in_time, client)
                 where = {"host": socket.gethostname(), "dashboard": cluster.dashboard_link}
                 self._emit({"event": "cluster", **where})
                 backend = self._backend if worker == "gpu" else ""
@@ -153,6 +159,15 @@ class SlurmPool:
         finally:
             end_workers(self._run_id)
             remove_credentials(private)
+
+
+def close_in_time(part: Any) -> None:
+    """Close a cluster or a client, for which Dask may wait without end.
+
+    A controller whose job ends soon has no time for that: jobs that are left are cancelled by name next.
+    """
+    with contextlib.suppress(TimeoutError):
+        part.close(timeout=CLOSE_S)
 
 
 def end_workers(run_id: str) -> None:
