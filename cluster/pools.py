@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Literal, Protocol
 
 from hpcenc.cluster.attempts import LostBy
-from hpcenc.cluster.threads import THREAD_VARIABLES
+from hpcenc.cluster.threads import THREAD_VARIABLES, environment
 
 KEEP_FREED_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": "2000000000",
@@ -101,13 +101,14 @@ class LocalPool:
         import dask
         from distributed import Client, LocalCluster
 
-        environment = {**dict.fromkeys(THREAD_VARIABLES, str(self.n_threads)), **KEEP_FREED_MEMORY}
+        variables = {**dict.fromkeys(THREAD_VARIABLES, str(self.n_threads)), **KEEP_FREED_MEMORY}
         settings = {
-            **{f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in environment.items()},
+            **{f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in variables.items()},
             **DASK_SETTINGS,
         }
         with (
             dask.config.set(settings),
+            environment(variables),  # what a user has exported comes before Dask's settings
             quiet(),
             LocalCluster(
                 n_workers=min(self.n_workers, n_tasks),

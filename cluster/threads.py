@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from threadpoolctl import threadpool_limits
@@ -13,16 +13,22 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 
 
 @contextmanager
-def limited_threads(n_threads: int) -> Iterator[None]:
-    """Let libraries that are loaded, and those loaded from now on, use this many threads."""
-    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(n_threads)))
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Have environment variables at these values, and as they were afterwards."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
-        with threadpool_limits(n_threads):
-            yield
+        yield
     finally:
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def limited_threads(n_threads: int) -> Iterator[None]:
+    """Let libraries that are loaded, and those loaded from now on, use this many threads."""
+    with environment(dict.fromkeys(THREAD_VARIABLES, str(n_threads))), threadpool_limits(n_threads):
+        yield

@@ -77,7 +77,10 @@ def test_threads_are_as_before_after_a_serial_run(make_task: Callable[..., Task]
     assert dict(os.environ) == before
 
 
-def test_local_runs_every_task_once_on_worker_processes(make_task: Callable[..., Task], store: Path) -> None:
+def test_local_runs_every_task_once_on_worker_processes(
+    make_task: Callable[..., Task], store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")  # a user's: the bytes of a product depend on its threads
     tasks = [make_task(f"t{index}", "storage" if index == 5 else "") for index in range(12)]
     outcomes = {
         outcome.task.key: outcome for outcome in DaskExecutor(LocalPool(2, 1)).run(tasks, store, None)
@@ -89,6 +92,7 @@ def test_local_runs_every_task_once_on_worker_processes(make_task: Callable[...,
     facts = [record.done[0].facts for record in records]
     assert os.getpid() not in {each["pid"] for each in facts}
     assert {each[name] for each in facts for name in THREAD_VARIABLES} == {"1"}
+    assert os.environ["OMP_NUM_THREADS"] == "7"
 
 
 @pytest.fixture
