@@ -83,6 +83,7 @@ class _Planner:
         }
         # Most subjects have the same runs: what follows from those is made once for all of them.
         self.rows: dict[tuple[int, tuple[str, ...]], Rows] = {}
+        self.cannot: dict[tuple[str, ...], dict[str, str]] = {}
         self.variants: dict[
             tuple[Variant, bool, str, Rows], tuple[fitting.VariantSource, tuple[Unit, ...]]
         ] = {}
@@ -306,17 +307,19 @@ class _Planner:
         ValueError
             If the study itself cannot be split, whoever was scanned.
         """
-        kinds = ["fits", *(["delays"] if self.study.sweeps.delays else [])]
-        kinds += ["tags"] if self.study.sweeps.tags is not None else []
-        found = {}
-        for kind in kinds if runs else ():
-            try:
-                self._rows(runs, kind).folds()
-            except ValueError as error:
-                if len(runs) == len(self.study.runs):
-                    raise
-                found[kind] = str(error)
-        return found
+        key = tuple(run.name for run in runs)
+        if key not in self.cannot:
+            self.cannot[key] = found = {}
+            kinds = ["fits", *(["delays"] if self.study.sweeps.delays else [])]
+            kinds += ["tags"] if self.study.sweeps.tags is not None else []
+            for kind in kinds if runs else ():
+                try:
+                    self._rows(runs, kind).folds()
+                except ValueError as error:
+                    if len(runs) == len(self.study.runs):
+                        raise
+                    found[kind] = str(error)
+        return self.cannot[key]
 
     def _share_alphas(
         self,
