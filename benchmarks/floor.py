@@ -25,8 +25,8 @@ from hpcenc.tasks.fitting import N_CHECK
 from hpcenc.tasks.folds import RunRows, run_onsets
 from hpcenc.tasks.forms import packed_size
 from hpcenc.tasks.operators import FoldOperators, InnerOperators, from_arrays
-from hpcenc.tasks.ridge import run_lengths, zscore_runs
 from hpcenc.tasks.thin import thin_products
+from hpcenc.tasks.zscoring import run_lengths, zscore_runs
 
 PARTS = ("operators", "alphas", "refit", "weights")
 """Of a run; all but the first are the fits'."""

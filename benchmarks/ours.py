@@ -20,7 +20,8 @@ from hpcenc.tasks.at_hand import SUB_BLOCK
 from hpcenc.tasks.fitting import N_CHECK, fit_arrays
 from hpcenc.tasks.gram import base_gram, window_gram
 from hpcenc.tasks.operators import FoldOperators, from_arrays, make_operators, to_arrays
-from hpcenc.tasks.ridge import choose_alphas, fit_block, run_lengths, zscore_runs
+from hpcenc.tasks.ridge import choose_alphas, fit_block
+from hpcenc.tasks.zscoring import run_lengths, zscore_runs
 from job import Job
 from peers import Fitted
 from problem import EXPONENTS, Problem, spans

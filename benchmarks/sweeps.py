@@ -26,7 +26,8 @@ from hpcenc.tasks.fitting import N_CHECK
 from hpcenc.tasks.gram import base_gram, window_gram
 from hpcenc.tasks.kernels import Design
 from hpcenc.tasks.operators import FoldOperators, make_operators, restrict_to_alpha
-from hpcenc.tasks.ridge import fit_block, standardise
+from hpcenc.tasks.ridge import fit_block
+from hpcenc.tasks.zscoring import standardise
 from problem import EXPONENTS, SCALES, Problem, spans, write_problem
 
 SUBJECT_VERTICES = 59_412

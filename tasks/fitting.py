@@ -29,7 +29,8 @@ from hpcenc.tasks.records import Deadline, Fact, TaskRecord, Unit, run_units
 if TYPE_CHECKING:
     from hpcenc.storage.spaces import SpaceSource
     from hpcenc.storage.store import Store
-    from hpcenc.tasks.ridge import BlockFit, Standardised
+    from hpcenc.tasks.ridge import BlockFit
+    from hpcenc.tasks.zscoring import Standardised
 
 FIT_VERSION = 4
 """Part of the digest of fits: raised by hand whenever scores or weights change."""
@@ -284,7 +285,10 @@ class FitBlock:
         The variants of a sweep have the same rows: the z-scored block is kept in `prepared` for the next one,
         if it is fitted at once. None for a main fit.
         """
-        from hpcenc.tasks.ridge import fit_block, join_fits, standardise
+        from hpcenc.tasks.ridge import fit_block, join_fits
+        from hpcenc.tasks.zscoring import standardise
+
+        n_voxels = bold.shape[1]
 
         def given(start: int, size: int) -> Any:
             values = bold[:, start : start + size]
@@ -303,7 +307,6 @@ class FitBlock:
                 )
             return prepared[0]
 
-        n_voxels = bold.shape[1]
         while True:
             size = min(device.voxels_at_once or n_voxels, n_voxels)
             try:

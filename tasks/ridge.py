@@ -9,20 +9,21 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
 from array_api_compat import array_namespace, device
 from numpy.typing import NDArray
 
+from hpcenc.tasks.by_voxel import join_columns, room, slices, take_rows, take_voxels
 from hpcenc.tasks.cv_choice import Precision, choose_by_forms, exact_choice, last_argmin
 from hpcenc.tasks.cv_forms import CvForms
-from hpcenc.tasks.held_out import held_out_errors, null_errors
+from hpcenc.tasks.held_out import held_out_errors
 from hpcenc.tasks.operators import FoldOperators, InnerOperators
 from hpcenc.tasks.scores import circular_shift_chance, pearson_r, r2, split_r
 from hpcenc.tasks.thin import fold_coordinates, thin_scores, together
+from hpcenc.tasks.zscoring import Standardised, run_lengths, standardise
 
 Array = Any
 """An array of NumPy, torch or another library of the array API."""
@@ -62,50 +63,6 @@ class BlockFit:
     """What each band adds to `r`, (n_bands, n_voxels), float64; None where there are no bands."""
     dual: Array | None
     """Dual coefficients, (n_train, n_voxels), in units of z-scored BOLD; they sum to zero."""
-
-
-def run_lengths(rows: NDArray[np.intp], run_onsets: Sequence[int]) -> tuple[int, ...]:
-    """How many of these rising rows lie in each run that has any."""
-    run = np.searchsorted(np.asarray(run_onsets), rows, side="right")
-    return tuple(int(count) for count in np.unique_counts(run).counts)
-
-
-def zscore_runs(Y: Array, run_lengths: Sequence[int]) -> tuple[Array, Array]:
-    """BOLD z-scored within each run.
-
-    Parameters
-    ----------
-    Y : array of shape (n_rows, n_voxels)
-        Used rows, run after run. Only they give mean and scale: rest and repeated clips, once left out, shall
-        not come back through the scaling, nor shall a spike in a dropped row.
-    run_lengths : sequence of int
-        Rows of each run.
-
-    Returns
-    -------
-    Z : array of shape (n_rows, n_voxels)
-        Zeros where not valid, so that no NaN reaches the neighbours in a matrix product.
-    valid : array of bool, shape (n_voxels,)
-        False where the voxel is not finite, or constant up to rounding, in any run.
-    """
-    xp = array_namespace(Y)
-    by_voxel = xp.matrix_transpose(Y)
-    valid = xp.all(xp.isfinite(by_voxel), axis=1)
-    by_voxel = xp.where(valid[:, None], by_voxel, xp.zeros_like(by_voxel))
-    scored = []
-    for stop, length in zip(accumulate(run_lengths), run_lengths, strict=True):
-        run = by_voxel[:, stop - length : stop]
-        # Raw BOLD is 10,000 +- 100: without the first value, float32 keeps the digits of the signal, and a
-        # constant is exactly zero.
-        shifted = run - run[:, :1]
-        centred = shifted - xp.mean(shifted, axis=1, keepdims=True)
-        scale = xp.sqrt(xp.mean(centred**2, axis=1))
-        rounding = 4 * xp.finfo(Y.dtype).eps * xp.abs(run[:, 0])
-        varies = xp.logical_and(xp.isfinite(scale), scale > rounding)
-        valid = xp.logical_and(valid, varies)
-        scored.append(centred / xp.where(varies, scale, xp.ones_like(scale))[:, None])
-    together = xp.concat(scored, axis=1)
-    return xp.matrix_transpose(xp.where(valid[:, None], together, xp.zeros_like(together))), valid
 
 
 def cross_validate(Y_train: Array, ops: FoldOperators, coordinates: Sequence[Array] = ()) -> Array:
@@ -216,8 +173,8 @@ def refit_by_alpha(Y_train: Array, ops: FoldOperators, alpha_index: Array) -> tu
         for place in range(n_indirect, ops.alphas.shape[0] + 1)
     ]
 
-    predicted = _room(len(ops.test_rows), Y_train)
-    dual = _room(len(ops.train_rows), Y_train)
+    predicted = room(len(ops.test_rows), Y_train)
+    dual = room(len(ops.train_rows), Y_train)
     if edges[0]:
         part = slice(0, edges[0])
         group = xp.matrix_transpose(xp.take(by_voxel, order[part], axis=0))
@@ -232,7 +189,7 @@ def refit_by_alpha(Y_train: Array, ops: FoldOperators, alpha_index: Array) -> tu
             predicted[:, part], dual[:, part] = xp.matrix_transpose(found), xp.matrix_transpose(of_group)
             del group, of_group, found  # the next ones need their room
     back = xp.argsort(order)
-    return _take_voxels(predicted, back), _take_voxels(dual, back)
+    return take_voxels(predicted, back), take_voxels(dual, back)
 
 
 def fit_block(
@@ -298,10 +255,10 @@ def fit_block(
     lengths = run_lengths(ops.test_rows, run_onsets)
     apart = np.flatnonzero(np.isin(ops.test_rows, repeat_rows))
     scores, n_shifts = [], 0
-    for part in _slices(predicted.shape[1], sub_block):
+    for part in slices(predicted.shape[1], sub_block):
         pair = predicted[:, part], bold.test[:, part]
         chance, n_shifts = circular_shift_chance(*pair, lengths)
-        again = [_take_rows(values, apart) for values in pair] if len(apart) else None
+        again = [take_rows(values, apart) for values in pair] if len(apart) else None
         r_repeat = xp.full_like(chance, math.nan) if again is None else pearson_r(*again)
         scores.append((pearson_r(*pair), r2(*pair), chance, r_repeat))
     r, explained, chance, r_repeat = (xp.concat(list(parts)) for parts in zip(*scores, strict=True))
@@ -310,7 +267,7 @@ def fit_block(
         assert dual is not None
         parts = [
             split_r(xp.matmul(ops.band_kernels, dual[:, part]), bold.test[:, part])
-            for part in _slices(predicted.shape[1], sub_block)
+            for part in slices(predicted.shape[1], sub_block)
         ]
         r_bands = bold.spread(xp.concat(parts, axis=1), math.nan)
     cv = xp.full_like(r, math.nan)
@@ -331,26 +288,6 @@ def fit_block(
     )
 
 
-def standardise_bold(
-    Y: Array,
-    ops: FoldOperators,
-    run_onsets: Sequence[int],
-    sub_block: int = 500,
-    zscore: Literal["run", "movie"] = "run",
-) -> tuple[Array, Array, Array]:
-    """Training and test rows as `fit_block` z-scores them.
-
-    Returns
-    -------
-    train : array of shape (n_train, n_voxels)
-    test : array of shape (n_test, n_voxels)
-        Both zero where a voxel is not valid.
-    valid : array of bool, shape (n_voxels,)
-    """
-    bold = standardise(Y, ops, run_onsets, sub_block, zscore)
-    return bold.spread(bold.train, 0.0), bold.spread(bold.test, 0.0), bold.valid
-
-
 def join_fits(fits: Sequence[BlockFit]) -> BlockFit:
     """Fits of neighbouring voxels as one."""
     if len(fits) == 1:
@@ -361,84 +298,10 @@ def join_fits(fits: Sequence[BlockFit]) -> BlockFit:
         for name in ("r", "r2", "alpha", "alpha_index", "chance", "agrees", "r_repeat", "cv")
     }
     duals = [fit.dual for fit in fits]
-    dual = None if duals[0] is None else _joined(duals)
+    dual = None if duals[0] is None else join_columns(duals)
     bands = [fit.r_bands for fit in fits]
     r_bands = None if bands[0] is None else xp.concat(bands, axis=1)
     return BlockFit(**scores, n_shifts=fits[0].n_shifts, r_bands=r_bands, dual=dual)
-
-
-@dataclass(frozen=True, eq=False)
-class Standardised:
-    """BOLD of the voxels of a block that can be fitted.
-
-    Attributes
-    ----------
-    train : array of shape (n_train, n_fitted)
-    test : array of shape (n_test, n_fitted)
-    valid : array of bool, shape (n_voxels,)
-    order : array of int, shape (n_voxels,)
-        Voxels of the block, those that are fitted first. One that is not valid is among them if none is.
-    inner_rows : array of shape (n_inner, 2)
-        Training rows that each inner fold holds out, as operators have them.
-    """
-
-    train: Array
-    test: Array
-    valid: Array
-    order: Array
-    inner_rows: NDArray[np.intp]
-
-    @cached_property
-    def null_errors(self) -> Array:
-        """Errors of the inner folds where each is predicted by the mean of the others, (n_fitted,)."""
-        return null_errors(self.train, self.inner_rows)
-
-    def spread(self, values: Array, fill: float) -> Array:
-        """Values of the fitted voxels, last axis, among all voxels of the block."""
-        xp = array_namespace(values)
-        if bool(xp.all(self.valid)):
-            return values
-        if values.shape[-1] < self.order.shape[0]:
-            # Any voxel stands in for those that were left out.
-            places = xp.clip(xp.argsort(self.order), max=values.shape[-1] - 1)
-            values = _take_voxels(values, places)
-        return xp.where(self.valid, values, xp.full((), fill, dtype=values.dtype, device=device(values)))
-
-
-def standardise(
-    Y: Array,
-    ops: FoldOperators,
-    run_onsets: Sequence[int],
-    sub_block: int = 500,
-    zscore: Literal["run", "movie"] = "run",
-) -> Standardised:
-    """BOLD of a block as `fit_block` fits it; for several fits on the same rows, which z-score it once.
-
-    Parameters are those of `fit_block`.
-    """
-    xp = array_namespace(Y)
-    used = np.concatenate([ops.train_rows, ops.test_rows])
-    train, test = _room(len(ops.train_rows), Y), _room(len(ops.test_rows), Y)
-    valid = []
-    for part in _slices(Y.shape[1], sub_block):
-        both = []
-        for scored, rows in ((train, ops.train_rows), (test, ops.test_rows)):
-            lengths = run_lengths(rows, run_onsets)
-            scored[:, part], is_valid = zscore_runs(_take_rows(Y[:, part], rows), lengths)
-            both.append(is_valid)
-        valid.append(xp.logical_and(*both))
-        if zscore == "movie":
-            together, _ = zscore_runs(_take_rows(Y[:, part], used), [len(used)])
-            together = xp.where(valid[-1], together, xp.zeros_like(together))
-            train[:, part], test[:, part] = together[: len(train), :], together[len(train) :, :]
-    valid = xp.concat(valid)
-
-    n_fitted = max(1, int(xp.sum(xp.astype(valid, xp.int64))))
-    order = xp.argsort(xp.astype(valid, xp.int64), descending=True, stable=True)
-    if n_fitted < Y.shape[1]:
-        train = _take_voxels(train, order[:n_fitted])
-        test = _take_voxels(test, order[:n_fitted])
-    return Standardised(train, test, valid, order, ops.inner_rows)
 
 
 def _fit_exact(
@@ -447,9 +310,9 @@ def _fit_exact(
     """Chosen alphas, their errors in the inner folds, predictions and dual coefficients."""
     xp = array_namespace(Y_train)
     chosen, errors = [], []
-    predicted = _room(len(ops.test_rows), Y_train)
-    dual = _room(len(ops.train_rows), Y_train) if want_dual else None
-    for part in _slices(Y_train.shape[1], sub_block):
+    predicted = room(len(ops.test_rows), Y_train)
+    dual = room(len(ops.train_rows), Y_train) if want_dual else None
+    for part in slices(Y_train.shape[1], sub_block):
         coordinates = (
             fold_coordinates(Y_train[:, part], ops.eigenvectors, ops.inner_rows.tolist()) if ops.thin else ()
         )
@@ -487,35 +350,6 @@ def _choose_fast(
     return chosen, xp.take(agrees, xp.asarray(np.argsort(sample), device=where))
 
 
-def _slices(n_voxels: int, size: int) -> list[slice]:
-    return [slice(first, min(first + size, n_voxels)) for first in range(0, n_voxels, size)]
-
-
-def _room(n_rows: int, like: Array) -> Array:
-    """Room for values of every voxel of another array, (n_rows, n_voxels), laid out voxel by voxel in memory.
-
-    What comes in parts is put here: parts that are joined at the end are there twice.
-    """
-    xp = array_namespace(like)
-    return xp.matrix_transpose(xp.empty((like.shape[1], n_rows), dtype=like.dtype, device=device(like)))
-
-
-def _joined(blocks: Sequence[Array]) -> Array:
-    """Blocks of columns side by side, laid out voxel by voxel in memory."""
-    xp = array_namespace(blocks[0])
-    if len(blocks) == 1:
-        return blocks[0]
-    return xp.matrix_transpose(xp.concat([xp.matrix_transpose(block) for block in blocks]))
-
-
-def _take_voxels(values: Array, voxels: Array) -> Array:
-    """Some columns, or elements of a vector, laid out voxel by voxel in memory."""
-    xp = array_namespace(values)
-    if values.ndim == 1:
-        return xp.take(values, voxels)
-    return xp.matrix_transpose(xp.take(xp.matrix_transpose(values), voxels, axis=0))
-
-
 def _inner_scores(Y_train: Array, inner: InnerOperators) -> Array:
     """Negative mean squared error of every alpha on one inner fold, (n_voxels, n_alphas), float64.
 
@@ -526,10 +360,10 @@ def _inner_scores(Y_train: Array, inner: InnerOperators) -> Array:
     n_voxels, n_val = Y_train.shape[1], len(inner.val_rows)
     n_alphas, n_basis = inner.coefficients.shape
     # The operator ignores constants (it is orthogonal to them), so training BOLD goes in as it is.
-    training = xp.matrix_transpose(_take_rows(Y_train, inner.train_rows))
+    training = xp.matrix_transpose(take_rows(Y_train, inner.train_rows))
     basis = xp.reshape(xp.matmul(training, inner.operator), (n_voxels, n_basis, n_val))
     intercept = xp.mean(training, axis=1, keepdims=True)
-    target = xp.matrix_transpose(_take_rows(Y_train, inner.val_rows)) - intercept
+    target = xp.matrix_transpose(take_rows(Y_train, inner.val_rows)) - intercept
 
     # Sums over rows in the dtype of the BOLD, sums over the basis and over rows of the target in float64.
     gram = xp.astype(xp.matmul(basis, xp.matrix_transpose(basis)), xp.float64)
@@ -540,13 +374,3 @@ def _inner_scores(Y_train: Array, inner: InnerOperators) -> Array:
     predicted_squares = xp.matmul(xp.reshape(gram, (n_voxels, n_basis**2)), xp.matrix_transpose(pairs))
     shared = xp.matmul(products, xp.matrix_transpose(inner.coefficients))
     return -(predicted_squares - 2 * shared + target_squares) / n_val
-
-
-def _take_rows(Y: Array, rows: NDArray[np.intp]) -> Array:
-    """Rows of `Y`, laid out voxel by voxel in memory, as the matrix products read them."""
-    xp = array_namespace(Y)
-    by_voxel = xp.matrix_transpose(Y)
-    # Rows come in stretches, between rests: copying those is far faster than picking row by row.
-    stretches = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
-    parts = [by_voxel[:, int(stretch[0]) : int(stretch[-1]) + 1] for stretch in stretches]
-    return xp.matrix_transpose(xp.concat(parts, axis=1))

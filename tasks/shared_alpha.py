@@ -112,7 +112,7 @@ class ShareAlphas:
 
     def _courses(self, store: Store, operators: FoldOperators) -> NDArray[np.float32]:
         """Courses with the second moments of all voxels together, (n_train, n_courses)."""
-        from hpcenc.tasks.ridge import standardise_bold
+        from hpcenc.tasks.zscoring import standardise_bold
 
         n_train = len(operators.train_rows)
         moments, n_valid = np.zeros((n_train, n_train)), 0

@@ -51,8 +51,8 @@ class SinglesUnit:
         rows."""
         from hpcenc.storage.design import shift_within_runs
         from hpcenc.storage.features import read_space
-        from hpcenc.tasks.ridge import run_lengths, zscore_runs
         from hpcenc.tasks.scores import circular_shift_chance, pearson_r
+        from hpcenc.tasks.zscoring import run_lengths, zscore_runs
 
         features = read_space(store, self.space).astype(np.float64)
         folds = self.rows.folds()

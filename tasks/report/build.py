@@ -22,9 +22,9 @@ from hpcenc.tasks.report.data import Facts, FitScores, ReportData
 from hpcenc.tasks.report.leftovers import find_leftovers, leftover_warnings
 from hpcenc.tasks.report.page import ReportFiles, write_report
 from hpcenc.tasks.report.provenance import Origin, origin_warnings, read_origins, row_lines, setting_lines
-from hpcenc.tasks.ridge import run_lengths
 from hpcenc.tasks.scores import circular_shift_count
 from hpcenc.tasks.selection import REFERENCE_SETS
+from hpcenc.tasks.zscoring import run_lengths
 
 SHOWN_REGIONS = 8
 """Regions at most, of the first set, that have a time course each."""

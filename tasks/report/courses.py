@@ -19,8 +19,9 @@ from hpcenc.storage.study import Study
 from hpcenc.storage.voxels import VoxelAxis
 from hpcenc.tasks.operators import FoldOperators, from_arrays
 from hpcenc.tasks.report.data import TimeCourse
-from hpcenc.tasks.ridge import refit, standardise_bold
+from hpcenc.tasks.ridge import refit
 from hpcenc.tasks.scores import pearson_r
+from hpcenc.tasks.zscoring import standardise_bold
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from hpcenc.storage.design import delayed_design, standardise
 from hpcenc.tasks.folds import RowPolicy, RunRows, outer_folds, run_onsets
 from hpcenc.tasks.gram import base_gram, window_gram
 from hpcenc.tasks.operators import from_arrays, make_operators, to_arrays
-from hpcenc.tasks.ridge import fit_block, zscore_runs
+from hpcenc.tasks.ridge import fit_block
+from hpcenc.tasks.zscoring import zscore_runs
 
 RUNS = (
     RunRows("a", 120, rest=((0, 8),), repeats=(("clip", 100, 115),)),

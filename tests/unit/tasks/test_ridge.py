@@ -17,16 +17,9 @@ from hpcenc.tasks import cv_choice, ridge
 from hpcenc.tasks.folds import OuterFold, RowPolicy, RunRows, outer_folds, run_onsets
 from hpcenc.tasks.gram import base_gram, window_gram
 from hpcenc.tasks.operators import make_operators, ops_to_device, restrict_to_alpha
-from hpcenc.tasks.ridge import (
-    choose_alphas,
-    cross_validate,
-    fit_block,
-    refit,
-    refit_by_alpha,
-    run_lengths,
-    zscore_runs,
-)
+from hpcenc.tasks.ridge import choose_alphas, cross_validate, fit_block, refit, refit_by_alpha
 from hpcenc.tasks.scores import pearson_r
+from hpcenc.tasks.zscoring import run_lengths, zscore_runs
 
 RUNS = (
     RunRows("a", 120, rest=((0, 8),), repeats=(("clip", 100, 115),)),

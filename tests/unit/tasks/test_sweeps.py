@@ -30,10 +30,10 @@ from hpcenc.tasks.report.analyses import on_other_rows
 from hpcenc.tasks.report.build import build_report
 from hpcenc.tasks.report.courses import make_courses
 from hpcenc.tasks.report.sweeps import read_sweeps
-from hpcenc.tasks.ridge import standardise
 from hpcenc.tasks.scores import pearson_r
 from hpcenc.tasks.selection import BAND_RATIOS, select_feature_sets
 from hpcenc.tasks.shared_alpha import mean_errors
+from hpcenc.tasks.zscoring import standardise
 
 N_TRS = {"A": 70, "B": 60, "C": 80, "D": 75}
 N_VOXELS = 40
@@ -423,7 +423,8 @@ def test_the_variants_of_a_sweep_share_bold_that_is_z_scored_once(
         calls.append(args)
         return standardise(*args, **options)
 
-    monkeypatch.setattr("hpcenc.tasks.ridge.standardise", counted)
+    for module in ("ridge", "zscoring"):  # where the main fit has it from, and the sweep
+        monkeypatch.setattr(f"hpcenc.tasks.{module}.standardise", counted)
     run_plan(paper_like(folder, tmp_path), "first")
     assert len(calls) == 2  # of the main fit, and of all single delays
 
