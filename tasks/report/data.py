@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from hpcenc.storage.layout import AVERAGE
 from hpcenc.storage.voxels import VoxelAxis
-from hpcenc.tasks.report.sections import Section
+from hpcenc.tasks.report.sections import Section, name_some
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,6 +182,14 @@ class ReportData:
             for label in self.labels
         }
         return {label: of_label for label, of_label in fits.items() if len(of_label) > 1}
+
+
+def unlike_means(data: ReportData) -> Iterator[str]:
+    """A warning where feature sets have means over different subjects, in tables, maps and regions alike."""
+    subjects = {label: [fit.subject for fit in fits] for label, fits in data.fits_in_means().items()}
+    if len({frozenset(of_set) for of_set in subjects.values()}) > 1:
+        each = "; ".join(f"{label}: {name_some(of_set)}" for label, of_set in subjects.items())
+        yield f"Means over subjects are not of the same ones, and not to be compared as they stand ({each})."
 
 
 def mean_over_subjects(fits: Sequence[FitScores]) -> NDArray[np.float64]:

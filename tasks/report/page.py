@@ -15,7 +15,7 @@ from hpcenc.storage.files import write_atomically
 from hpcenc.storage.geometry import HCP_ACKNOWLEDGEMENT
 from hpcenc.storage.layout import slug
 from hpcenc.tasks.report.alphas import AlphaRow, alpha_row, alpha_warnings
-from hpcenc.tasks.report.data import ReportData, mean_over_subjects
+from hpcenc.tasks.report.data import ReportData, mean_over_subjects, unlike_means
 from hpcenc.tasks.report.illustrations import (
     SHOWN_MAPS,
     SHOWN_SUBJECTS,
@@ -223,7 +223,7 @@ def _write_view(data: ReportData, folder: Path) -> tuple[Path, ...]:
 
 
 def _warnings(data: ReportData, rows: Sequence[ModelRow], alphas: Sequence[AlphaRow]) -> tuple[str, ...]:
-    return (*data.warnings, *progress_warnings(rows), *alpha_warnings(alphas))
+    return (*data.warnings, *unlike_means(data), *progress_warnings(rows), *alpha_warnings(alphas))
 
 
 def map_remark(data: ReportData) -> str:

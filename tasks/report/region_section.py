@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from hpcenc.storage.layout import AVERAGE
 from hpcenc.storage.regions import RegionSet
 from hpcenc.tasks.report.data import FitScores, ReportData
-from hpcenc.tasks.report.sections import Column, Illustration, Section, Table, count, name_some, style_places
+from hpcenc.tasks.report.sections import Column, Illustration, Section, Table, count, style_places
 from hpcenc.tasks.report.style import (
     escape,
     fit_layout,
@@ -116,17 +116,8 @@ def region_section(data: ReportData, regions: Sequence[RegionSet], remark: str =
     paragraphs = (
         f"Regions are {sources}. A vertex may be in several masks, or in none. Means are over the vertices "
         "where r is defined in every fold.",
-        *_unlike_means(data),
     )
     return Section("regions", "Regions", paragraphs, (table,), tuple(figures))
-
-
-def _unlike_means(data: ReportData) -> Iterator[str]:
-    """A sentence where feature sets have means over different subjects."""
-    subjects = {label: [fit.subject for fit in fits] for label, fits in data.fits_in_means().items()}
-    if len({frozenset(of_set) for of_set in subjects.values()}) > 1:
-        each = "; ".join(f"{label}: {name_some(of_set)}" for label, of_set in subjects.items())
-        yield f"Means over subjects are not of the same ones, and not to be compared as they stand ({each})."
 
 
 def _rows_of(fit: FitScores, regions: RegionSet) -> list[RegionRow]:

@@ -309,6 +309,16 @@ def test_means_over_subjects_leave_the_average_out(make_fit, tmp_path):
     assert "square" not in _read(alone).words
 
 
+def test_means_of_other_subjects_are_warned_of_at_the_head_of_the_page(make_fit, tmp_path):
+    fits = [
+        make_fit(subject=subject, feature_set=name) for subject in ("S1", "S2", "S3") for name in ("a", "b")
+    ]
+    whole = write_report(ReportData("x", tuple(fits), VoxelAxis.from_count(300)), tmp_path / "whole")
+    assert "not of the same ones" not in _read(whole).words
+    part = write_report(ReportData("x", tuple(fits[:-1]), VoxelAxis.from_count(300)), tmp_path / "part")
+    assert "not of the same ones" in _read(part).words
+
+
 def test_a_study_without_fits_has_a_page(tmp_path):
     data = ReportData("empty", (), VoxelAxis.from_count(5), warnings=("all subjects were set aside",))
     files = write_report(data, tmp_path)
