@@ -120,11 +120,12 @@ def draw_choices(
     panels = figure.subplots(n_rows, n_columns, squeeze=False, sharey=True).ravel()
     for panel, (label, sweep) in zip(panels, sweeps.items(), strict=False):
         chosen = sweep.best[sweep.best >= 0]
-        counts = np.bincount(chosen, minlength=len(sweep.values))
+        rising = np.argsort(sweep.values)  # as along the axis of the curves
+        counts = np.bincount(chosen, minlength=len(sweep.values))[rising]
         positions = np.arange(len(sweep.values))
         color = line_style(places[label])["color"]
         panel.bar(positions, 100 * counts / max(1, counts.sum()), color=color, width=0.8)
-        panel.set_xticks(positions, [f"{value:g}" for value in sweep.values])
+        panel.set_xticks(positions, [f"{sweep.values[place]:g}" for place in rising])
         above = f"n = {counts.sum():,} vertices above chance" if sweep.n_with_chance else "no chance level"
         panel.set_title(f"{escape(label)}\n{above}", loc="left", fontsize=TITLE_SIZE)
         style_axes(panel)

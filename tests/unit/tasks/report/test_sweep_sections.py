@@ -242,6 +242,13 @@ def test_captions_say_what_the_axes_show(make_fit):
     assert "Weights are those of z-scored BOLD on z-scored features" in weights.caption
 
 
+def test_choices_rise_along_their_axis_as_the_curves_do():
+    best = np.zeros(N_VOXELS, dtype=int)  # the first ratio, which is the largest
+    (panel,) = draw_choices({"clip": sweep_of("bands", best=best)}, title="x").axes
+    assert [tick.get_text() for tick in panel.get_xticklabels()] == ["0.1", "1", "10"]
+    assert [bar.get_height() for bar in panel.patches] == [0, 0, 100]
+
+
 def test_a_feature_set_has_the_same_colour_in_every_figure():
     order = ("beats", "clip clip/6", "clip clip/12", "beats+clip")
     for labels in (("beats+clip",), ("clip clip/12", "beats"), ("clip",), ("other", "beats+clip", "another")):
