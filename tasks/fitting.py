@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from hpcenc.tasks.ridge import BlockFit
     from hpcenc.tasks.zscoring import Standardised
 
-FIT_VERSION = 4
+FIT_VERSION = 5
 """Part of the digest of fits: raised by hand whenever scores or weights change."""
 
 N_CHECK = 128

@@ -15,7 +15,7 @@ Array = Any
 """An array of NumPy, torch or another library of the array API."""
 
 
-def held_out_errors(dual: Array, ops: FoldOperators, alpha_index: Array) -> Array:
+def held_out_errors(Y_train: Array, dual: Array, ops: FoldOperators, alpha_index: Array) -> Array:
     """Squared error of the inner folds, mean over rows and then over folds, from the fit on all training
     rows.
 
@@ -24,8 +24,9 @@ def held_out_errors(dual: Array, ops: FoldOperators, alpha_index: Array) -> Arra
 
     Parameters
     ----------
+    Y_train : array of shape (n_train, n_voxels)
     dual : array of shape (n_train, n_voxels)
-        Dual coefficients with each voxel's alpha.
+        Dual coefficients with each voxel's alpha, as `refit_by_alpha` gives them.
     ops : FoldOperators
         The fast solver's, made for nested choices.
     alpha_index : array of int, shape (n_voxels,)
@@ -44,12 +45,17 @@ def held_out_errors(dual: Array, ops: FoldOperators, alpha_index: Array) -> Arra
     order = xp.argsort(alpha_index)
     by_voxel = xp.take(xp.matrix_transpose(dual), order, axis=0)
     n_alphas = ops.alphas.shape[0]
+    n_indirect = n_alphas - ops.fast.duals.shape[0]
+    is_deficient = ops.eigenvectors.shape[1] < len(ops.train_rows) - 1
     counts = [int(xp.sum(xp.astype(alpha_index == place, xp.int64))) for place in range(n_alphas)]
     found = []
     for place, (stop, count) in enumerate(zip(accumulate(counts), counts, strict=True)):
         if not count:
             continue
         residuals = by_voxel[stop - count : stop, :] * xp.astype(ops.alphas[place], dual.dtype)
+        if place < n_indirect and is_deficient:
+            voxels = order[stop - count : stop]
+            residuals = residuals + _outside(xp.take(xp.matrix_transpose(Y_train), voxels, axis=0), ops)
         total, offset = xp.zeros(count, dtype=xp.float64, device=device(dual)), 0
         for first, last in ops.inner_rows.tolist():
             n_val = last - first
@@ -59,6 +65,16 @@ def held_out_errors(dual: Array, ops: FoldOperators, alpha_index: Array) -> Arra
             offset += n_val**2
         found.append(total / len(ops.inner_rows))
     return xp.take(xp.concat(found), xp.argsort(order))
+
+
+def _outside(by_voxel: Array, ops: FoldOperators) -> Array:
+    """What no feature can fit: the part of BOLD, (n_voxels, n_train), outside the span of the eigenvectors.
+
+    Dual coefficients that came by way of the eigenvectors do not hold it.
+    """
+    xp = array_namespace(by_voxel)
+    inside = xp.matmul(xp.matmul(by_voxel, ops.eigenvectors), xp.matrix_transpose(ops.eigenvectors))
+    return by_voxel - xp.mean(by_voxel, axis=1, keepdims=True) - inside
 
 
 def null_errors(Y_train: Array, inner_rows: NDArray[np.intp]) -> Array:

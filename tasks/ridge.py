@@ -249,7 +249,7 @@ def fit_block(
     else:
         chosen, agrees = _choose_fast(bold.train, ops.fast.forms, n_check, seed, coarsely)
         predicted, dual = refit_by_alpha(bold.train, ops, chosen)
-        errors = held_out_errors(dual, ops, chosen) if nested else None
+        errors = held_out_errors(bold.train, dual, ops, chosen) if nested else None
 
     xp = array_namespace(bold.train)
     lengths = run_lengths(ops.test_rows, run_onsets)

@@ -25,12 +25,13 @@ N_VOXELS = 60
 EXPONENTS = np.linspace(-2, 5, 12)
 
 
-@pytest.fixture(scope="module")
-def study():
+@pytest.fixture(scope="module", params=[150, 40], ids=["more columns than rows", "fewer columns than rows"])
+def study(request):
     rng = np.random.default_rng(0)
     (fold,) = outer_folds(RUNS, DELAYS, RowPolicy())
     n_trs = sum(run.n_trs for run in RUNS)
-    features = standardise(lfilter([1], [1, -0.8], rng.standard_normal((n_trs, 150)), axis=0), fold.train)[0]
+    courses = lfilter([1], [1, -0.8], rng.standard_normal((n_trs, request.param)), axis=0)
+    features = standardise(courses, fold.train)[0]
     design = delayed_design(features, DELAYS, ONSETS)
     signal = design @ rng.standard_normal((design.shape[1], N_VOXELS))
     strength = np.linspace(0, 2, N_VOXELS)

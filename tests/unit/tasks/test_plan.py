@@ -494,8 +494,8 @@ GOLDEN = {
     "features/beats-untrained-seed-0/main/a": "7f5e2bfb00b69bd1",
     "features/mylab/files/a": "f9527d6bbb58a9a5",
     "operators/e742326c26daf23b": "e742326c26daf23b",
-    "fits/clip-untrained-seed-0/s1": "21baceb53e15b347",
-    "fits/mylab/s1": "73dca477086b215e",
+    "fits/clip-untrained-seed-0/s1": "3b01d9aabe4c697d",
+    "fits/mylab/s1": "1c8146c5636986d0",
 }
 
 
