@@ -18,8 +18,8 @@ MEANINGS = {
     (
         "fit",
         "repeat_train",
-    ): "a clip that the test shows too stands in training as well: the same stimulus is on both "
-    "sides, so that r is in part that of a stimulus already seen",
+    ): "a clip that is shown again stands in training: where the test shows it too, the same stimulus is on "
+    "both sides, and r is in part that of a stimulus already seen",
     ("fit", "repeat_test"): "the repeated clip is scored in another way than the other rows",
     (
         "fit",

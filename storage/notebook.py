@@ -32,12 +32,11 @@ def open_study(path: Path | str, regions: Sequence[str] | None = None) -> Any:
         Nodes as in the store:
 
         - ``fits/<feature set>/<subject>`` with ``r``, ``r2``, ``alpha``, ``chance``, ``agrees``,
-        ``r_repeat`` (r in
-          the repeated clip) and ``weights`` over ``fold``, ``variant`` and ``voxel``, and ``weight_norm``
-          over ``delay`` too; primal weights have ``space``, ``delay`` and ``feature`` along their columns;
+          ``r_repeat`` (r in the repeated clip) and ``weights`` over ``fold``, ``variant`` and ``voxel``, and
+          ``weight_norm`` over ``delay`` too; primal weights have ``space``, ``delay_of`` and ``feature``
+          along their columns;
         - ``delays``, ``layers``, ``bands`` likewise, with ``cv``, the score of the inner folds, and
-        ``r_band`` over
-          ``band``;
+          ``r_band`` over ``band``;
         - ``ceilings/<subject>`` with ``share``, ``share_low``, ``share_high`` and ``ceiling`` over ``clip``;
         - ``features/<model>/<version>/<run>`` with a variable for each layer, over ``tr``;
         - ``regions/<set>`` with ``members``, (region, voxel);

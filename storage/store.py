@@ -184,6 +184,11 @@ class Store:
         """Whether a unit is complete under this digest."""
         return is_done(self.path, group, unit, digest)
 
+    def progress(self, group: str) -> tuple[int, int]:
+        """Units of a group that are complete under its own digest, and how many it has."""
+        digest, n_units = self.attributes_of(group)["digest"], self.array(f"{group}/{MARKS}").shape[0]
+        return sum(self.is_done(group, unit, digest) for unit in range(n_units)), n_units
+
     def mark(self, group: str, unit: int, digest: str) -> None:
         """Say that a unit is complete."""
         write_mark(self.path, group, unit, digest)

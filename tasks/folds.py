@@ -104,6 +104,27 @@ def showing_rows(runs: Sequence[RunRows], tail: int, within_runs: bool = False) 
     return _span_rows(runs, spans, tail)
 
 
+def clips_on_both_sides(runs: Sequence[RunRows], train: Mask, test: Mask) -> tuple[str, ...]:
+    """Repeated clips of which one showing has training rows and another one has test rows.
+
+    Parameters
+    ----------
+    runs : sequence of RunRows
+        Runs present, in the order of their rows.
+    train, test : array of bool, shape (n_trs,)
+    """
+    trained: dict[str, set[int]] = {}
+    tested: dict[str, set[int]] = {}
+    for onset, run in zip(run_onsets(runs), runs, strict=True):
+        for group, start, stop in run.repeats:
+            for sides, rows in ((trained, train), (tested, test)):
+                if rows[onset + start : onset + stop].any():
+                    sides.setdefault(group, set()).add(onset + start)
+    return tuple(
+        group for group, showings in trained.items() if group in tested and len(showings | tested[group]) > 1
+    )
+
+
 def outer_folds(
     runs: Sequence[RunRows],
     delays: Sequence[int],

@@ -27,7 +27,7 @@ class NestedChoice:
         Chance level of that r.
     best : array of int, shape (n_voxels,)
         The variant to show: that of the best mean score over outer folds, which decides no r. -1 where the
-        vertex has none: its mean r over outer folds is not above its mean chance level, or is undefined.
+        vertex has none: its r is not above its chance level (`mean_excess`), or is undefined.
     """
 
     variant: NDArray[np.intp]
@@ -40,6 +40,26 @@ class NestedChoice:
         """Plain mean of `r` over outer folds, (n_voxels,); NaN where undefined in any."""
         mean: NDArray[np.float64] = self.r.mean(axis=0, dtype=np.float64)
         return mean
+
+
+def mean_excess(r: Floats, chance: Floats) -> NDArray[np.float64]:
+    """How far r lies above its chance level, mean over the outer folds that have one.
+
+    Parameters
+    ----------
+    r, chance : array of shape (n_folds, n_voxels)
+        A fold whose test rows are too few for circular shifts has no chance level, and no part in the mean.
+
+    Returns
+    -------
+    array of shape (n_voxels,)
+        NaN where no fold has a chance level, or r is undefined in any fold.
+    """
+    has_chance = np.isfinite(chance)
+    excess = np.where(has_chance, r - chance, 0).sum(axis=0, dtype=np.float64)
+    defined = np.isfinite(r).all(axis=0) & has_chance.any(axis=0)
+    mean: NDArray[np.float64] = np.where(defined, excess / np.maximum(1, has_chance.sum(axis=0)), np.nan)
+    return mean
 
 
 def choose_variants(cv: Floats, r: Floats, chance: Floats) -> NestedChoice:
@@ -64,8 +84,7 @@ def choose_variants(cv: Floats, r: Floats, chance: Floats) -> NestedChoice:
         return np.where(defined, chosen, np.nan)
 
     chosen_r, chosen_chance = of_choice(r), of_choice(chance)
-    above = chosen_r.mean(axis=0) > chosen_chance.mean(axis=0)
-    best = np.where(above, ranked.mean(axis=0).argmax(axis=0), -1)
+    best = np.where(mean_excess(chosen_r, chosen_chance) > 0, ranked.mean(axis=0).argmax(axis=0), -1)
     return NestedChoice(np.where(defined, variant, -1), chosen_r, chosen_chance, best)
 
 

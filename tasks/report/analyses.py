@@ -71,7 +71,7 @@ def make_sections(
     }
     if ceilings:
         yield ceiling_section(data, ceilings, _without_ceiling(study), remark)
-    tags = read_tags(store)
+    tags = read_tags(store, {each.name for each in study.runs})
     singles = tuple(
         each
         for each in read_singles(store)
@@ -80,7 +80,8 @@ def make_sections(
     # Untrained heads say nothing by themselves: their courses are shown where someone fitted them.
     if tags and (singles or any("untrained" not in each.label for each in tags)):
         yield tag_section(store, study, data, tags, singles, regions, remark)
-    yield methods_section(store, study, found, run, features)
+    clips = dict.fromkeys(clip for fit in data.scores for clip in fit.clips_on_both_sides)
+    yield methods_section(store, study, found, run, features, tuple(clips))
 
 
 def _sweep(

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hpcenc.storage.layout import report_folder
 from hpcenc.storage.regions import study_regions
 from hpcenc.storage.results import Scores, read_voxels, require_scores
 from hpcenc.storage.store import Store
 from hpcenc.storage.study import Study
+from hpcenc.tasks.folds import RunRows, clips_on_both_sides
 from hpcenc.tasks.report.analyses import make_sections
 from hpcenc.tasks.report.courses import make_courses
 from hpcenc.tasks.report.data import Facts, FitScores, ReportData
@@ -147,7 +149,19 @@ def _fits(store: Store, scores: Scores) -> Iterable[FitScores]:
             blocks_done=scores.blocks_done,
             blocks=scores.blocks,
             more={name: values[:, place] for name, values in scores.more.items()},
+            clips_on_both_sides=_clips_on_both_sides(groups, roles),
         )
+
+
+def _clips_on_both_sides(
+    operators: Sequence[Mapping[str, Any]], roles: Sequence[NDArray[np.integer[Any]]]
+) -> tuple[str, ...]:
+    """Clips that any fold of a fit trains on and tests."""
+    clips: dict[str, None] = {}
+    for fold, role in zip(operators, roles, strict=True):
+        runs = [RunRows("", n_trs, repeats=tuple(map(tuple, repeats))) for n_trs, _, repeats in fold["runs"]]
+        clips |= dict.fromkeys(clips_on_both_sides(runs, role == 1, role == 2))
+    return tuple(clips)
 
 
 Section = tuple[str, Sequence[tuple[str, str]]]

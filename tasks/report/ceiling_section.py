@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,10 +100,15 @@ def ceiling_rows(found: Ceilings) -> tuple[CeilingRow, ...]:
 
 
 def normalised_row(fit: FitScores, found: Ceilings) -> NormalisedRow | None:
-    """r of one fit over its ceiling; None where the test runs do not show one clip alone."""
-    if "r_repeat" not in fit.more or len(found.clips) != 1:
+    """r of one fit over its ceiling, mean over the folds that test the clip.
+
+    None where no test run shows one clip alone, or where training has it too.
+    """
+    r_repeat = fit.more.get("r_repeat", np.empty((0, 0)))
+    r_repeat = r_repeat[np.isfinite(r_repeat).any(axis=1)]
+    if not r_repeat.size or len(found.clips) != 1 or found.clips[0] in fit.clips_on_both_sides:
         return None
-    r = fit.more["r_repeat"].mean(axis=0)
+    r = r_repeat.mean(axis=0)
     ceiling, low = found.values["ceiling"][0], found.values["share_low"][0]
     reliable = np.isfinite(r) & (low > 0)
     ratio = over_ceiling(r[reliable], ceiling[reliable])
@@ -143,6 +148,7 @@ def ceiling_section(
         for fit in data.scores
         if fit.subject in ceilings and (row := normalised_row(fit, ceilings[fit.subject])) is not None
     ]
+    seen = dict.fromkeys(clip for fit in data.scores for clip in fit.clips_on_both_sides)
     numbers = ("n_valid", "n_reliable", "n_without")
     tables = [
         Table(
@@ -182,7 +188,7 @@ def ceiling_section(
     return Section(
         "ceilings",
         "Noise ceilings",
-        _paragraphs(rows, reasons),
+        _paragraphs(rows, reasons, seen),
         tuple(tables),
         tuple(_maps(data, ceilings, remark)),
         _views(data, ceilings),
@@ -202,7 +208,9 @@ def short_remarks(rows: Sequence[CeilingRow]) -> tuple[str, ...]:
     )
 
 
-def _paragraphs(rows: Sequence[CeilingRow], reasons: Sequence[str]) -> tuple[str, ...]:
+def _paragraphs(
+    rows: Sequence[CeilingRow], reasons: Sequence[str], seen: Collection[str]
+) -> tuple[str, ...]:
     return (
         "The explainable share of a vertex is the mean covariance between the showings of a clip over their "
         "mean variance, about their means, of the rows from the onset and the longest delay to the clip's "
@@ -213,6 +221,10 @@ def _paragraphs(rows: Sequence[CeilingRow], reasons: Sequence[str]) -> tuple[str
         "share is not above 0, which have no ceiling.",
         "Only scores on the same rows are divided by the ceiling. Nothing is capped: a vertex may lie above "
         "its ceiling by chance.",
+        *(
+            f"No r of {clip} is held against the ceiling where it stands in training as well."
+            for clip in seen
+        ),
         *short_remarks(rows),
         *(f"No ceiling of {reason}." for reason in reasons),
     )

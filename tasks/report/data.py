@@ -59,6 +59,8 @@ class FitScores:
     blocks: int
     more: Mapping[str, NDArray[np.floating[Any]]] = field(default_factory=dict)
     """Other scores by name, ``(n_folds, n_voxels)``: r in the repeated clip, norms of weights."""
+    clips_on_both_sides: tuple[str, ...] = ()
+    """Repeated clips that stand in training and in test, in any fold."""
 
     def __post_init__(self) -> None:
         expected = (len(self.folds), self.r.shape[-1])

@@ -13,7 +13,7 @@ from hpcenc.storage.results import Scores, fit_groups
 from hpcenc.storage.store import Store
 from hpcenc.storage.study import Study
 from hpcenc.tasks.report.leftovers import find_leftovers
-from hpcenc.tasks.report.sections import Column, Section, Table
+from hpcenc.tasks.report.sections import Column, Section, Table, name_some
 
 CITED = ("torch", "open_clip_torch", "speechbrain", "numpy", "scipy", "cupy", "zarr", "dask")
 """Packages whose versions a methods section names, where they were there."""
@@ -25,6 +25,7 @@ def methods_section(
     found: Sequence[Scores],
     run: Mapping[str, Any],
     features: Sequence[tuple[str, str]],
+    clips_on_both_sides: Sequence[str] = (),
 ) -> Section:
     """The section on methods.
 
@@ -39,6 +40,8 @@ def methods_section(
         Record of the latest run.
     features : sequence of (label, text)
         What every model's features were made with.
+    clips_on_both_sides : sequence of str
+        Repeated clips that a fit trains on and tests.
     """
     paragraphs = [" ".join(sentences(store, study, found, run, features))]
     settings = _settings(found)
@@ -49,10 +52,10 @@ def methods_section(
             "held against these."
         )
     rows = _departures(settings)
-    if _clip_on_both_sides(store, found):
+    if clips_on_both_sides:
         paragraphs.append(
-            "The repeated clip stands in training and in test: part of r is that of a stimulus which was "
-            "seen before."
+            f"Shown in training and in test: {name_some(clips_on_both_sides)}. Part of r is that of a "
+            "stimulus which was seen before."
         )
     return Section("methods", "Methods", tuple(paragraphs), (_table(rows),) if rows else ())
 
@@ -184,17 +187,6 @@ def _average(store: Store) -> str:
     attributes = store.attributes_of("bold/average")
     how = "z-scored runs" if attributes["how"] == "zscored" else "raw BOLD"
     return f" and to the average of the {how} of {_counted(len(attributes['subjects']), 'subject')}"
-
-
-def _clip_on_both_sides(store: Store, found: Sequence[Scores]) -> bool:
-    """Whether a clip that is shown in several runs was kept in training and scored."""
-    for fold in _folds(store, found):
-        groups = [group for _, _, repeats in fold["runs"] for group, _, _ in repeats]
-        shown_again = len(groups) > len(set(groups))
-        policy = fold["policy"]
-        if shown_again and policy["repeat_train"] == "keep" and policy["repeat_test"] != "drop":
-            return True
-    return False
 
 
 def _counted(number: int, noun: str) -> str:

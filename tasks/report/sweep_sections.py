@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from hpcenc.storage.layout import AVERAGE, WEIGHT_NORM
 from hpcenc.storage.voxels import VoxelAxis
+from hpcenc.tasks.nested import mean_excess
 from hpcenc.tasks.report.band_table import band_table, main_r
 from hpcenc.tasks.report.data import FitScores
 from hpcenc.tasks.report.sections import Column, Illustration, Section, Table, count, name_some
@@ -306,7 +307,7 @@ def mean_norms(fit: FitScores) -> tuple[tuple[int, ...], NDArray[np.float64]]:
     """Delays, and the mean norm of the weights at each, over the vertices above their chance level; NaN where
     there are none, or no chance level."""
     names = [name for name in fit.more if name.startswith(WEIGHT_NORM)]
-    above = fit.mean_r > fit.chance.mean(axis=0)
+    above = mean_excess(fit.r, fit.chance) > 0
     means = []
     for name in names:
         values = fit.more[name][:, above]

@@ -18,6 +18,7 @@ from hpcenc.tasks.nested import (
     best_fixed_variant,
     best_variant_of_folds,
     choose_variants,
+    mean_excess,
     values_of,
 )
 
@@ -186,9 +187,7 @@ def summarise_sweep(scores: Scores, regions: Masks, *, several: bool = False) ->
         operators=tuple(attributes["variants"][0]["operators"]),
         curves={name: _means(mean_r, valid & mask) for name, mask in masks.items()},
         n_valid={name: int(np.count_nonzero(valid & mask)) for name, mask in masks.items()},
-        n_with_chance=int(
-            np.count_nonzero(np.isfinite(choice.mean_r) & np.isfinite(choice.chance).all(axis=0))
-        ),
+        n_with_chance=int(np.count_nonzero(np.isfinite(mean_excess(choice.r, choice.chance)))),
         best=choice.best,
         nested_r=choice.mean_r,
         band_r=_band_r(scores, choice),

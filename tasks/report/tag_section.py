@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,9 @@ from hpcenc.storage.results import Singles
 from hpcenc.storage.spaces import SpaceSource
 from hpcenc.storage.store import Store
 from hpcenc.storage.study import Run, Study
+from hpcenc.tasks.nested import mean_excess
 from hpcenc.tasks.report.data import ReportData
-from hpcenc.tasks.report.sections import Column, Illustration, Section, Table, count
+from hpcenc.tasks.report.sections import Column, Illustration, Section, Table, count, name_some
 from hpcenc.tasks.report.style import (
     LEFT_OUT_COLOR,
     escape,
@@ -94,12 +95,18 @@ class SingleRow:
     commonest: str
 
 
-def read_tags(store: Store) -> tuple[Tags, ...]:
-    """Tags of every model in the store, of one stimulus version each: the one with most runs."""
+def read_tags(store: Store, runs: Collection[str]) -> tuple[Tags, ...]:
+    """Tags of every model in the store, of one stimulus version each: the one with most of the given runs.
+
+    Runs that are not complete are left out.
+    """
     found: dict[str, dict[str, dict[str, str]]] = {}
     for metadata in sorted((store.path / "features").glob("*/*/*/tags/zarr.json")):
         group = metadata.parent.parent.relative_to(store.path).as_posix()
         attributes = store.attributes_of(group)
+        n_done, n_units = store.progress(group)
+        if attributes["run"] not in runs or n_done < n_units:
+            continue
         by_version = found.setdefault(attributes["label"], {})
         by_version.setdefault(attributes["stimulus_version"], {})[attributes["run"]] = f"{group}/tags"
     tags = []
@@ -112,10 +119,17 @@ def read_tags(store: Store) -> tuple[Tags, ...]:
     return tuple(tags)
 
 
+def shared_runs(first: Tags, second: Tags) -> list[str]:
+    """Runs of which both models have tags."""
+    return [run for run in first.courses if run in second.courses]
+
+
 def agreement(first: Tags, second: Tags) -> tuple[AgreementRow, ...]:
     """r of every class that both models name, over the rows of the runs that both have; best first, NaN
-    last."""
-    runs = [run for run in first.courses if run in second.courses]
+    last. Empty where they share no run."""
+    runs = shared_runs(first, second)
+    if not runs:
+        return ()
     one, other = (np.concatenate([tags.courses[run] for run in runs]) for tags in (first, second))
     rows = []
     for place, name in enumerate(first.names):
@@ -140,7 +154,7 @@ def single_rows(
     rows = []
     for each in singles:
         label, subject = each.attributes["feature_set"], each.attributes["subject"]
-        r, chance = each.scores["r"].mean(axis=0), each.scores["chance"].mean(axis=0)
+        r, excess = each.scores["r"].mean(axis=0), mean_excess(each.scores["r"], each.scores["chance"])
         feature = each.scores["feature"][-1]
         all_tags = main.get((label, subject), undefined)
         embedding = main.get((label.replace("-tags", "", 1), subject), undefined)
@@ -148,8 +162,8 @@ def single_rows(
         defined = np.isfinite([r, *known]).all(axis=0)
         for region, mask in masks.items():
             valid = defined & mask
-            with_chance = valid & np.isfinite(chance)
-            above = with_chance & (r > chance)
+            with_chance = valid & np.isfinite(excess)
+            above = with_chance & (excess > 0)
             chosen = Counter(feature[above].astype(int).tolist()).most_common(1)
             rows.append(
                 SingleRow(
@@ -189,8 +203,7 @@ def tag_section(
         Said in every figure.
     """
     tables, figures = [], [_timeline(study, tags[0], singles, remark)]
-    if len(tags) > 1:
-        rows = agreement(tags[0], tags[1])
+    if len(tags) > 1 and (rows := agreement(tags[0], tags[1])):
         tables.append(_agreement_table(tags, rows))
         figures.append(_agreement_figure(tags, rows, remark))
     if singles:
@@ -250,8 +263,8 @@ def shown_tags(tags: Tags, singles: Sequence[Singles]) -> tuple[list[int], str]:
     """
     for each in singles:
         if each.attributes["feature_set"].replace("-tags", "", 1) == tags.label:
-            r, chance = each.scores["r"].mean(axis=0), each.scores["chance"].mean(axis=0)
-            chosen = Counter(each.scores["feature"][-1][r > chance].astype(int).tolist())
+            above = mean_excess(each.scores["r"], each.scores["chance"]) > 0
+            chosen = Counter(each.scores["feature"][-1][above].astype(int).tolist())
             if chosen:
                 places = [place for place, _ in chosen.most_common(SHOWN_TAGS)]
                 return places, f"that most vertices of {each.attributes['subject']} chose"
@@ -307,7 +320,7 @@ def _agreement_figure(tags: Sequence[Tags], rows: Sequence[AgreementRow], remark
         f"tag agreement {tags[0].label} {tags[1].label}",
         render(figure),
         f"r (Pearson, no unit) of each AudioSet class between {tags[0].label} and {tags[1].label} over all "
-        f"rows; n = {r.size:,} classes that both name and that vary.",
+        f"rows of {name_some(shared_runs(*tags[:2]))}; n = {r.size:,} classes that both name and that vary.",
         f"Histogram of r by class; median {np.median(r):.3f}." if r.size else "No class varies in both.",
     )
 

@@ -4,7 +4,15 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from hpcenc.tasks.folds import RowPolicy, RunRows, outer_folds, rest_rows, run_onsets, showing_rows
+from hpcenc.tasks.folds import (
+    RowPolicy,
+    RunRows,
+    clips_on_both_sides,
+    outer_folds,
+    rest_rows,
+    run_onsets,
+    showing_rows,
+)
 
 DELAYS = (1, 2)
 
@@ -49,6 +57,21 @@ def test_rows_of_a_small_study_by_hand(runs):
 def test_scored_rows_of_the_test_run(runs, repeat_test, expected):
     (fold,) = outer_folds(runs, DELAYS, RowPolicy(repeat_test=repeat_test))
     assert rows(fold.test[40:]) == expected
+
+
+def test_a_clip_is_on_both_sides_where_one_showing_trains_and_another_tests(runs):
+    def clips(of_runs, **settings):
+        (fold,) = outer_folds(of_runs, DELAYS, RowPolicy(repeat_train="keep"), **settings)
+        return clips_on_both_sides(of_runs, fold.train, fold.test)
+
+    assert clips(runs) == ("valid",)
+    (fold,) = outer_folds(runs, DELAYS, RowPolicy())
+    assert clips_on_both_sides(runs, fold.train, fold.test) == ()
+    # The test run does not show it; a cut goes through its only showing; a cut between two showings of a run.
+    assert clips((*runs[:2], RunRows("three", 22))) == ()
+    assert clips((*runs[:2], RunRows("three", 22, repeats=(("alone", 8, 14),))), split_row=50) == ()
+    twice = RunRows("three", 30, repeats=(("twice", 2, 6), ("twice", 22, 26)))
+    assert clips((*runs[:2], twice), split_row=60) == ("twice",)
 
 
 def test_kept_rows_are_all_rows(runs):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hpcenc.tasks.nested import best_fixed_variant, best_variant_of_folds, choose_variants, values_of
+from hpcenc.tasks.nested import best_fixed_variant, best_variant_of_folds, choose_variants, mean_excess, values_of
 
 NAN = np.nan
 
@@ -48,6 +48,15 @@ def test_without_a_chance_level_there_is_no_best_variant() -> None:
     choice = choose_variants(np.ones((1, 2, 1)), np.ones((1, 2, 1)), np.full((1, 2, 1), NAN))
     assert choice.best.tolist() == [-1]
     np.testing.assert_array_equal(choice.mean_r, [1])
+
+
+def test_folds_without_a_chance_level_have_no_say_in_whether_r_is_above_it() -> None:
+    r, chance = np.array([[0.3], [0.9], [0.2]]), np.array([[0.1], [NAN], [0.3]])
+    np.testing.assert_allclose(mean_excess(r, chance), [0.05])
+    assert choose_variants(np.ones((3, 1, 1)), r[:, None], chance[:, None]).best.tolist() == [0]
+    r[1] = NAN
+    assert np.isnan(mean_excess(r, chance)).all()
+    assert np.isnan(mean_excess(np.ones((2, 1)), np.full((2, 1), NAN))).all()
 
 
 def test_the_best_fixed_variant_is_that_of_the_mean_over_defined_vertices() -> None:

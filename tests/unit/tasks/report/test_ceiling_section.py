@@ -46,6 +46,21 @@ def test_r_is_divided_on_the_same_rows_and_never_capped(make_fit):
     assert normalised_row(fit, ceilings_of(("clip", "other"))) is None
 
 
+def test_folds_that_do_not_test_the_clip_have_no_part(make_fit):
+    r = np.array([[NAN] * 4, [0.4, 0.3, 0.2, 0.1]])
+    row = normalised_row(make_fit(4, more={"r_repeat": r}), ceilings_of())
+    assert (row.n_reliable, row.mean_r) == (1, pytest.approx(0.4))
+    assert normalised_row(make_fit(4, more={"r_repeat": np.full((2, 4), NAN)}), ceilings_of()) is None
+
+
+def test_a_clip_that_training_has_too_is_not_held_against_its_ceiling(make_fit):
+    fit = make_fit(4, more={"r_repeat": np.full((2, 4), 0.4)}, clips_on_both_sides=("clip",))
+    assert normalised_row(fit, ceilings_of()) is None
+    section = ceiling_section(ReportData("x", (fit,), VoxelAxis.from_count(4)), {"S1": ceilings_of()})
+    assert [table.name for table in section.tables] == ["ceilings"]
+    assert any("where it stands in training as well" in text for text in section.paragraphs)
+
+
 def test_the_section_names_estimator_repeats_and_what_has_no_ceiling(make_fit):
     fit = make_fit(4, more={"r_repeat": np.full((2, 4), 0.4)})
     data = ReportData("x", (fit,), VoxelAxis.from_count(4))

@@ -100,11 +100,27 @@ def store(tmp_path: Path) -> Store:
         group = f"features/beats/main/{run.lower()}"
         made.ensure_group(GroupSpec(group, "f" * 64, {"tags": array}, 1, attributes))
         made.write(f"{group}/tags", (slice(None), slice(None)), tags_of("beats").courses[run])
+        made.mark(group, 0, "f" * 64)
     return made
 
 
+def test_tags_are_read_of_the_runs_of_the_study_that_are_complete(store):
+    assert [list(tags.courses) for tags in read_tags(store, {"A"})] == [["A"]]
+    assert read_tags(store, {"C"}) == ()
+    begun = ArraySpec((20, 3), (20, 3), "float32", ("tr", "tag"))
+    attributes = {"label": "beats", "stimulus_version": "main", "run": "C"}
+    store.ensure_group(GroupSpec("features/beats/main/c", "e" * 64, {"tags": begun}, 1, attributes))
+    assert [list(tags.courses) for tags in read_tags(store, {"A", "B", "C"})] == [["A", "B"]]
+
+
+def test_models_that_share_no_run_are_not_compared():
+    first, second = tags_of("beats"), tags_of("cavmae")
+    del first.courses["A"], second.courses["B"]
+    assert agreement(first, second) == ()
+
+
 def test_the_section_is_made_from_the_store(store, make_fit, tmp_path):
-    (tags,) = read_tags(store)
+    (tags,) = read_tags(store, {"A", "B", "C"})
     assert (tags.label, tags.names, list(tags.courses)) == ("beats", NAMES, ["A", "B"])
     np.testing.assert_array_equal(tags.courses["B"], tags_of("beats").courses["B"])
     segments = [
