@@ -84,7 +84,9 @@ class SerialExecutor:
         attempts = Attempts(tasks)
         with limited_threads(self.n_threads):
             while (found := attempts.next()) is not None:
-                yield attempts.judge(run_task(found[0], store, deadline))
+                outcome = run_task(found[0], store, deadline)
+                deadline = deadline and deadline.after(outcome.record)
+                yield attempts.judge(outcome)
 
 
 class DaskExecutor:
@@ -143,6 +145,8 @@ class _Hand:
 
     running: dict[Any, Task] = field(default_factory=dict)
     n_ended: int = 0
+    n_at_loss: int = 0
+    """Tasks that it had when it was lost."""
     suspect: bool = False
     """Whether the task it has must have it for itself."""
     yielded: bool = False
@@ -164,6 +168,7 @@ class _Drive:
         self._hands: dict[str, _Hand] = {}
         self._where: dict[Any, str] = {}
         self._ended: SimpleQueue[Any] = SimpleQueue()
+        self._unexplained: dict[Any, Any] = {}  # results of tasks whose workers were lost, nobody knows how
         self._longest_s = 0.0
 
     def outcomes(self) -> Iterator[Outcome]:
@@ -177,6 +182,7 @@ class _Drive:
                 return
             self.crew.want(-(-(len(self.attempts) + len(self._where)) // self.slots))
             yield from self._lose(self._look_after())
+            yield from self._explain()
             self._place()
             yield from self._collect()
 
@@ -190,33 +196,39 @@ class _Drive:
         tasks = [task for hand in self._hands.values() for task in hand.running.values()]
         self._where.clear()
         self._hands.clear()
+        self._unexplained.clear()
         return tasks
 
     def _look_after(self) -> list[Any]:
         """Take in new workers, let go of those that are done; futures of workers that are long gone."""
         alive = self.crew.workers()
-        for address in alive:
-            self._hands.setdefault(address, _Hand())
+        for worker in alive:
+            self._hands.setdefault(worker, _Hand())
         lost: list[Any] = []
-        for address, hand in list(self._hands.items()):
-            if address in alive:
+        for worker, hand in list(self._hands.items()):
+            if worker in alive:
                 hand.gone_since = None
                 if not hand.running and (hand.yielded or not len(self.attempts)):
-                    self.crew.dismiss(address)
+                    self.crew.dismiss(worker)
+                    del self._hands[worker]
             elif not hand.running:
-                del self._hands[address]
+                del self._hands[worker]
             else:
                 hand.gone_since = hand.gone_since or time.monotonic()
                 if time.monotonic() - hand.gone_since > LOST_S:
-                    lost += hand.running
+                    lost += [future for future in hand.running if future not in self._unexplained]
         return lost
 
     def _lose(self, futures: Sequence[Any]) -> Iterator[Outcome]:
         """A task that was on its way to a worker when that went never hears of it: Dask lets it wait."""
         for future in futures:
             future.cancel()
-            if future in self._where:
-                yield self._end(future, None)
+            yield from self._end(future, None)
+
+    def _explain(self) -> Iterator[Outcome]:
+        """Tasks of lost workers, of which it may be known by now how."""
+        for future, result in list(self._unexplained.items()):
+            yield from self._end(future, result)
 
     def _place(self) -> None:
         """Give every worker a first task before any gets a second one.
@@ -226,11 +238,11 @@ class _Drive:
         """
         while free := [hand for hand in self._hands.items() if self._may_take(hand[1], self._limit())]:
             placed = False
-            for address, hand in sorted(free, key=lambda pair: len(pair[1].running)):
+            for worker, hand in sorted(free, key=lambda pair: len(pair[1].running)):
                 if (found := self.attempts.next(alone=not hand.running)) is None:
                     continue
                 task, hand.suspect = found
-                self._start(task, address, hand)
+                self._start(task, worker, hand)
                 placed = True
             if not placed:
                 return
@@ -247,19 +259,12 @@ class _Drive:
             and len(hand.running) < limit
         )
 
-    def _start(self, task: Task, address: str, hand: _Hand) -> None:
-        ends = self.crew.ends(address) or (self.deadline and self.deadline.end_s)
-        future = self.crew.client.submit(
-            _run_there,
-            task,
-            self.store,
-            Deadline(ends, self._longest_s) if ends else None,
-            pure=False,
-            workers=[address],
-            allow_other_workers=False,
-        )
+    def _start(self, task: Task, worker: str, hand: _Hand) -> None:
+        ends = self.crew.ends(worker) or (self.deadline and self.deadline.end_s)
+        deadline = Deadline(ends, self._longest_s) if ends else None
+        future = self.crew.submit(worker, _run_there, task, self.store, deadline)
         hand.running[future] = task
-        self._where[future] = address
+        self._where[future] = worker
         future.add_done_callback(self._ended.put)
 
     def _collect(self) -> Iterator[Outcome]:
@@ -270,37 +275,46 @@ class _Drive:
                 future = self._ended.get(timeout=TICK_S if wait and self._where else 0.05 if wait else None)
             except Empty:
                 return
-            if future in self._where:
-                yield self._end(future, future)
+            yield from self._end(future, future)
             if self._ended.empty():
                 return
             wait = False
 
-    def _end(self, future: Any, result: Any | None) -> Outcome:
-        address = self._where.pop(future)
-        hand = self._hands[address]
-        alone = len(hand.running) == 1
-        task = hand.running.pop(future)
-        outcome = self._outcome(task, address, result)
+    def _end(self, future: Any, result: Any | None) -> Iterator[Outcome]:
+        """What became of a try; nothing if it has ended before, or as long as nobody can say how its worker
+        was lost."""
+        if (worker := self._where.get(future)) is None:
+            return
+        hand = self._hands[worker]
+        outcome = self._outcome(hand.running[future], worker, result)
+        if outcome is None:
+            self._unexplained[future] = result
+            return
+        self._unexplained.pop(future, None)
+        alone = (hand.n_at_loss or len(hand.running)) == 1
+        del self._where[future], hand.running[future]
         fresh = hand.n_ended == 0
         if outcome.record is not None:
             hand.n_ended += 1
             hand.yielded = self.crew.replaces and bool(outcome.record.left)
             self._longest_s = max([self._longest_s, *(unit.seconds for unit in outcome.record.done)])
         future.release()
-        return self.attempts.judge(outcome, alone, self.crew.replaces, fresh)
+        yield self.attempts.judge(outcome, alone, self.crew.replaces, fresh)
 
-    def _outcome(self, task: Task, address: str, future: Any | None) -> Outcome:
+    def _outcome(self, task: Task, worker: str, future: Any | None) -> Outcome | None:
         if future is not None and future.status == "finished":
             record, lost_by, message = future.result()
-            return Outcome(task, record, lost_by, message, where=self.crew.name_of(address))
+            return Outcome(task, record, lost_by, message, where=self.crew.name_of(worker))
         from distributed.scheduler import KilledWorker
 
         error = None if future is None or future.status != "error" else future.exception()
         if error is not None and not isinstance(error, KilledWorker | CancelledError):
-            return Outcome(task, None, "error", one_line(error), where=self.crew.name_of(address))
-        lost_by, why = self.crew.how_lost(address)
-        return Outcome(task, None, lost_by, why, where=self.crew.name_of(address))
+            return Outcome(task, None, "error", one_line(error), where=self.crew.name_of(worker))
+        hand = self._hands[worker]
+        hand.n_at_loss = hand.n_at_loss or len(hand.running)
+        if (lost := self.crew.how_lost(worker)) is None:
+            return None
+        return Outcome(task, None, *lost, where=self.crew.name_of(worker))
 
 
 def _run_there(task: Task, store: Path, deadline: Deadline | None) -> tuple[TaskRecord | None, LostBy, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Literal, Protocol
 
@@ -35,18 +35,16 @@ class CrewError(RuntimeError):
 
 
 class Crew(Protocol):
-    """The workers of an open pool; they are named by their addresses.
+    """The workers of an open pool, by names that are never used again.
 
     Attributes
     ----------
-    client : distributed.Client
     n_workers : int
         Workers that it may come to have.
     replaces : bool
         Whether a worker that is dismissed, or lost, is replaced as long as workers are wanted.
     """
 
-    client: Any
     n_workers: int
     replaces: bool
 
@@ -56,17 +54,20 @@ class Crew(Protocol):
     def workers(self) -> set[str]:
         """Workers that may be given tasks now."""
 
-    def dismiss(self, address: str) -> None:
+    def submit(self, worker: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a function on a worker that may be given tasks, and no other; gives its future."""
+
+    def dismiss(self, worker: str) -> None:
         """Let an idle worker go."""
 
-    def ends(self, address: str) -> float | None:
+    def ends(self, worker: str) -> float | None:
         """When a worker's job will end, in seconds since the epoch; None if it has none of its own."""
 
-    def name_of(self, address: str) -> str:
+    def name_of(self, worker: str) -> str:
         """What its user knows a worker by: a job and a node; empty where that says nothing."""
 
-    def how_lost(self, address: str) -> tuple[LostBy, str]:
-        """Why a worker is gone, and in words."""
+    def how_lost(self, worker: str) -> tuple[LostBy, str] | None:
+        """Why a worker is gone, and in words; None as long as nobody knows."""
 
 
 class Pool(Protocol):
@@ -124,13 +125,13 @@ class LocalPool:
 
 
 class _LocalCrew:
-    """The workers of a LocalCluster: its nannies start one again that died."""
+    """The workers of a LocalCluster, by their addresses: its nannies start one again that died, at
+    another."""
 
     replaces = False
 
     def __init__(self, cluster: Any, client: Any) -> None:
-        self._cluster = cluster
-        self.client = client
+        self._cluster, self._client = cluster, client
         self.n_workers = len(cluster.workers)
 
     def want(self, n_workers: int) -> None:
@@ -139,16 +140,21 @@ class _LocalCrew:
     def workers(self) -> set[str]:
         return set(self._cluster.scheduler_info["workers"])
 
-    def dismiss(self, address: str) -> None:
+    def submit(self, worker: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        return self._client.submit(
+            function, *arguments, pure=False, workers=[worker], allow_other_workers=False
+        )
+
+    def dismiss(self, worker: str) -> None:
         """Nothing: they end with the stage."""
 
-    def ends(self, address: str) -> float | None:
+    def ends(self, worker: str) -> float | None:
         return None
 
-    def name_of(self, address: str) -> str:
+    def name_of(self, worker: str) -> str:
         return ""
 
-    def how_lost(self, address: str) -> tuple[LostBy, str]:
+    def how_lost(self, worker: str) -> tuple[LostBy, str]:
         return "crash", "its worker process died"
 
 

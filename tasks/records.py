@@ -6,7 +6,7 @@ import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -66,6 +66,11 @@ class Deadline:
 
     end_s: float
     longest_s: float = 0.0
+
+    def after(self, record: TaskRecord | None) -> Deadline:
+        """The same, knowing how long the units of one more task took."""
+        done = () if record is None else record.done
+        return replace(self, longest_s=max([self.longest_s, *(unit.seconds for unit in done)]))
 
     def allows(self, estimate_s: float) -> bool:
         """Whether a unit of this estimate, or as long as the longest, fits with half of it to spare."""

@@ -208,9 +208,7 @@ def short_remarks(rows: Sequence[CeilingRow]) -> tuple[str, ...]:
     )
 
 
-def _paragraphs(
-    rows: Sequence[CeilingRow], reasons: Sequence[str], seen: Collection[str]
-) -> tuple[str, ...]:
+def _paragraphs(rows: Sequence[CeilingRow], reasons: Sequence[str], seen: Collection[str]) -> tuple[str, ...]:
     return (
         "The explainable share of a vertex is the mean covariance between the showings of a clip over their "
         "mean variance, about their means, of the rows from the onset and the longest delay to the clip's "

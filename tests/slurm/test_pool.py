@@ -312,7 +312,7 @@ def test_a_request_that_slurm_refuses_ends_the_run_with_its_words(
 def test_workers_that_never_come_to_work_end_the_run_with_their_log(
     start: Callable[..., Run], make_task: MakeTask, profile: SlurmProfile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hpcenc.cluster.slurm_pool.QUEUE_S", 1.0)
+    monkeypatch.setattr("hpcenc.cluster.slurm_crew.QUEUE_S", 1.0)
     broken = profile.model_copy(update={"prologue": ("echo no such module >&2; exit 1",)})
     run = start(make_task("a", 0), profile=broken)
     with pytest.raises(CrewError, match=r"3 in a row, the last: job \d+ ended \(FAILED\).*its log is logs/"):
@@ -340,7 +340,7 @@ def test_slurm_away_for_a_while_costs_nothing_that_runs(
 def test_a_worker_that_hangs_is_given_up_and_its_job_cancelled(
     start: Callable[..., Run], make_task: MakeTask, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hpcenc.cluster.slurm_pool.SETTLE_S", 2.0)
+    monkeypatch.setattr("hpcenc.cluster.slurm_crew.HUNG_S", 2.0)
     with dask.config.set({"distributed.scheduler.worker-ttl": "4s"}):
         run = start(make_task("a", 0))
         (job,) = run.began("a")
@@ -358,7 +358,7 @@ def test_a_worker_that_hangs_is_given_up_and_its_job_cancelled(
 def test_workers_of_another_version_get_no_task(
     start: Callable[..., Run], make_task: MakeTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hpcenc.cluster.slurm_pool.code_digest", lambda: "another")
+    monkeypatch.setattr("hpcenc.cluster.slurm_crew.code_digest", lambda: "another")
     run = start(make_task("a", 0))
     with pytest.raises((CrewError, SlurmError), match=r"code differs|node configuration is not available"):
         run.end()

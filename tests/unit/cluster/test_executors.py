@@ -3,21 +3,30 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from distributed.scheduler import KilledWorker
 
-from hpcenc.cluster.attempts import run_task
-from hpcenc.cluster.executors import DaskExecutor, SerialExecutor, make_executor, workers_and_threads
+from hpcenc.cluster.attempts import MAX_TRIES, Attempts, run_task
+from hpcenc.cluster.executors import (
+    DaskExecutor,
+    Drain,
+    SerialExecutor,
+    _Drive,
+    make_executor,
+    workers_and_threads,
+)
 from hpcenc.cluster.pools import LocalPool
 from hpcenc.cluster.threads import THREAD_VARIABLES
 from hpcenc.storage.groups import ArraySpec, GroupSpec
 from hpcenc.storage.store import Store
 from hpcenc.storage.study import Cluster
-from hpcenc.tasks.records import Task, TaskRecord, Unit, UnitRecord, run_units
+from hpcenc.tasks.records import Deadline, Task, TaskRecord, Unit, UnitRecord, run_units
 
 
 @pytest.fixture
@@ -69,6 +78,19 @@ def test_serial_runs_in_this_process_in_order(make_task: Callable[..., Task], st
     facts = outcomes[0].record.done[0].facts
     assert facts["pid"] == os.getpid()
     assert {facts[name] for name in THREAD_VARIABLES} == {"3"}
+
+
+def test_a_serial_run_begins_no_unit_that_would_not_fit_before_its_end(
+    make_writer: Callable[..., Task], store: Path
+) -> None:
+    tasks = [make_writer(name, 2) for name in "abcd"]  # units of 0.3 s
+    end_s = time.time() + 0.9
+    outcomes = list(SerialExecutor(1).run(tasks, store, Deadline(end_s)))
+    assert time.time() < end_s
+    records = [outcome.record for outcome in outcomes]
+    assert all(record is not None for record in records)
+    assert sum(len(record.done) for record in records if record is not None) in (1, 2)
+    assert [unit for record in records[1:] if record is not None for unit in record.done] == []
 
 
 def test_threads_are_as_before_after_a_serial_run(make_task: Callable[..., Task], store: Path) -> None:
@@ -198,3 +220,89 @@ def test_a_job_of_one_core_has_one_worker_of_one_thread(monkeypatch: pytest.Monk
     for profile in ("local", "serial"):
         executor = make_executor(profile, Cluster(), 3 * 10**9)
         assert (executor.n_workers, executor.n_threads) == (1, 1)
+
+
+class Promise(Future[Any]):
+    """A future as Dask has them."""
+
+    @property
+    def status(self) -> str:
+        return "pending" if not self.done() else "error" if self.exception() else "finished"
+
+    def release(self) -> None: ...
+
+
+@dataclass
+class OwnCrew:
+    """Workers `a` and `b` that are replaced; what runs there never ends by itself."""
+
+    alive: set[str]
+    n_workers: int = 2
+    replaces: bool = True
+
+    def __post_init__(self) -> None:
+        self.known, self.lost = set(self.alive), None
+
+    def want(self, n_workers: int) -> None: ...
+
+    def workers(self) -> set[str]:
+        return set(self.alive)
+
+    def submit(self, worker: str, function: Callable[..., Any], *arguments: Any) -> Promise:
+        assert worker in self.known
+        return Promise()
+
+    def dismiss(self, worker: str) -> None:
+        self.known.discard(worker)
+
+    def ends(self, worker: str) -> float | None:
+        assert worker in self.known
+        return None
+
+    def name_of(self, worker: str) -> str:
+        return worker
+
+    def how_lost(self, worker: str) -> Any:
+        return self.lost
+
+
+def test_a_task_that_comes_back_is_not_given_to_a_worker_that_was_let_go(
+    make_task: Callable[..., Task], store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hpcenc.cluster.executors.LOST_S", 0.0)
+    crew = OwnCrew({"a", "b"})
+    crew.lost = ("preempted", "it was preempted")
+    drive = _Drive(crew, Attempts([make_task("one"), make_task("two")]), store, None, 1, Drain())
+    drive._look_after()
+    drive._place()
+    of_a = next(future for future, worker in drive._where.items() if worker == "a")
+    crew.alive = {"a"}
+    drive._look_after()  # b is gone
+    of_a.set_result((TaskRecord("one"), "", ""))
+    assert len(list(drive._collect())) == 1
+    (again,) = drive._lose(drive._look_after())
+    assert again.again
+    drive._place()  # a is dismissed: nobody is there for it
+    assert drive._where == {}
+
+
+def test_a_try_is_judged_when_it_is_known_how_its_worker_was_lost_and_with_all_that_died_with_it(
+    make_task: Callable[..., Task], store: Path
+) -> None:
+    crew = OwnCrew({"a"})
+    tasks = [make_task("one"), make_task("two")]
+    attempts = Attempts(tasks)
+    attempts._tries.update({"one": MAX_TRIES - 1, "two": MAX_TRIES - 1})
+    drive = _Drive(crew, attempts, store, None, 2, Drain())
+    drive._look_after()
+    drive._place()
+    crew.alive = set()
+    for future in drive._where:
+        future.set_exception(KilledWorker("one", None, 0))
+    assert list(drive._collect()) == []
+    assert len(drive._where) == 2
+    assert list(drive._explain()) == []
+    crew.lost = ("crash", "its process died")
+    outcomes = list(drive._explain())
+    assert [outcome.again for outcome in outcomes] == [True, True], "neither was alone"
+    assert drive._where == {}

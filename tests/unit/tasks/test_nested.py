@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from hpcenc.tasks.nested import best_fixed_variant, best_variant_of_folds, choose_variants, mean_excess, values_of
+from hpcenc.tasks.nested import (
+    best_fixed_variant,
+    best_variant_of_folds,
+    choose_variants,
+    mean_excess,
+    values_of,
+)
 
 NAN = np.nan
 

@@ -1,0 +1,364 @@
+"""Workers in SLURM jobs, one job each, as many as there is work for.
+
+dask-jobqueue keeps the scheduler and the list of jobs. What is asked of SLURM, and when, is decided here: a
+job that ends is replaced as long as it is wanted, and one that is not wanted is cancelled. Workers go by the
+names of their jobs, for a new one may have the address of one that is gone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hpcenc.cluster.attempts import LostBy
+from hpcenc.cluster.enlistment import Enlistment, code_digest, enlist
+from hpcenc.cluster.pools import CrewError
+from hpcenc.cluster.recruiting import MARGIN_S, Recruiter
+from hpcenc.cluster.run_folder import Event
+from hpcenc.slurm.commands import SlurmError
+from hpcenc.slurm.jobs import Ending, JobState, cancel_jobs, job_states
+from hpcenc.slurm.scripts import worker_name
+from hpcenc.tasks.records import one_line
+
+HUNG_S = 360.0
+"""How long SLURM may take to say how a job ended whose worker is gone; after that the worker hangs. It sees
+only after 5 minutes, by default, that a node has failed."""
+
+ENLIST_S = 600.0
+"""How long a worker may take to say whether it can work; starting CUDA on a busy node takes a while."""
+
+QUEUE_S = 15.0
+"""How often squeue is asked for the jobs of a run, by one call."""
+
+REFUSED_S = 300.0
+"""When SLURM is asked again for workers that it refused while others are at work."""
+
+MAX_FAILED_STARTS = 3
+"""Jobs in a row that end, or are refused, before a worker of theirs gets to work, while none is at work."""
+
+MAX_FAILED_ON_NODE = 2
+"""Jobs that end on one node before their worker gets to work, after which it is given no other."""
+
+_LOST_BY: dict[Ending, LostBy] = {
+    "preempted": "preempted",
+    "node_fail": "node_fail",
+    "timeout": "timeout",
+    "cancelled": "cancelled",
+}
+
+
+@dataclass
+class _Member:
+    """A worker that has joined.
+
+    Attributes
+    ----------
+    enlisting : distributed.Future
+        Of its enlistment.
+    joined_s : float
+        When it joined, on the monotonic clock.
+    node : str
+        Empty as long as it is not known.
+    gone_s : float, optional
+        When it was missed first.
+    asked_s : float
+        When SLURM was asked last what became of its job.
+    lost : tuple, optional
+        How its job ended, once that is known.
+    """
+
+    job_id: str
+    address: str
+    enlisting: Any
+    joined_s: float
+    enlistment: Enlistment | None = None
+    node: str = ""
+    gone_s: float | None = None
+    asked_s: float = 0.0
+    lost: tuple[LostBy, str] | None = None
+
+    @property
+    def label(self) -> str:
+        """Its job and node, for users."""
+        return f"job {self.job_id} on {self.node or '?'}"
+
+
+class SlurmCrew:
+    """Workers of one stage, by the names of their jobs. All methods are called by one thread."""
+
+    replaces = True
+
+    def __init__(
+        self, cluster: Any, client: Any, recruiter: Recruiter, backend: str, emit: Callable[[Event], None]
+    ) -> None:
+        self.n_workers = recruiter.workers.max_jobs
+        self._cluster, self._client, self._recruiter = cluster, client, recruiter
+        self._backend, self._emit = backend, emit
+        self._members: dict[str, _Member] = {}
+        self._wanted = 0
+        self._failed_starts = 0
+        self._last_failure = ""
+        self._failed_on: Counter[str] = Counter()
+        self._asked_s = time.monotonic()
+        self._retry_s = 0.0
+        self._told: Mapping[str, int] = {}
+        self._strays: set[str] = set()
+
+    def want(self, n_workers: int) -> None:
+        """Say how many workers have something to do."""
+        self._wanted = min(n_workers, self._recruiter.workers.max_jobs)
+
+    def workers(self) -> set[str]:
+        """Workers that have enlisted; looks after all jobs on the way.
+
+        Raises
+        ------
+        CrewError
+            If SLURM refuses the jobs, or several in a row came to nothing, and no worker is at work.
+        """
+        known = dict(self._cluster.scheduler_info["workers"])
+        joined = {info["name"]: address for address, info in known.items()}
+        self._take_in(joined)
+        for name, member in list(self._members.items()):
+            if name not in joined:
+                self._bury(name, member)
+        able = {name for name in joined if self._may_work(name)}
+        self._look_at_submissions()
+        if time.monotonic() - self._asked_s > QUEUE_S:
+            self._ask_queue(set(joined))
+        if self._failed_starts >= MAX_FAILED_STARTS:
+            raise CrewError(
+                f"no worker comes to work; {self._failed_starts} in a row, the last: {self._last_failure}"
+            )
+        self._scale(len(joined))
+        return able
+
+    def submit(self, worker: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a function on a worker; gives its future."""
+        return self._submit(self._members[worker].address, function, *arguments)
+
+    def dismiss(self, worker: str) -> None:
+        """Let an idle worker go."""
+        if (member := self._members.pop(worker, None)) is not None:
+            self._emit({"event": "worker left", "job": member.job_id})
+            self._drop(worker)
+
+    def ends(self, worker: str) -> float | None:
+        """When its job ends, less a margin."""
+        enlistment = self._members[worker].enlistment
+        assert enlistment is not None
+        return None if enlistment.end_s is None else enlistment.end_s - MARGIN_S
+
+    def name_of(self, worker: str) -> str:
+        """Its job and node."""
+        return self._members[worker].label if worker in self._members else ""
+
+    def how_lost(self, worker: str) -> tuple[LostBy, str] | None:
+        """How its job ended; None as long as SLURM does not say so. If SLURM cannot be reached nobody is
+        charged."""
+        member = self._members.get(worker)
+        if member is None:
+            return "cancelled", "its worker was dismissed"
+        now = time.monotonic()
+        member.gone_s = member.gone_s or now
+        if member.lost is None and now - member.asked_s > 1:
+            member.asked_s = now
+            member.lost = self._ask_ending(member, now - member.gone_s)
+            if member.lost is not None:
+                lost_by, why = member.lost
+                self._emit({"event": "worker lost", "job": member.job_id, "by": lost_by, "why": why})
+                self._drop(worker)
+        return member.lost
+
+    def _ask_ending(self, member: _Member, gone_for_s: float) -> tuple[LostBy, str] | None:
+        try:
+            # Without patience: while SLURM is away, workers that are left must get their tasks.
+            found = job_states(ids=[member.job_id], patience_s=0)
+        except SlurmError as error:
+            return "cancelled", f"{member.label} is gone, and SLURM cannot say how it ended ({error})"
+        ending = found[0].ending if found else "unknown"
+        member.node = member.node or (found[0].node if found else "")
+        if ending != "running":
+            why = f"{member.label} ended: {ending}; its log is {self._log_of(member.job_id)}"
+            return _LOST_BY.get(ending, "crash"), why
+        if gone_for_s < HUNG_S:
+            return None
+        if found[0].state == "COMPLETING":
+            return "cancelled", f"{member.label} is gone, and SLURM does not come to the end of its job"
+        return "hung", f"{member.label} no longer answers, though its job runs"
+
+    def _log_of(self, job_id: str) -> str:
+        return f"logs/{worker_name(self._recruiter.run_id)}-{job_id}.log"
+
+    def _submit(self, address: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        return self._client.submit(
+            function, *arguments, pure=False, workers=[address], allow_other_workers=False
+        )
+
+    def _take_in(self, joined: Mapping[str, str]) -> None:
+        for name, address in joined.items():
+            job = self._cluster.workers.get(name)
+            if name in self._members or job is None:  # without a job it was dropped
+                continue
+            enlisting = self._submit(address, enlist, code_digest(), self._backend)
+            self._members[name] = _Member(job.job_id or "", address, enlisting, time.monotonic())
+
+    def _may_work(self, name: str) -> bool:
+        member = self._members.get(name)
+        if member is not None and member.lost is None and member.enlistment is None:
+            self._enlist(name, member)
+            member = self._members.get(name)
+        return member is not None and member.lost is None and member.enlistment is not None
+
+    def _enlist(self, name: str, member: _Member) -> None:
+        """Hear what a worker says of itself; one that cannot work is let go."""
+        if not member.enlisting.done():
+            if time.monotonic() - member.joined_s > ENLIST_S:
+                self._refuse(name, member, f"it did not say in {ENLIST_S:g} s whether it can work")
+            return
+        if member.enlisting.status != "finished":
+            from distributed.scheduler import KilledWorker
+
+            error = member.enlisting.exception() if member.enlisting.status == "error" else None
+            if error is not None and not isinstance(error, KilledWorker):  # else it is gone
+                self._refuse(name, member, one_line(error))
+            return
+        found: Enlistment = member.enlisting.result()
+        member.node = found.node
+        if found.refusal:
+            self._refuse(name, member, found.refusal, found.gpu)
+            return
+        member.enlistment = found
+        self._failed_starts = 0
+        facts = {"job": member.job_id, "node": found.node, "gpu": found.gpu}
+        self._emit({"event": "worker", **facts, "why": ""})
+
+    def _refuse(self, name: str, member: _Member, why: str, gpu: str = "") -> None:
+        """Let a worker go that cannot work, and give its node no other."""
+        if not member.node:
+            member.node = self._node_of(member.job_id)
+            why = f"{member.label}: {why}"
+        facts = {"job": member.job_id, "node": member.node, "gpu": gpu}
+        self._emit({"event": "worker refused", **facts, "why": why})
+        self._members.pop(name)
+        self._drop(name)
+        if member.node not in self._recruiter.excluded:  # several jobs of one node are one failure
+            self._count_failure(why)
+        if member.node:
+            self._recruiter.excluded.add(member.node)
+
+    def _node_of(self, job_id: str) -> str:
+        try:
+            found = job_states(ids=[job_id], patience_s=0)
+        except SlurmError:
+            return ""
+        return found[0].node if found else ""
+
+    def _bury(self, name: str, member: _Member) -> None:
+        """A worker that is gone: say how, once that is known."""
+        if self.how_lost(name) is None or member.enlistment is not None:
+            return
+        assert member.lost is not None
+        self._members.pop(name)
+        if member.lost[0] in ("crash", "hung"):
+            self._fail_on(member.node, member.lost[1])
+
+    def _look_at_submissions(self) -> None:
+        """Forget jobs that there are none of: SLURM is away, or refuses them, for which a run with workers
+        waits."""
+        errors = []
+        for name, job in list(self._cluster.workers.items()):
+            if (error := getattr(job, "error", None)) is not None:
+                errors.append(error)
+                self._drop(name)
+        if not errors:
+            return
+        refused = next((error for error in errors if not error.transient), None)
+        if refused is not None and not any(job.job_id for job in self._cluster.workers.values()):
+            before = f" (before it: {self._last_failure})" if self._failed_starts else ""
+            raise CrewError(f"SLURM refuses a worker's job: {refused}{before}")
+        self._retry_s = time.monotonic() + (QUEUE_S if refused is None else REFUSED_S)
+        self._emit(
+            {"event": "slurm away" if refused is None else "slurm refuses", "why": str(refused or errors[0])}
+        )
+
+    def _ask_queue(self, joined: set[str]) -> None:
+        """What squeue says of jobs that no worker of has joined."""
+        self._asked_s = time.monotonic()
+        # As of before the question: of what is submitted meanwhile the answer need not know.
+        jobs = {name: job.job_id for name, job in list(self._cluster.workers.items()) if job.job_id}
+        try:
+            found = job_states(name=worker_name(self._recruiter.run_id), patience_s=0)
+        except SlurmError as error:
+            self._emit({"event": "slurm away", "why": str(error)})
+            return
+        states = {job.job_id: job for job in found}
+        waiting: Counter[str] = Counter()
+        for name, job_id in jobs.items():
+            state = states.get(job_id)
+            if name in joined or name in self._members:
+                continue
+            if state is not None and state.state == "PENDING":
+                waiting[state.reason] += 1
+            elif state is None or state.ending != "running":
+                self._give_up(name, job_id, state)
+        if waiting != self._told:
+            self._told = waiting
+            self._emit({"event": "queue", "pending": dict(waiting)})
+        self._cancel_strays(states)
+
+    def _give_up(self, name: str, job_id: str, state: JobState | None) -> None:
+        """Forget a job that ended before its worker joined."""
+        self._drop(name)
+        ended = state.state if state else "forgotten by SLURM"
+        why = (
+            f"job {job_id} ended ({ended}) before its worker came to work; its log is {self._log_of(job_id)}"
+        )
+        self._emit({"event": "worker lost", "job": job_id, "by": "start", "why": why})
+        if state is None or state.ending in ("failed", "out_of_memory", "completed", "timeout"):
+            self._fail_on(state.node if state else "", why)
+
+    def _cancel_strays(self, states: Mapping[str, JobState]) -> None:
+        """Cancel jobs that nobody knows any more, for the answer to a submission or to its end was lost."""
+        if set(self._cluster.worker_spec) - set(self._cluster.workers):  # some are being submitted
+            self._strays = set()
+            return
+        known = {job.job_id for job in list(self._cluster.workers.values())}
+        known |= {member.job_id for member in self._members.values()}
+        alive = {job_id for job_id, job in states.items() if job.state in ("PENDING", "RUNNING")}
+        before, self._strays = self._strays, alive - known
+        if twice := sorted(before & self._strays):
+            try:
+                cancel_jobs(ids=twice, patience_s=0)
+            except SlurmError as error:
+                self._emit({"event": "slurm away", "why": str(error)})
+
+    def _scale(self, n_joined: int) -> None:
+        n_jobs = len(self._cluster.worker_spec)
+        target = max(self._wanted, min(n_joined, n_jobs))
+        if target != n_jobs and (target < n_jobs or time.monotonic() > self._retry_s):
+            self._cluster.scale(jobs=target)
+
+    def _drop(self, name: str) -> None:
+        """Forget a worker's job, and cancel it."""
+        self._cluster.sync(self._cluster.scale_down, [name])
+
+    def _fail_on(self, node: str, why: str) -> None:
+        """Count a job that ended before its worker got to work, against its node too."""
+        if node:
+            self._failed_on[node] += 1
+            if self._failed_on[node] >= MAX_FAILED_ON_NODE:
+                self._recruiter.excluded.add(node)
+        self._count_failure(why)
+
+    def _count_failure(self, why: str) -> None:
+        """Count a worker that did not come to work; while others are at work, only ask for the next one
+        later."""
+        self._last_failure = why
+        if any(member.enlistment is not None and member.lost is None for member in self._members.values()):
+            self._retry_s = time.monotonic() + QUEUE_S
+        else:
+            self._failed_starts += 1
