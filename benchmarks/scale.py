@@ -153,7 +153,17 @@ def run_idle(folder: Path, n_subjects: int, n_voxels: int) -> None:
     peak = worker_peak(plan, study.store_path, overlaps=True)
     chosen = BackendChoice("numpy", "named")
     prepared = Prepared(
-        study, feature_sets, facts, plan, chosen, digests, models="", layers="", profile="local", peak=peak
+        study,
+        feature_sets,
+        facts,
+        plan,
+        chosen,
+        digests,
+        models="",
+        layers="",
+        profile="local",
+        site=None,
+        peak=peak,
     )
     with step("run folder"):
         run = RunFolder.create(study.store_path, "scale", plan, {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,6 +82,9 @@ def submit(
         refuse(f"--controller: expected job or here, found {controller!r}")
     if array and controller == "here":
         refuse("--array: a chain of job arrays has no controller; leave out --controller here")
+    for argument in sbatch_arg or ():
+        if re.match(r"-M|--clu[a-z]*(=|$)", argument):
+            refuse(f"--sbatch-arg {argument}: expected jobs of this cluster; submit on the other one's nodes")
     from hpcenc.cluster.submit import prepare
     from hpcenc.slurm.profiles import HERE
 

@@ -79,7 +79,8 @@ def account(events: Iterable[Mapping[str, Any]], now: datetime) -> Account:
             since[event["job"]] = time
         elif kind in ("worker lost", "worker left"):
             worker_s += _seconds(since.pop(event["job"], time), time)
-        elif kind in ("stage end", "end", "controller"):  # a controller ends the workers of the one before it
+        elif kind in ("stage end", "end", "cancelled", "controller"):
+            # A controller ends the workers of the one before it.
             stage = ""
             worker_s += sum(_seconds(start, time) for start in since.values())
             since.clear()

@@ -19,10 +19,11 @@ from hpcenc.cluster.recruiting import Recruiter, controller_request, controller_
 from hpcenc.cluster.run_folder import RunFolder, new_run_id
 from hpcenc.cluster.submit import Prepared, run_settings
 from hpcenc.slurm.commands import ON_LOGIN_S
-from hpcenc.slurm.jobs import cancel_jobs, check_job, release_job, submit_job
+from hpcenc.slurm.jobs import cancel_jobs, check_job, cluster_name, release_job, submit_job
 from hpcenc.slurm.profiles import MergedProfile, SlurmProfile, read_profile
 from hpcenc.slurm.scripts import job_names, render_script, sbatch_options
 from hpcenc.storage.errors import StudyError
+from hpcenc.storage.files import created_with
 from hpcenc.storage.layout import lock_path, runs_folder
 from hpcenc.storage.lock import acquire, hand_over, job_of, release, this_process
 
@@ -119,7 +120,7 @@ def _submit(
     try:
         folder.log({"event": "submitted", "job": last})
         # The job begins when the lock is its own: else the two would write it at the same time.
-        hand_over(lock_path(store), job_of(run_id, last))
+        hand_over(lock_path(store), job_of(run_id, last, cluster_name()))
         release_job(first, ON_LOGIN_S)
     except BaseException:
         for name in job_names(run_id):
@@ -137,9 +138,7 @@ def _shared(results: Path, profile: SlurmProfile) -> Iterator[None]:
     StudyError
         If there is no such group, or this user may not give it the folder.
     """
-    before = os.umask(0o077)
-    os.umask(before if profile.umask is None else profile.umask)
-    try:
+    with created_with(profile.umask):
         if profile.group is not None:
             results.mkdir(parents=True, exist_ok=True)
             try:
@@ -151,8 +150,6 @@ def _shared(results: Path, profile: SlurmProfile) -> Iterator[None]:
                 why = "there is no such group" if isinstance(error, KeyError) else str(error)
                 raise StudyError(f"group {profile.group!r} of the profile: {why}") from error
         yield
-    finally:
-        os.umask(before)
 
 
 def job_texts(prepared: Prepared, extra: Sequence[str] = (), way: Way = "job") -> Iterator[str]:

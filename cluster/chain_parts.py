@@ -25,6 +25,7 @@ from hpcenc.cluster.submit import (
     prepare_study,
 )
 from hpcenc.slurm.jobs import how_it_ended, requeue_job, this_job
+from hpcenc.slurm.profiles import MergedProfile
 from hpcenc.storage.layout import lock_path
 from hpcenc.storage.lock import release
 from hpcenc.tasks.backends import ON_DEVICES, describe_backend
@@ -81,7 +82,9 @@ def _give_up(part: str, reason: str, details: str, emit: Emit) -> None:
 
 def _prepare(folder: RunFolder, deep: bool) -> Prepared:
     facts = folder.read("run")
-    return prepare_study(folder.study(), facts["models"], facts["layers"], facts["profile"], deep)
+    name = facts["profile"]
+    site = MergedProfile(name, facts["site"]).checked()
+    return prepare_study(folder.study(), facts["models"], facts["layers"], name, site, deep)
 
 
 def _begin(folder: RunFolder, emit: Emit) -> int:

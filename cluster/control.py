@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,17 +11,20 @@ from pathlib import Path
 from hpcenc.cluster.chain import SHARES
 from hpcenc.cluster.credentials import remove_credentials
 from hpcenc.cluster.executors import DaskExecutor, Drain
-from hpcenc.cluster.liveness import is_gone
+from hpcenc.cluster.liveness import is_gone, lock_owner
 from hpcenc.cluster.recruiting import drain_seconds
 from hpcenc.cluster.run_folder import Event, RunFolder
-from hpcenc.cluster.runs import ended_with
+from hpcenc.cluster.runs import ended_with, submitted_job
 from hpcenc.cluster.slurm_pool import SlurmPool, end_workers
 from hpcenc.cluster.submit import EXIT_FAILED, EXIT_INTERRUPTED, Result, prepare_study, run
 from hpcenc.slurm.jobs import requeue_job, this_job
 from hpcenc.slurm.profiles import MergedProfile
-from hpcenc.storage.errors import StudyError
+from hpcenc.slurm.scripts import worker_name
+from hpcenc.storage.errors import LockError, StudyError
+from hpcenc.storage.files import created_with
 from hpcenc.storage.layout import lock_path, runs_folder
-from hpcenc.storage.lock import LockOwner, acquire, hand_over, job_of, read_lock, release, this_process
+from hpcenc.storage.lock import LockOwner, acquire, hand_over, job_of, read_lock, release
+from hpcenc.tasks.records import one_line
 
 LAST_S = 60
 """Before the end of its walltime a controller waits for no task any more."""
@@ -50,8 +54,10 @@ def control(path: Path, listen: Callable[[Event], None] = lambda _: None) -> Res
     """
     folder = RunFolder(path)
     facts, study = folder.read("run"), folder.study()
-    profile = MergedProfile(facts["profile"], facts["site"]).checked()
     store, run_id, job = study.store_path, facts["run_id"], this_job()
+    # Not a job that the controller was started in by hand: that is its user's, to whom it is left.
+    own_job = job if job is not None and job.job_id == submitted_job(folder) else None
+    profile = MergedProfile(facts["profile"], facts["site"]).checked()
     owner = take_lock(store, run_id)
     seconds = drain_seconds(profile)
     drain = Drain(job.end_s if job else None, seconds, min(LAST_S, seconds / 4))
@@ -61,7 +67,9 @@ def control(path: Path, listen: Callable[[Event], None] = lambda _: None) -> Res
             {"event": "controller", **({"job": job.job_id, "restart": job.restart_count} if job else {})}
         )
         end_leftovers(store, run_id)
-        prepared = prepare_study(study, facts["models"], facts["layers"], facts["profile"], deep=True)
+        prepared = prepare_study(
+            study, facts["models"], facts["layers"], facts["profile"], profile, deep=True
+        )
 
         def emit(event: Event) -> None:
             folder.log(event)
@@ -69,16 +77,17 @@ def control(path: Path, listen: Callable[[Event], None] = lambda _: None) -> Res
 
         pool = SlurmPool(facts["profile"], profile, run_id, path, prepared.backend.name, emit)
         description = {"backend": prepared.backend.name, "devices": "those of the workers"}
-        with _draining(drain):
+        with _draining(drain), created_with(profile.umask):
             result = run(prepared, DaskExecutor(pool, drain), folder, description, listen)
-        goes_on = result.exit_status == EXIT_INTERRUPTED and drain.has_begun() and job is not None
-        if goes_on:
-            hand_over(lock_path(store), job_of(run_id, job.job_id))  # type: ignore[union-attr]
+        if result.exit_status == EXIT_INTERRUPTED and drain.has_begun() and own_job is not None:
+            goes_on = True
+            hand_over(lock_path(store), job_of(run_id, own_job.job_id, owner.cluster))
             emit({"event": "requeued"})
-            requeue_job(job.job_id)  # type: ignore[union-attr]
+            requeue_job(own_job.job_id)
         return result
-    except StudyError as error:  # its files are not what they were at the submit
-        for reason in error.problems:
+    except Exception as error:  # or `status` would say for ever that it was killed
+        # Its files may not be what they were at the submit; of the node nothing is known.
+        for reason in error.problems if isinstance(error, StudyError) else [one_line(error)]:
             folder.log({"event": "set aside", "task": "", "reason": reason, "details": ""})
         folder.log({"event": "end", "status": EXIT_FAILED})
         raise
@@ -95,8 +104,7 @@ def take_lock(store: Path, run_id: str) -> LockOwner:
     LockError
         If another run holds it.
     """
-    job = this_job()
-    owner = this_process(run_id, job.job_id if job else "", job.restart_count if job else 0)
+    owner = lock_owner(run_id)
     holder = read_lock(lock_path(store))
     if holder is not None and holder.run_id == run_id:
         hand_over(lock_path(store), owner)
@@ -113,6 +121,11 @@ def end_leftovers(store: Path, own: str) -> None:
     store : Path
     own : str
         Id of the run that calls this, whose own arrays wait already if it is a chain of them.
+
+    Raises
+    ------
+    LockError
+        If they are another user's and do not end.
     """
     for path in runs_folder(store).glob("*"):
         folder = RunFolder(path)
@@ -122,7 +135,11 @@ def end_leftovers(store: Path, own: str) -> None:
             continue
         is_chain = (path / SHARES).exists()
         if (path / "private").exists():  # a run that ended well has removed it
-            end_workers(facts["run_id"])
+            if not end_workers(facts["run_id"]) and (user := path.stat().st_uid) != os.getuid():
+                raise LockError(
+                    f"{store}: run {facts['run_id']} died, and its workers are still there. Only its user, "
+                    f"of id {user}, may end them: scancel --name={worker_name(facts['run_id'])}"
+                )
             remove_credentials(path / "private")
         elif is_chain and facts["run_id"] != own and ended_with(folder) is None:
             end_workers(facts["run_id"])

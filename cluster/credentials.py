@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,9 @@ def make_credentials(folder: Path) -> Any:
 
 
 def remove_credentials(folder: Path) -> None:
-    """Remove the keys of a run that has ended, or died."""
-    for name in ("key", "cert"):
-        (folder / f"{name}.pem").unlink(missing_ok=True)
-    if folder.exists():
-        folder.rmdir()
+    """Remove the keys of a run that has ended, or died; those of another user's are left to their owner."""
+    with contextlib.suppress(PermissionError):
+        for name in ("key", "cert"):
+            (folder / f"{name}.pem").unlink(missing_ok=True)
+        if folder.exists():
+            folder.rmdir()

@@ -1,25 +1,34 @@
-"""Whether the owner of a lock is certainly gone."""
+"""Who owns a lock, and whether that owner is certainly gone."""
 
 from __future__ import annotations
 
 import os
 
+from hpcenc.slurm.jobs import cluster_name, this_job
 from hpcenc.slurm.jobs import is_gone as job_is_gone
-from hpcenc.storage.lock import LockOwner, process_start, this_host
+from hpcenc.storage.lock import LockOwner, process_start, this_host, this_process
+
+
+def lock_owner(run_id: str) -> LockOwner:
+    """This process, with the job that it runs in, as the owner of a lock."""
+    if (job := this_job()) is None:
+        return this_process(run_id)
+    return this_process(run_id, job.job_id, job.restart_count, cluster_name())
 
 
 def is_gone(owner: LockOwner) -> bool:
     """Whether a run's process is no more; False when in doubt.
 
     On the machine that it runs on, its process tells, in a job too: a job goes on after a command in
-    it was killed, and a requeued job is the same job again. From elsewhere, a job is gone when squeue
-    says so. Without a job, a machine that was started anew has ended the process; any other is in doubt.
+    it was killed, and a requeued job is the same job again. From elsewhere, a job is gone when its own
+    cluster's squeue says so. Without a job, a machine that was started anew has ended the process; any
+    other is in doubt.
     """
     host, boot_id = this_host()
     if owner.host == host and owner.boot_id and owner.boot_id == boot_id:
         return _has_ended(owner)
     if owner.job_id:
-        return job_is_gone(owner.job_id)
+        return owner.cluster in ("", cluster_name()) and job_is_gone(owner.job_id)
     return owner.host == host and bool(owner.boot_id) and bool(boot_id)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hpcenc.cluster.enlistment import code_digest
+from hpcenc.cluster.ports import free_port
 from hpcenc.cluster.recruiting import Recruiter
 from hpcenc.slurm.commands import SlurmError
 from hpcenc.slurm.jobs import check_job
@@ -99,8 +100,8 @@ def _check_code(expected: str) -> Finding:
 @contextlib.contextmanager
 def _listening(folder: Path, profile: SlurmProfile) -> Iterator[socket.socket]:
     """A server as a controller has one, whose address lies in the folder."""
-    host, ports = _own_address(profile), profile.network.ports
-    with socket.create_server((host, ports[0] if ports else 0)) as server:
+    host = _own_address(profile)
+    with socket.create_server((host, free_port(host, profile.network.ports))) as server:
         address = {"host": host, "port": server.getsockname()[1]}
         address |= {"node": _node(), "renamed_s": time.time()}
         write_atomically(folder / ADDRESS, json.dumps(address).encode())

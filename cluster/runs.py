@@ -70,30 +70,35 @@ def cancel_run(study: Study) -> str:
     SlurmError
         If SLURM cannot be reached, or a job is another user's.
     StudyError
-        If nothing was ever submitted, or the run is not one of SLURM's.
+        If nothing was ever submitted, or the run's controller is not in a job of SLURM's.
     """
     folder = latest_run(study)
     facts = folder.read("run")
     if "site" not in facts:
         raise StudyError(f"{folder.path}: not a run on SLURM; end it by Ctrl-C where it runs")
     run_id = facts["run_id"]
+    holder = read_lock(lock_path(study.store_path))
+    if submitted_job(folder) == "" and holder is not None and holder.run_id == run_id and not is_gone(holder):
+        raise StudyError(
+            f"run {run_id}: its controller is process {holder.pid} on {holder.host}, which would ask for new "
+            f"workers; end it there by Ctrl-C or `kill {holder.pid}`"
+        )
     names = job_names(run_id)
     jobs = [job for name in names for job in job_states(name=name, patience_s=ON_LOGIN_S)]
     alive = [job for job in jobs if job.ending == "running"]
     # The controller first: it ends its workers itself, and asks for no more of them.
-    for name in names:
-        end_jobs(name)
+    ended = [end_jobs(name) for name in names]
     if (folder.path / "private").exists():
         from hpcenc.cluster.credentials import remove_credentials
 
         remove_credentials(folder.path / "private")
-    holder = read_lock(lock_path(study.store_path))
     if holder is not None and holder.run_id == run_id:
         release(lock_path(study.store_path), holder)
     if not alive:
         return f"run {run_id}: no job of it waits or runs"
     folder.log({"event": "cancelled", "jobs": [job.job_id for job in alive]})
-    return f"run {run_id}: cancelled {', '.join(job.job_id for job in alive)}"
+    late = "" if all(ended) else "; SLURM has not come to the end of all of them yet"
+    return f"run {run_id}: cancelled {', '.join(job.job_id for job in alive)}{late}"
 
 
 def log_files(study: Study, job_id: str = "") -> list[Path]:
@@ -126,6 +131,11 @@ def latest_run(study: Study) -> RunFolder:
     if folder is None:
         raise StudyError(f"{study.store_path}: nothing was submitted yet. `hpcenc submit` begins.")
     return folder
+
+
+def submitted_job(folder: RunFolder) -> str:
+    """The job in which a run was submitted; empty if its controller runs in a terminal."""
+    return next((str(event["job"]) for event in folder.events() if event["event"] == "submitted"), "")
 
 
 def ended_with(folder: RunFolder) -> int | None:

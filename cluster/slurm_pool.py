@@ -14,6 +14,7 @@ from distributed.deploy.spec import ProcessInterface
 
 from hpcenc.cluster.credentials import make_credentials, remove_credentials
 from hpcenc.cluster.pools import DASK_SETTINGS, Crew, quiet
+from hpcenc.cluster.ports import free_port
 from hpcenc.cluster.recruiting import Recruiter
 from hpcenc.cluster.run_folder import Event
 from hpcenc.cluster.slurm_crew import SlurmCrew
@@ -106,8 +107,8 @@ class SlurmPool:
         settings = {**DASK_SETTINGS, "distributed.deploy.lost-worker-timeout": "1 hour"}
         network, private = self._profile.network, self._folder / "private"
         scheduler: dict[str, Any] = {"dashboard_address": "127.0.0.1:0", "protocol": "tls://"}
-        if network.ports is not None:
-            scheduler["port"] = network.ports[0]  # workers take the ports from here on, each its own
+        if network.ports is not None:  # Dask's scheduler takes no range, as its workers do
+            scheduler["port"] = free_port("", network.ports)
         security = make_credentials(private)
         try:
             with (
@@ -146,6 +147,6 @@ def close_in_time(part: Any) -> None:
         part.close(timeout=CLOSE_S)
 
 
-def end_workers(run_id: str) -> None:
-    """Cancel all worker jobs of a run, and wait until none of them can write any more."""
-    end_jobs(worker_name(run_id))
+def end_workers(run_id: str) -> bool:
+    """Cancel all worker jobs of a run, and wait for their ends; whether all have come."""
+    return end_jobs(worker_name(run_id))

@@ -96,15 +96,20 @@ def read_status(study: Study) -> Status:
     events = list(folder.events())
     run = folder.read("run")
     jobs, unknown = _jobs(run) if "site" in run else ((), "")
+    ended = ended_with(folder)
+    holder = None if holder is None or is_gone(holder) else holder
+    now = datetime.now(UTC)
+    if events and (ended is not None or not (holder or jobs or unknown)):  # its workers are gone, too
+        now = datetime.fromisoformat(events[-1]["time"])
     return Status(
         run=run,
         folder=str(folder.path),
         stages=stages,
         fits={group: (done_units[group], n_units) for group, n_units in all_units.items()},
         set_aside=set_aside_in(events),
-        ended=ended_with(folder),
-        holder=None if holder is None or is_gone(holder) else holder,
-        account=account(events, datetime.now(UTC)),
+        ended=ended,
+        holder=holder,
+        account=account(events, now),
         jobs=jobs,
         jobs_unknown=unknown,
         dashboard=_dashboard(events),

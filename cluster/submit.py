@@ -15,10 +15,11 @@ from hpcenc.cluster.backend_choice import choose_backend, choose_cluster_backend
 from hpcenc.cluster.controller import Emit, Progress, run_plan
 from hpcenc.cluster.executors import Executor, make_executor
 from hpcenc.cluster.granted import memory_bytes
-from hpcenc.cluster.liveness import is_gone
+from hpcenc.cluster.liveness import is_gone, lock_owner
 from hpcenc.cluster.pools import CrewError
 from hpcenc.cluster.pricing import memory_problems, price_run, walltime_problems, worker_memory_problems
 from hpcenc.cluster.run_folder import Event, RunFolder, new_run_id
+from hpcenc.cluster.watching import watched
 from hpcenc.slurm.commands import SlurmError
 from hpcenc.slurm.jobs import this_job
 from hpcenc.slurm.profiles import HERE, SlurmProfile, find_profile
@@ -26,7 +27,7 @@ from hpcenc.storage.digests import FileDigests
 from hpcenc.storage.errors import FullError, StoreError, StudyError, is_full
 from hpcenc.storage.groups import GroupSpec, group_state
 from hpcenc.storage.layout import SWEEPS, lock_path
-from hpcenc.storage.lock import acquire, release, this_process
+from hpcenc.storage.lock import acquire, release
 from hpcenc.storage.regions import study_regions
 from hpcenc.storage.study import Study, load_study
 from hpcenc.tasks.backends import BackendChoice
@@ -64,6 +65,7 @@ class Prepared:
     models: str
     layers: str
     profile: str
+    site: SlurmProfile | None
     peak: WorkerPeak
 
     @property
@@ -120,8 +122,9 @@ def prepare(
     """
     study = choose_subjects(load_study(path), subjects)
     profile = profile or study.cluster.profile
-    prepared = prepare_study(study, models, layers, profile, deep=profile in HERE)
-    if (site := _site(study, profile)) is not None:
+    site = None if profile in HERE else find_profile(profile, overrides=study.cluster.slurm)
+    prepared = prepare_study(study, models, layers, profile, site, deep=site is None)
+    if site is not None:
         # Here alone: by the rate of a node that is busy, a run that goes on there would end.
         problems = walltime_problems(prepared.plan, study.store_path, site, profile, prepared.backend.name)
         if problems:
@@ -129,15 +132,19 @@ def prepare(
     return prepared
 
 
-def prepare_study(study: Study, models: str, layers: str, profile: str, deep: bool) -> Prepared:
+def prepare_study(
+    study: Study, models: str, layers: str, profile: str, site: SlurmProfile | None, deep: bool
+) -> Prepared:
     """The same for a study that was read, with the subjects that are wanted.
 
     Parameters
     ----------
+    site : SlurmProfile or None
+        What the profile is; None if the run is for this machine. A run goes by that of its submit, whose
+        files may have changed since, or lie on the login node alone.
     deep : bool
         Look into checkpoints. A login node does not: that is the controller's first step.
     """
-    site = _site(study, profile)
     feature_sets = select_feature_sets(study, models, layers)
     digests = digest_memory(study)
     facts = inspect(study, feature_sets, study.scanned, digests, deep)
@@ -156,12 +163,7 @@ def prepare_study(study: Study, models: str, layers: str, profile: str, deep: bo
         problems = memory_problems(study, peak, profile, memory_bytes())
     if problems:
         raise StudyError(problems)
-    return Prepared(study, feature_sets, facts, plan, backend, digests, models, layers, profile, peak)
-
-
-def _site(study: Study, profile: str) -> SlurmProfile | None:
-    """The site that a run is for; None if it is for this machine."""
-    return None if profile in HERE else find_profile(profile, overrides=study.cluster.slurm)
+    return Prepared(study, feature_sets, facts, plan, backend, digests, models, layers, profile, site, peak)
 
 
 def choose_subjects(study: Study, subjects: str) -> Study:
@@ -209,7 +211,7 @@ def price(prepared: Prepared) -> dict[str, Any]:
             prepared.backend.name,
             prepared.peak,
             prepared.profile,
-            _site(study, prepared.profile),
+            prepared.site,
         ),
     }
 
@@ -254,7 +256,7 @@ def submit(
     description = try_backend(study, prepared.backend.name)
     executor = make_executor(profile or prepared.profile, study.cluster, prepared.peak.n_bytes)
     job, run_id = this_job(), new_run_id()
-    owner = this_process(run_id, job.job_id if job else "", job.restart_count if job else 0)
+    owner = lock_owner(run_id)
     acquire(lock_path(store), owner, is_gone)
     try:
         prepared.digests.save()
@@ -266,7 +268,8 @@ def submit(
         }
         folder = RunFolder.create(store, run_id, prepared.plan, settings)
         deadline = Deadline(job.end_s) if job is not None and job.end_s else None
-        return run(prepared, executor, folder, description, listen, deadline)
+        with watched(prepared.plan, store, listen) as told:
+            return run(prepared, executor, folder, description, told, deadline)
     finally:
         release(lock_path(store), owner)
 

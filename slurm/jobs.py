@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
@@ -102,6 +103,18 @@ def this_job() -> Job | None:
     return Job(job_id, int(os.environ.get("SLURM_RESTART_COUNT", "0")), float(end) if end else None)
 
 
+def cluster_name() -> str:
+    """Name of the SLURM cluster that is spoken to from here; empty if it cannot be told."""
+    if name := os.environ.get("SLURM_CLUSTER_NAME"):
+        return name
+    try:
+        config = run_command(["scontrol", "show", "config"], patience_s=0)
+    except SlurmError:
+        return ""
+    found = re.search(r"^ClusterName\s*=\s*(\S+)", config, re.MULTILINE)
+    return found[1] if found else ""
+
+
 def is_gone(job_id: str) -> bool:
     """Whether squeue answered that a job is neither waiting nor running; in doubt it is not gone."""
     try:
@@ -140,9 +153,12 @@ def submit_job(script: str, options: Sequence[str], patience_s: float = PATIENCE
         if not error.transient:
             raise
         # The request may have come through and only the answer not: the token tells, when SLURM is back.
-        if (found := _find_by_comment(token, patience_s)) is not None:
-            return found
-        answer = run_command(command, stdin=script, patience_s=patience_s)
+        if found := _ids_by_comment(token, patience_s):
+            return found[0]
+        job_id = _parse_id(run_command(command, stdin=script, patience_s=patience_s), command)
+        with contextlib.suppress(SlurmError):  # the first request may have waited for as long
+            cancel_jobs(ids=[other for other in _ids_by_comment(token, 0) if other != job_id], patience_s=0)
+        return job_id
     return _parse_id(answer, command)
 
 
@@ -216,8 +232,13 @@ def cancel_jobs(*, name: str | None = None, ids: Sequence[str] = (), patience_s:
             raise
 
 
-def end_jobs(name: str, seconds: float = 60.0) -> None:
-    """Cancel all jobs of a name, and wait until they have ended.
+def end_jobs(name: str, seconds: float = 60.0) -> bool:
+    """Cancel all of this user's jobs of a name, and wait until all jobs of it have ended.
+
+    Returns
+    -------
+    bool
+        Whether they have: those of a node that went away, or of another user, take longer.
 
     Raises
     ------
@@ -226,8 +247,11 @@ def end_jobs(name: str, seconds: float = 60.0) -> None:
     """
     cancel_jobs(name=name)
     end = time.monotonic() + seconds
-    while any(job.ending == "running" for job in job_states(name=name)) and time.monotonic() < end:
+    while any(job.ending == "running" for job in job_states(name=name)):
+        if time.monotonic() > end:
+            return False
         time.sleep(0.5)
+    return True
 
 
 def release_job(job_id: str, patience_s: float = PATIENCE_S) -> None:
@@ -252,13 +276,11 @@ def requeue_job(job_id: str) -> None:
     run_command(["scontrol", "requeue", job_id])
 
 
-def _find_by_comment(token: str, patience_s: float) -> str | None:
+def _ids_by_comment(token: str, patience_s: float) -> list[str]:
     command = ["squeue", "--noheader", "--me", "--states=all", "--format=%i|%k"]
-    for line in run_command(command, patience_s=patience_s).splitlines():
-        job_id, _, comment = line.partition(_SEPARATOR)
-        if comment.strip() == token:
-            return job_id
-    return None
+    lines = run_command(command, patience_s=patience_s).splitlines()
+    pairs = (line.split(_SEPARATOR, 1) for line in lines if _SEPARATOR in line)
+    return [job_id for job_id, comment in pairs if comment.strip() == token]
 
 
 def _parse_id(answer: str, command: Sequence[str]) -> str:

@@ -36,12 +36,12 @@ _KEY_OF = {
 """Options of sbatch that have a key of their own."""
 
 _OURS = (
-    "array", "bcast", "begin", "chdir", "container", "container-image", "dependency", "error", "export",
-    "export-file", "get-user-env", "hold", "input", "job-name", "kill-on-invalid-dep", "nodes", "no-requeue",
-    "ntasks", "ntasks-per-node", "open-mode", "output", "parsable", "quiet", "requeue", "signal", "test-only",
-    "time-min", "wait", "wrap",
+    "array", "bcast", "begin", "chdir", "clusters", "container", "container-image", "dependency", "error",
+    "export", "export-file", "get-user-env", "hold", "input", "job-name", "kill-on-invalid-dep", "nodes",
+    "no-requeue", "ntasks", "ntasks-per-node", "open-mode", "output", "parsable", "quiet", "requeue",
+    "signal", "test-only", "time-min", "wait", "wrap",
 )  # fmt: skip
-"""Options that hpcenc sets itself, or that would change which code a job runs."""
+"""Options that hpcenc sets itself, or that would change which code a job runs, or where it is looked for."""
 
 
 def parse_walltime(value: object) -> int:

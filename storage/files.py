@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -25,3 +27,14 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
     os.replace(partial, path)
     sync(path.parent)
+
+
+@contextmanager
+def created_with(umask: int | None) -> Iterator[None]:
+    """Let files be made under another umask; None leaves this process's own."""
+    before = os.umask(0o077)
+    os.umask(before if umask is None else umask)
+    try:
+        yield
+    finally:
+        os.umask(before)

@@ -29,9 +29,11 @@ class LockOwner:
     """When the process began, as its kernel counts: process ids come back."""
     job_id: str = ""
     restart_count: int = 0
+    cluster: str = ""
+    """Of SLURM, whose job it is: another one has other jobs of the same ids."""
 
 
-def this_process(run_id: str, job_id: str = "", restart_count: int = 0) -> LockOwner:
+def this_process(run_id: str, job_id: str = "", restart_count: int = 0, cluster: str = "") -> LockOwner:
     """The owner that this process would be."""
     host, boot_id = this_host()
     return LockOwner(
@@ -43,6 +45,7 @@ def this_process(run_id: str, job_id: str = "", restart_count: int = 0) -> LockO
         process_start=process_start(os.getpid()),
         job_id=job_id,
         restart_count=restart_count,
+        cluster=cluster,
     )
 
 
@@ -168,9 +171,18 @@ def hand_over(path: Path, to: LockOwner) -> None:
     theirs.replace(path)
 
 
-def job_of(run_id: str, job_id: str) -> LockOwner:
+def job_of(run_id: str, job_id: str, cluster: str = "") -> LockOwner:
     """The owner that a waiting job is: it has no process yet."""
-    return LockOwner(run_id, host="", boot_id="", pid=0, user=_user(), process_start="", job_id=job_id)
+    return LockOwner(
+        run_id,
+        host="",
+        boot_id="",
+        pid=0,
+        user=_user(),
+        process_start="",
+        job_id=job_id,
+        cluster=cluster,
+    )
 
 
 def release(path: Path, owner: LockOwner) -> None:

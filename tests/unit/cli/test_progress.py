@@ -70,3 +70,19 @@ def test_bars_are_drawn_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "3/3 units" in text
     assert "set aside: fit s1 block 0 it [broke]" in text
     assert DASHBOARD in text.replace("\n", " ")
+
+
+def test_units_that_marks_show_are_told_before_their_task_ends(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "LINE_EVERY_S", -1.0)
+    with listener() as listen:
+        listen(EVENTS[0])
+        listen({"event": "progress", "done": 2})
+        listen(EVENTS[2])  # one of those
+        listen({"event": "progress", "done": 3})
+    assert capsys.readouterr().err.splitlines() == [
+        "fit: 3 units",
+        "fit: 2 of 3 units done",
+        "fit: 3 of 3 units done",
+    ]

@@ -19,9 +19,8 @@ from hpcenc.slurm.profiles import SlurmProfile
 from hpcenc.tasks.backends import BackendError
 
 WORKERS = {"partition": "any", "walltime": 10, "cores": 1, "memory": "2G", "max_jobs": 3}
-PROFILE = SlurmProfile.model_validate(
-    {"scratch": "/tmp", "controller": {"partition": "any", "walltime": 30}, "cpu": WORKERS}
-)
+SITE = {"scratch": "/tmp", "controller": {"partition": "any", "walltime": 30}, "cpu": WORKERS}
+PROFILE = SlurmProfile.model_validate(SITE)
 
 
 @pytest.fixture
@@ -48,6 +47,7 @@ def member(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     """The folder of a run of which this process is member 1 of the array of fits, in job 12."""
     settings = {
         **run_settings(prepared, "serial", []),
+        "site": SITE,
         "study_folder": str(prepared.study.folder),
         "models": prepared.models,
         "layers": prepared.layers,

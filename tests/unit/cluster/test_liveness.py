@@ -91,6 +91,23 @@ def test_a_job_elsewhere_is_gone_when_squeue_says_so(ours: LockOwner, squeue_say
     assert is_gone(owner)
 
 
+def test_a_job_of_another_cluster_is_in_doubt(
+    ours: LockOwner, squeue_says: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    squeue_says.write_text("")
+    owner = replace(ours, host="node07", boot_id="another", job_id="4711", cluster="alpha")
+    for cluster, gone in (("beta", False), ("alpha", True)):
+        monkeypatch.setenv("SLURM_CLUSTER_NAME", cluster)
+        assert is_gone(owner) == gone
+    monkeypatch.delenv("SLURM_CLUSTER_NAME")
+    scontrol = squeue_says.parent / "scontrol"
+    scontrol.write_text("#!/bin/sh\necho 'ClusterName             = alpha'\n")
+    scontrol.chmod(0o755)
+    assert is_gone(owner)
+    scontrol.write_text("#!/bin/sh\nexit 1\n")
+    assert not is_gone(owner)
+
+
 def test_a_killed_command_is_gone_though_its_job_goes_on(ours: LockOwner, squeue_says: Path) -> None:
     squeue_says.write_text("RUNNING\n")
     assert is_gone(replace(ours, job_id="4711", pid=ended_pid()))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -109,6 +110,16 @@ def test_a_living_run_holds_the_store_and_a_dead_one_does_not(study: Study) -> N
     ended.wait()
     acquire(path, replace(this_process("abcdefgh"), pid=ended.pid), lambda _: False)
     assert read_status(study).holder is None
+
+
+def test_workers_of_a_run_that_died_are_counted_to_its_last_word(study: Study) -> None:
+    folder = RunFolder.create(study.store_path, "abcdefgh", PLAN, {})
+    lines = [
+        {"time": "2026-01-01T00:00:00+00:00", "event": "worker", "job": "7", "why": ""},
+        {"time": "2026-01-01T02:00:00+00:00", "event": "queue", "pending": {}},
+    ]
+    (folder.path / "events.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert read_status(study).account.worker_hours == pytest.approx(2)
 
 
 def test_a_status_is_plain_values(study: Study) -> None:

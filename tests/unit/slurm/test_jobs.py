@@ -10,7 +10,16 @@ import pytest
 
 from hpcenc.slurm import commands
 from hpcenc.slurm.commands import SlurmError
-from hpcenc.slurm.jobs import Job, cancel_jobs, how_it_ended, is_gone, job_states, submit_job, this_job
+from hpcenc.slurm.jobs import (
+    Job,
+    cancel_jobs,
+    end_jobs,
+    how_it_ended,
+    is_gone,
+    job_states,
+    submit_job,
+    this_job,
+)
 
 Squeue = Callable[..., Path]
 Fake = Callable[..., Callable[[], list[list[str]]]]
@@ -149,6 +158,29 @@ def test_a_job_that_never_arrived_is_submitted_again(fake: Fake, no_pause: list[
     fake("squeue", ("17|another\n", "", 0))
     assert submit_job("#!/bin/sh\n", []) == "4712"
     assert len(calls()) == 2
+
+
+def test_a_job_that_arrived_late_and_twice_is_cancelled_once(
+    fake: Fake, no_pause: list[float], tmp_path: Path
+) -> None:
+    fake("sbatch", ("", TIMED_OUT, 1), ("4712\n", "", 0))
+    cancelled = fake("scancel", ("", "", 0))
+    squeue, asked = tmp_path / "bin" / "squeue", tmp_path / "asked"
+    token = f"$(cat {tmp_path}/sbatch.calls.token)"
+    squeue.write_text(
+        f'#!/bin/sh\n[ -e {asked} ] && printf "4711|{token}\\n4712|{token}\\n"; touch {asked}\n'
+    )
+    squeue.chmod(0o755)
+    assert submit_job("#!/bin/sh\n", []) == "4712"
+    assert cancelled() == [["--quiet", "4711"]]
+
+
+def test_jobs_that_do_not_end_are_told(fake: Fake) -> None:
+    fake("scancel", ("", "", 0))
+    fake("squeue", ("12|w|COMPLETING|None|n1|1795000000|1795000010|1795003610|\n", "", 0))
+    assert not end_jobs("w", seconds=0)
+    fake("squeue", ("12|w|CANCELLED|None|n1|1795000000|1795000010|1795003610|\n", "", 0))
+    assert end_jobs("w", seconds=0)
 
 
 def test_states_are_parsed(fake: Fake) -> None:

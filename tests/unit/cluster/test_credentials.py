@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from hpcenc.cluster.credentials import make_credentials, remove_credentials
+
+
+def test_keys_are_their_users_alone_and_go_with_the_run(tmp_path: Path) -> None:
+    folder = tmp_path / "private"
+    make_credentials(folder)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
+    remove_credentials(folder)
+    assert not folder.exists()
+    remove_credentials(folder)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to be another user")
+def test_keys_of_another_user_are_left_to_that_user(tmp_path: Path) -> None:
+    folder = tmp_path / "private"
+    make_credentials(folder)
+    for path in (*tmp_path.parents, tmp_path):
+        if path.stat().st_mode & 0o005 != 0o005:
+            path.chmod(path.stat().st_mode | 0o005)
+    child = os.fork()
+    if child == 0:
+        os.setuid(1)
+        try:
+            remove_credentials(folder)
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["cert.pem", "key.pem"]
