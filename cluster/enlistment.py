@@ -29,7 +29,6 @@ class Enlistment:
         Why it can have no task; empty if it can.
     """
 
-    job_id: str
     node: str
     gpu: str
     end_s: float | None
@@ -59,7 +58,6 @@ def enlist(code: str, backend: str) -> Enlistment:
         except BackendError as error:
             refusal = f"{node}: {error}"
     return Enlistment(
-        job_id=job.job_id if job else "",
         node=node,
         gpu=os.environ.get("CUDA_VISIBLE_DEVICES", ""),
         end_s=job.end_s if job else None,

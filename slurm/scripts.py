@@ -173,14 +173,14 @@ def render_script(
     texts = [*command, *settings.values()]
     if any("\0" in text for text in texts):
         raise ValueError("a NUL in a command or a variable")
-    kept = '"$scratch"' if cache is None else _expanded(cache)
+    kept = '"$scratch"' if cache is None else _expanded("cache", cache)
     lines = [
         "#!/bin/bash",
         f': "${{SLURM_JOB_END_TIME:=$(($(date +%s) + {60 * walltime_min}))}}"',
         "export SLURM_JOB_END_TIME",
         *prologue,
         "set -eu",  # from here on: a prologue may have unset variables
-        f'scratch={_expanded(scratch)}"/hpcenc-$(id -u)-$SLURM_JOB_ID"',
+        f'scratch={_expanded("scratch", scratch)}"/hpcenc-$(id -u)-$SLURM_JOB_ID"',
         'mkdir -p -m 700 "$scratch"',
         *([] if umask is None else [f"umask {umask:03o}"]),
         *(f"export {name}={kept}/{folder}" for name, folder in CACHES.items()),
@@ -212,12 +212,12 @@ def _checked_folder(folder: Path) -> str:
     return one_line_text("run folder", str(folder))
 
 
-def _expanded(text: str) -> str:
+def _expanded(what: str, text: str) -> str:
     """A text in double quotes, in which only variables are expanded."""
-    one_line_text("scratch", text)
+    one_line_text(what, text)
     if "$(" in text or "`" in text:
         raise ValueError(
-            f"scratch {text!r}: expected a folder; variables such as $TMPDIR may be in it, no commands"
+            f"{what} {text!r}: expected a folder; variables such as $TMPDIR may be in it, no commands"
         )
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'

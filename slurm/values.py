@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9_.+@-]*"
 _VALUE = r"[A-Za-z0-9_.,:/+=@*\[\]-]+"
@@ -148,33 +148,8 @@ def check_directive(text: str) -> str:
 
 def check_folder(text: str) -> str:
     """An absolute folder, in which variables may stand, as in ``/scratch/$USER/$SLURM_JOB_ID``."""
-    if not re.fullmatch(r"/[A-Za-z0-9_.,:+@/ -]*", expand_variables(text, None)) or ".." in text.split("/"):
+    # A variable stands for an absolute path, or for a name in one.
+    plain = _VARIABLE.sub(lambda found: "x" if found.start() else "/x", text)
+    if not re.fullmatch(r"/[A-Za-z0-9_.,:+@/ -]*", plain) or ".." in text.split("/"):
         raise ValueError("expected an absolute folder, in which only variables such as $TMPDIR are expanded")
     return text
-
-
-def expand_variables(text: str, environ: Mapping[str, str] | None) -> str:
-    """A text with its ``$NAME`` and ``${NAME}`` replaced, on the node where they have a value.
-
-    Parameters
-    ----------
-    text : str
-        As `check_folder` accepts it.
-    environ : mapping, optional
-        Values of the variables; without it each one stands for an absolute path or a name in one.
-
-    Raises
-    ------
-    ValueError
-        If a variable has no value.
-    """
-
-    def value(found: re.Match[str]) -> str:
-        name = found[1] or found[2]
-        if environ is None:
-            return "/x" if found.start() == 0 else "x"
-        if not environ.get(name):
-            raise ValueError(f"{text!r}: expected a value of ${name}, found none on this node")
-        return environ[name]
-
-    return _VARIABLE.sub(value, text)

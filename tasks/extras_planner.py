@@ -101,6 +101,7 @@ class ExtrasPlanner:
                 "block": fit.block,
                 "rows": asdict(rows),
                 "delay": sweeps.tags,
+                "zscore": fit.zscore_bold,
             }
             group, key = singles_group(feature_set.label, scanned.subject), digest(inputs)
             folds = [fold.name for fold in rows.folds()]
@@ -114,4 +115,4 @@ class ExtrasPlanner:
             }
             arrays = singles_arrays(len(folds), self._bold.n_voxels, fit.block)
             self._groups[group] = GroupSpec(group, key, arrays, len(self._bold.blocks), attributes)
-            yield SinglesUnit(Unit(group, 0, key), source, rows, sweeps.tags, tuple(needs))
+            yield SinglesUnit(Unit(group, 0, key), source, rows, sweeps.tags, fit.zscore_bold, tuple(needs))

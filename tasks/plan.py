@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -82,11 +81,6 @@ class Plan:
         stored = sum(array.n_bytes for spec in self.groups_to_write(store) for array in spec.arrays.values())
         left = [unit for stage in self.pending(store) for unit in stage.units_left(store)]
         return stored + sum(unit.cached_bytes for unit in left)
-
-    @cached_property
-    def n_units(self) -> int:
-        """Units of all tasks."""
-        return sum(len(task.units) for stage in self.stages for task in stage.tasks)
 
 
 def planned_files(groups: Iterable[GroupSpec]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hpcenc.storage.spaces import SpaceSource
     from hpcenc.storage.store import Store
 
-SINGLES_VERSION = 2
+SINGLES_VERSION = 3
 """Part of the digest of single features: raised by hand whenever their scores change."""
 
 SINGLE_SCORES = ("r", "chance", "feature", "r_train")
@@ -36,6 +36,8 @@ class SinglesUnit:
     ----------
     delay : int
         TRs that features are shifted by.
+    zscore : {"run", "movie"}
+        Of BOLD, as fits have it.
     needs : tuple of Unit
         Features, and BOLD that is made before.
     """
@@ -44,6 +46,7 @@ class SinglesUnit:
     space: SpaceSource
     rows: Rows
     delay: int
+    zscore: Literal["run", "movie"]
     needs: tuple[Unit, ...]
 
     def work(self, store: Store, bold: NDArray[np.float32], voxels: slice) -> Mapping[str, Fact]:
@@ -52,26 +55,21 @@ class SinglesUnit:
         from hpcenc.storage.design import shift_within_runs
         from hpcenc.storage.features import read_space
         from hpcenc.tasks.scores import circular_shift_chance, pearson_r
-        from hpcenc.tasks.zscoring import run_lengths, zscore_runs
+        from hpcenc.tasks.zscoring import run_lengths, zscore_rows
 
         features = read_space(store, self.space).astype(np.float64)
         folds = self.rows.folds()
         values = np.full((len(SINGLE_SCORES), len(folds), bold.shape[1]), np.nan, np.float32)
         for place, fold in enumerate(folds):
-            parts, valid = [], np.ones(bold.shape[1], dtype=bool)
-            for mask in (fold.train, fold.test):
-                rows = np.flatnonzero(mask)
-                scored, defined = zscore_runs(bold[rows], run_lengths(rows, self.rows.onsets))
-                parts.append(scored)
-                valid &= defined
-            train, test = parts
+            rows = np.flatnonzero(fold.train), np.flatnonzero(fold.test)
+            train, test, valid = zscore_rows(bold, rows, self.rows.onsets, self.zscore)
             # What comes before a run's start is taken for the mean, as in the delayed design: zeros would be
             # the same step in every run.
             centred = features - features[fold.train].mean(axis=0)
             shifted = shift_within_runs(centred, self.delay, self.rows.onsets)
             feature, r_train = choose_features(shifted[fold.train], train)
             course = np.sign(r_train) * shifted[fold.test][:, feature]
-            lengths = run_lengths(np.flatnonzero(fold.test), self.rows.onsets)
+            lengths = run_lengths(rows[1], self.rows.onsets)
             chance, _ = circular_shift_chance(course.astype(np.float32), test, lengths)
             found = pearson_r(course, test), chance, feature, r_train
             values[:, place] = np.where(valid & np.isfinite(r_train), found, np.nan)

@@ -64,6 +64,45 @@ def zscore_runs(Y: Array, run_lengths: Sequence[int]) -> tuple[Array, Array]:
     return xp.matrix_transpose(xp.where(valid[:, None], together, xp.zeros_like(together))), valid
 
 
+def zscore_rows(
+    Y: Array,
+    rows: tuple[NDArray[np.intp], NDArray[np.intp]],
+    run_onsets: Sequence[int],
+    zscore: Literal["run", "movie"],
+) -> tuple[Array, Array, Array]:
+    """Training and test rows of BOLD z-scored as a fit wants them.
+
+    Parameters
+    ----------
+    Y : array of shape (n_trs, n_voxels)
+    rows : tuple of two arrays of int
+        Training rows and test rows, each rising.
+    run_onsets : sequence of int
+        First row of each run; begins with 0.
+    zscore : {"run", "movie"}
+        Within runs, training and test rows each by their own statistics; or by one mean and scale of all of
+        them.
+
+    Returns
+    -------
+    train : array of shape (n_train, n_voxels)
+    test : array of shape (n_test, n_voxels)
+        Both zero where a voxel is not valid.
+    valid : array of bool, shape (n_voxels,)
+        False where the voxel is not finite, or constant, in any run of either.
+    """
+    xp = array_namespace(Y)
+    (train, in_train), (test, in_test) = (
+        zscore_runs(take_rows(Y, part), run_lengths(part, run_onsets)) for part in rows
+    )
+    valid = xp.logical_and(in_train, in_test)
+    if zscore == "movie":
+        used = np.concatenate(rows)
+        together, _ = zscore_runs(take_rows(Y, used), [len(used)])
+        train, test = together[: len(train), :], together[len(train) :, :]
+    return (*(xp.where(valid, part, xp.zeros_like(part)) for part in (train, test)), valid)
+
+
 @dataclass(frozen=True, eq=False)
 class Standardised:
     """BOLD of the voxels of a block that can be fitted.
@@ -114,20 +153,13 @@ def standardise(
     Parameters are those of `fit_block`.
     """
     xp = array_namespace(Y)
-    used = np.concatenate([ops.train_rows, ops.test_rows])
     train, test = room(len(ops.train_rows), Y), room(len(ops.test_rows), Y)
     valid = []
     for part in slices(Y.shape[1], sub_block):
-        both = []
-        for scored, rows in ((train, ops.train_rows), (test, ops.test_rows)):
-            lengths = run_lengths(rows, run_onsets)
-            scored[:, part], is_valid = zscore_runs(take_rows(Y[:, part], rows), lengths)
-            both.append(is_valid)
-        valid.append(xp.logical_and(*both))
-        if zscore == "movie":
-            together, _ = zscore_runs(take_rows(Y[:, part], used), [len(used)])
-            together = xp.where(valid[-1], together, xp.zeros_like(together))
-            train[:, part], test[:, part] = together[: len(train), :], together[len(train) :, :]
+        train[:, part], test[:, part], is_valid = zscore_rows(
+            Y[:, part], (ops.train_rows, ops.test_rows), run_onsets, zscore
+        )
+        valid.append(is_valid)
     valid = xp.concat(valid)
 
     n_fitted = max(1, int(xp.sum(xp.astype(valid, xp.int64))))

@@ -177,8 +177,10 @@ _SETTINGS: Mapping[str, Callable[[Attributes], str]] = {
     "solver": _describe_solver,
 }
 
+_ZSCORED = {"run": "each run", "movie": "all used rows of all runs, test rows among them"}
+
 _FIT_SETTINGS: Mapping[str, Callable[[Attributes], str]] = {
-    "BOLD z-scored over": lambda fit: f"each {fit['zscore']}",
+    "BOLD z-scored over": lambda fit: _ZSCORED[fit["zscore"]],
     "alpha of": lambda fit: "each vertex" if fit["settings"]["fit"]["alpha"] == "voxel" else "all vertices",
 }
 

@@ -79,7 +79,7 @@ class Recruiter:
 
 
 def good(address: str) -> Answer:
-    return Answer(Enlistment("1", address.partition(":")[0], "0", None, ""))
+    return Answer(Enlistment(address.partition(":")[0], "0", None, ""))
 
 
 def state(job_id: str, word: str = "RUNNING", node: str = "n1") -> JobState:
@@ -200,7 +200,7 @@ def test_a_worker_that_does_not_answer_is_let_go(scene: Scene) -> None:
 def refuse_on(bad: str) -> Callable[[str], Answer]:
     def enlist(address: str) -> Answer:
         node = address.partition(":")[0]
-        return Answer(Enlistment("1", node, "0", None, f"{node}: no GPU works" if node == bad else ""))
+        return Answer(Enlistment(node, "0", None, f"{node}: no GPU works" if node == bad else ""))
 
     return enlist
 

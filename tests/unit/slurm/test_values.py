@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from hpcenc.slurm.values import expand_variables, parse_memory, parse_ports, parse_umask, parse_walltime
+from hpcenc.slurm.values import parse_memory, parse_ports, parse_umask, parse_walltime
 
 
 @pytest.mark.parametrize(
@@ -55,11 +55,3 @@ def test_a_umask_is_octal_text(value: object) -> None:
     assert (parse_umask("027"), parse_umask("0007")) == (0o27, 0o7)
     with pytest.raises(ValueError, match="expected a text of octal digits"):
         parse_umask(value)
-
-
-def test_variables_are_expanded_once_and_must_have_a_value() -> None:
-    environ = {"TMPDIR": "/tmp/$X", "SLURM_JOB_ID": "7", "EMPTY": ""}
-    assert expand_variables("$TMPDIR/a b/${SLURM_JOB_ID}", environ) == "/tmp/$X/a b/7"
-    for name in ("EMPTY", "UNSET"):
-        with pytest.raises(ValueError, match=f"expected a value of \\${name}, found none"):
-            expand_variables(f"/x/${name}", environ)

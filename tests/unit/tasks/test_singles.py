@@ -71,7 +71,7 @@ def test_a_feature_is_chosen_on_training_rows_and_scored_on_test_rows(store: Sto
     bold[:, :20] -= (3 * rolled[:, planted[:20]]).astype(np.float32)
     bold[:, 29] = 1.0
     space = SpaceSource("x/tags", tuple((f"features/x/{run}/tags",) for run in "abc"), "single", N_FEATURES)
-    unit = SinglesUnit(Unit("singles/x/s1", 0, "d" * 64), space, ROWS, DELAY, ())
+    unit = SinglesUnit(Unit("singles/x/s1", 0, "d" * 64), space, ROWS, DELAY, "run", ())
     unit.work(store, bold, slice(0, N_VOXELS))
     store.mark("singles/x/s1", 0, "d" * 64)
     (found,) = read_singles(store)
@@ -99,6 +99,23 @@ def test_a_feature_is_chosen_on_training_rows_and_scored_on_test_rows(store: Sto
     assert np.isnan(found.scores["r"][:, 29]).all()
 
 
+def test_bold_is_scaled_as_that_of_the_fits(store: Store) -> None:
+    """A run of another level decides nothing where runs are z-scored, and all where the movie is."""
+    features = np.concatenate([store.read(f"features/x/{run}/tags") for run in "abc"]).astype(float)
+    fold = ROWS.folds()[0]
+    bold = np.random.default_rng(2).standard_normal((sum(N_TRS), N_VOXELS)).astype(np.float32)
+    bold[ROWS.onsets[1] :] += 20
+    space = SpaceSource("x/tags", tuple((f"features/x/{run}/tags",) for run in "abc"), "single", N_FEATURES)
+    unit = SinglesUnit(Unit("singles/x/s1", 0, "d" * 64), space, ROWS, DELAY, "movie", ())
+    unit.work(store, bold, slice(0, N_VOXELS))
+    store.mark("singles/x/s1", 0, "d" * 64)
+    (found,) = read_singles(store)
+    shifted = np.roll(features, DELAY, axis=0)[fold.train]
+    feature = int(found.scores["feature"][0, 3])
+    expected = np.corrcoef(shifted[:, feature], bold[fold.train, 3])[0, 1]
+    assert found.scores["r_train"][0, 3] == pytest.approx(expected, abs=0.02)
+
+
 def test_the_onset_of_runs_is_no_course_of_a_feature(store: Store) -> None:
     """Features that are mostly on would step from nothing to their level in the same rows of every run."""
     rows = dataclasses.replace(ROWS, policy=RowPolicy(rest="keep"))
@@ -109,7 +126,7 @@ def test_the_onset_of_runs_is_no_course_of_a_feature(store: Store) -> None:
     for onset in rows.onsets:
         bold[onset : onset + DELAY] += 5
     space = SpaceSource("x/tags", tuple((f"features/x/{run}/tags",) for run in "abc"), "single", N_FEATURES)
-    SinglesUnit(Unit("singles/x/s1", 0, "d" * 64), space, rows, DELAY, ()).work(
+    SinglesUnit(Unit("singles/x/s1", 0, "d" * 64), space, rows, DELAY, "run", ()).work(
         store, bold, slice(0, N_VOXELS)
     )
     store.mark("singles/x/s1", 0, "d" * 64)
@@ -119,5 +136,5 @@ def test_the_onset_of_runs_is_no_course_of_a_feature(store: Store) -> None:
 
 def test_units_are_frozen_and_move_between_blocks() -> None:
     space = SpaceSource("x/tags", (("a",),), "single", 2)
-    unit = SinglesUnit(Unit("singles/x/s1", 0, "d"), space, ROWS, DELAY, ())
+    unit = SinglesUnit(Unit("singles/x/s1", 0, "d"), space, ROWS, DELAY, "run", ())
     assert dataclasses.replace(unit, unit=dataclasses.replace(unit.unit, index=3)).unit.index == 3

@@ -275,5 +275,5 @@ def test_facts_tell_given_and_shared_alphas_and_how_rows_were_scaled(lab: Lab) -
     lines = dict(setting_lines(lab.origins))
     assert lines["alpha exponents"] == "none: alpha 5 is given"
     assert lines["alpha of"] == "all vertices"
-    assert lines["BOLD z-scored over"] == "each movie"
+    assert lines["BOLD z-scored over"] == "all used rows of all runs, test rows among them"
     assert lines["test runs"] == "rows from 150 on"
