@@ -67,10 +67,23 @@ class Departure:
     meaning: str
 
 
-def settings_of(study: Study) -> dict[str, Any]:
-    """Settings of a study that change results, as plain values: kept with every fit, for the study file may
-    change after it."""
-    tables = {"fit": study.fit, "models": study.models, "average": study.average}
+def settings_of(
+    study: Study, *, models: bool = True, audio: bool = True, average: bool = True
+) -> dict[str, Any]:
+    """Settings of a study that change the results of a fit, as plain values: kept with it, for the study
+    file may change after it.
+
+    Parameters
+    ----------
+    models, audio, average : bool
+        Whether the fit is of a model's features, of such from sound, of the average over subjects. What does
+        not act on it is left out: a fit that stays as it is when that changes would tell of an old value.
+    """
+    tables = {
+        "fit": study.fit,
+        "models": study.models if models else None,
+        "average": study.average if average else None,
+    }
     plain: dict[str, Any] = {
         name: None if table is None else table.model_dump(mode="json") for name, table in tables.items()
     }
@@ -78,9 +91,15 @@ def settings_of(study: Study) -> dict[str, Any]:
         plain["fit"]["test_runs"] = []
     kept: dict[str, Any] = {"preset": study.preset}
     for name, values in plain.items():
-        keys = [key for table, key in MEANINGS if table == name]
+        keys = [key for table, key in MEANINGS if table == name and (audio or not key.startswith("audio_"))]
         kept[name] = None if values is None else {key: values[key] for key in keys}
     return kept
+
+
+def acts(settings: Mapping[str, Any], key: str) -> bool:
+    """Whether a setting, such as ``models.audio_align``, is one of those that act on a fit."""
+    table, _, name = key.partition(".")
+    return name in (settings[table] or {})
 
 
 def departures(settings: Mapping[str, Any]) -> Iterator[Departure]:
@@ -88,7 +107,7 @@ def departures(settings: Mapping[str, Any]) -> Iterator[Departure]:
     defaults = {"fit": Fit(), "models": Models(), "average": Average()}
     plain = {name: table.model_dump(mode="json") for name, table in defaults.items()}
     for (table, key), meaning in MEANINGS.items():
-        if settings[table] is None:
+        if not acts(settings, f"{table}.{key}"):
             continue
         default, found = plain[table][key], settings[table][key]
         if found != default:

@@ -17,6 +17,7 @@ from hpcenc.storage.departures import settings_of
 from hpcenc.storage.digests import digest
 from hpcenc.storage.groups import GroupSpec
 from hpcenc.storage.layout import (
+    AVERAGE,
     fit_group,
     operators_folder,
     operators_group,
@@ -31,6 +32,7 @@ from hpcenc.tasks.extras_planner import ExtrasPlanner
 from hpcenc.tasks.facts import StudyFacts
 from hpcenc.tasks.feature_planner import FeaturePlanner
 from hpcenc.tasks.folds import RowPolicy
+from hpcenc.tasks.models import catalogue
 from hpcenc.tasks.operator_task import Rows
 from hpcenc.tasks.operators import Solver, choose_solver, operator_bytes
 from hpcenc.tasks.plan import Plan, Stage
@@ -387,6 +389,7 @@ class _Planner:
             "operators": [unit.digest for unit in units],
             "bold": scanned.identity,
             "voxels": self.voxels_digest,
+            "tr_s": study.tr_s,
             "block": fit.block,
             "weights": weights,
             "weight_folds": weight_folds if weights != "none" else [],
@@ -428,7 +431,12 @@ class _Planner:
             "backend": self.backend,
             "tf32": fit.tf32,
             "bold": scanned.identity,
-            "settings": settings_of(study),
+            "settings": settings_of(
+                study,
+                models=any(source in catalogue.MODELS for source in feature_set.sources),
+                audio=any("audio" in space.modality for space in feature_set.spaces),
+                average=subject == AVERAGE,
+            ),
             "variants": [
                 {
                     "label": label.label(kind),

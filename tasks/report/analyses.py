@@ -63,7 +63,7 @@ def make_sections(
     for kind in SWEEPS:
         groups = [group for group in fit_groups(store, kind) if group not in left_over]
         if groups:
-            yield _sweep(store, study, data, found, groups, regions, remark)
+            yield _sweep(store, data, found, groups, regions, remark)
     ceilings = {
         subject: values
         for subject in data.subjects
@@ -86,7 +86,6 @@ def make_sections(
 
 def _sweep(
     store: Store,
-    study: Study,
     data: ReportData,
     found: Sequence[Scores],
     groups: Sequence[str],
@@ -94,12 +93,6 @@ def _sweep(
     remark: str,
 ) -> Section:
     masks = regions[0].masks if regions else {}
-    models = study.models
-    window = (
-        f"Audio windows are {models.audio_align}, pooled over the {models.audio_pool}."
-        if any(model in fit.variant for fit in data.scores for model in ("beats", "cavmae"))
-        else ""
-    )
     order = list(dict.fromkeys(fit.feature_set for fit in data.scores))
     sweeps = sorted(
         read_sweeps(store, groups, masks),
@@ -110,11 +103,31 @@ def _sweep(
         sweeps,
         data.scores,
         data.voxels,
-        window=window,
+        window=audio_windows(store, groups),
         remark=remark,
         order=data.labels,
         other_rows=on_other_rows(store, sweeps, found),
     )
+
+
+def audio_windows(store: Store, groups: Sequence[str]) -> str:
+    """How the audio windows lie that the features of some sweeps were made with, in a sentence; empty where
+    none is from sound."""
+    features = {
+        path.rpartition("/")[0]
+        for group in groups
+        for variant in store.attributes_of(group)["variants"]
+        for space in variant["spaces"]
+        for run in space["arrays"]
+        for path in run
+    }
+    specs = [store.attributes_of(group).get("spec") or {} for group in sorted(features)]
+    kinds = dict.fromkeys(
+        f"{spec['align']}, pooled over the {spec['pool'].replace('tr', 'TR')}"
+        for spec in specs
+        if "align" in spec
+    )
+    return f"Audio windows are {' or '.join(kinds)}." if kinds else ""
 
 
 def on_other_rows(store: Store, sweeps: Sequence[Sweep], found: Sequence[Scores]) -> tuple[Sweep, ...]:

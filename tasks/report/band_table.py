@@ -62,11 +62,14 @@ def band_row(sweep: Sweep, main: Main) -> BandRow:
     layers = sweep.layer.split("+") if sweep.layer else ("", "")
     # What bands add has the names of the first layers for all of them.
     first, second = layers if sweep.layer else sweep.band_r
-    fits = [
-        *((part + "".join(bracket), layer) for part, layer in zip(name.split("+"), layers, strict=True)),
-        (sweep.feature_set, sweep.layer),
-    ]
-    found = [main_r(main, feature_set, layer, sweep.subject) for feature_set, layer in fits]
+
+    def alone_r(part: str, layer: str) -> NDArray[np.float64] | None:
+        """Of one of the two: the bracket of a sum is that of its models, and feature files have none."""
+        found = main_r(main, part + "".join(bracket), layer, sweep.subject)
+        return main_r(main, part, layer, sweep.subject) if found is None else found
+
+    found = [alone_r(part, layer) for part, layer in zip(name.split("+"), layers, strict=True)]
+    found.append(main_r(main, sweep.feature_set, sweep.layer, sweep.subject))
     *alone, equal = (np.full(len(sweep.nested_r), np.nan) if r is None else r for r in found)
     known = [values for values in (*alone, equal) if np.isfinite(values).any()]
     valid = np.isfinite([sweep.nested_r, *known]).all(axis=0)

@@ -24,6 +24,7 @@ from hpcenc.tasks.report.data import Facts, FitScores, ReportData
 from hpcenc.tasks.report.leftovers import find_leftovers, leftover_warnings
 from hpcenc.tasks.report.page import ReportFiles, write_report
 from hpcenc.tasks.report.provenance import Origin, origin_warnings, read_origins, row_lines, setting_lines
+from hpcenc.tasks.report.unfinished import unfinished_warnings
 from hpcenc.tasks.scores import circular_shift_count
 from hpcenc.tasks.selection import REFERENCE_SETS
 from hpcenc.tasks.zscoring import run_lengths
@@ -83,6 +84,7 @@ def build_report(
     courses, missing_courses = make_courses(store, found, voxels, study, masks)
     damaged = tuple(line for scores in found if (line := _damage(scores)))
     fits = tuple(fit for scores in found for fit in _fits(store, scores))
+    leftovers = find_leftovers(store, study)
     facts = _facts(store, found, origins, run, list(events), [*set_aside, *damaged])
     data = ReportData(
         study=study.name,
@@ -96,7 +98,8 @@ def build_report(
         warnings=(
             *(f"Set aside: {reason}" for reason in (*set_aside, *damaged)),
             *origin_warnings(origins),
-            *leftover_warnings(find_leftovers(store, study)),
+            *leftover_warnings(leftovers),
+            *unfinished_warnings(store, {each.group for each in leftovers}),
         ),
     )
     sections = make_sections(store, study, data, found, run, dict(facts)["Features"], regions)
@@ -116,9 +119,20 @@ def _damage(scores: Scores) -> str:
     if not undefined.any():
         return ""
     name = f"{scores.attributes['feature_set']} of subject {scores.attributes['subject']}"
-    if undefined.sum() == scores.done.sum():
+    # Only BOLD that cannot be fitted has no alpha.
+    damaged = np.isnan(scores.alpha).any(axis=(0, 1)) & scores.done
+    if damaged.sum() == scores.done.sum():
         return f"{name}: every vertex is constant or not finite in some run; the subject is set aside"
-    return f"{name}: {undefined.sum()} of {scores.done.sum()} vertices are constant or not finite in some run"
+    constant = undefined & ~damaged
+    parts = [
+        f"{part.sum()} of {scores.done.sum()} vertices {what}"
+        for part, what in (
+            (damaged, "are constant or not finite in some run"),
+            (constant, "have no r, for their prediction is constant over the test rows"),
+        )
+        if part.any()
+    ]
+    return f"{name}: {'; '.join(parts)}"
 
 
 def _fits(store: Store, scores: Scores) -> Iterable[FitScores]:
@@ -246,7 +260,8 @@ def _features(store: Store) -> list[tuple[str, str]]:
         checkpoint = attributes["checkpoint"] or {"weights": "untrained", "seed": spec["seed"]}
         window = "frame at the middle of the TR"
         if spec["model"] != "clip":
-            window = f"audio window {spec['window_s']:g} s, {spec['align']}, pooled over the {spec['pool']}"
+            pool = spec["pool"].replace("tr", "TR")
+            window = f"audio window {spec['window_s']:g} s, {spec['align']}, pooled over the {pool}"
         lines[attributes["label"]] = f"{_text(checkpoint)}; {spec['n_layers']} layers; {window}"
     return list(lines.items())
 

@@ -133,6 +133,7 @@ def _course(store: Store, best: BestVertex, voxels: VoxelAxis, study: Study, wha
         feature_set=attributes["feature_set"],
         subject=subject,
         fold=f"{attributes['folds'][fold]}",
+        run=attributes["runs"][test_run],
         voxel=voxel,
         place=_place(voxels, voxel),
         what=what,

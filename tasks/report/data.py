@@ -105,6 +105,8 @@ class TimeCourse:
     feature_set: str
     subject: str
     fold: str
+    run: str
+    """The run that is drawn: the first of the fold that tests."""
     voxel: int
     """Position on the study's voxel axis."""
     place: str

@@ -185,7 +185,7 @@ def draw_time_course(course: TimeCourse, *, title: str, remark: str = "") -> Fig
         axes.fill_between([], [], color=LEFT_OUT_COLOR, label="not scored")
     axes.axhline(0, color=MUTED_COLOR, linewidth=0.5, zorder=0)
     axes.set_xlim(course.time_s[0], course.time_s[-1] + step_s)
-    axes.set_xlabel(f"time from the first volume of {escape(course.fold)} (s)")
+    axes.set_xlabel(f"time from the first volume of {escape(course.run)} (s)")
     axes.set_ylabel("BOLD (z)")
     axes.set_title(
         f"{escape(course.place)} · r = {course.r:.2f} over {int(course.used.sum())} TRs",

@@ -161,6 +161,12 @@ def _cortical_map(data: ReportData, cortical_map: CorticalMap, limits: tuple[flo
     )
 
 
+def _test_run(course: TimeCourse) -> str:
+    if course.run == course.fold:
+        return f"the test run {course.run}"
+    return f"{course.run}, of the test rows of {course.fold}"
+
+
 def _time_course(data: ReportData, course: TimeCourse) -> Illustration:
     return Illustration(
         "courses",
@@ -169,7 +175,7 @@ def _time_course(data: ReportData, course: TimeCourse) -> Illustration:
             draw_time_course(course, title=f"{course.feature_set} · {course.subject}", remark=_remark(data))
         ),
         f"Measured and predicted BOLD (z-scored) of {course.place} in {course.subject}, {course.what}, with "
-        f"{course.feature_set}, over the test run {course.fold}: r = {course.r:.3f}, "
+        f"{course.feature_set}, over {_test_run(course)}: r = {course.r:.3f}, "
         f"n = {int(course.used.sum())} scored TRs of {len(course.used)}. Grey: TRs that are not scored. The "
         "vertex is picked for its r, which is therefore biased upwards.",
         f"Two lines over {len(course.used)} TRs, measured and predicted BOLD; r = {course.r:.3f}.",

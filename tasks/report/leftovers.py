@@ -15,13 +15,14 @@ from hpcenc.tasks.bold_planner import run_rows
 from hpcenc.tasks.ceiling import ceiling_facts, find_showings
 from hpcenc.tasks.report.sections import name_some
 
-_WHAT = {
+WHAT = {
     "delays": "Single delays",
     "layers": "Layers",
     "bands": "Fits in bands",
     "singles": "Single tags",
     "ceilings": "Noise ceilings",
 }
+"""Analyses beside the main fits, by the folder of the store that holds them."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,13 @@ def _leftovers(store: Store, study: Study) -> Iterator[Leftover]:
             attributes = store.attributes_of(group)
             subject = attributes["subject"]
             if reason := _not_swept(study, subject) or _other_sweep(study, kind, attributes):
-                yield Leftover(group, f"{_WHAT[kind]}, {attributes['feature_set']},", subject, reason)
+                yield Leftover(group, f"{WHAT[kind]}, {attributes['feature_set']},", subject, reason)
     for metadata in sorted((store.path / "ceilings").glob("*/zarr.json")):
         group = str(metadata.parent.relative_to(store.path))
         attributes = store.attributes_of(group)
         subject = attributes["subject"]
         if reason := _unknown(study, subject) or _other_showings(study, attributes):
-            yield Leftover(group, _WHAT["ceilings"], subject, reason)
+            yield Leftover(group, WHAT["ceilings"], subject, reason)
 
 
 def _unknown(study: Study, subject: str) -> str:

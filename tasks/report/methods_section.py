@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from hpcenc.storage.departures import AS_PUBLISHED, Departure, departures
+from hpcenc.storage.departures import AS_PUBLISHED, Departure, acts, departures
 from hpcenc.storage.layout import AVERAGE
 from hpcenc.storage.results import Scores, fit_groups
 from hpcenc.storage.store import Store
@@ -70,13 +70,15 @@ def _settings(found: Sequence[Scores]) -> list[Mapping[str, Any]]:
 
 
 def _departures(settings: Sequence[Mapping[str, Any]]) -> list[Departure]:
-    """Those of all settings; one that some fits do not have says so."""
+    """Those of all settings; one that others on which the setting acts do not have says so."""
     of_each = [list(departures(each)) for each in settings]
     rows = dict.fromkeys(row for rows in of_each for row in rows)
-    return [
-        row if all(row in rows for rows in of_each) else replace(row, found=f"{row.found} (some fits)")
-        for row in rows
-    ]
+
+    def is_everywhere(row: Departure) -> bool:
+        pairs = zip(settings, of_each, strict=True)
+        return all(row in found for each, found in pairs if acts(each, row.key))
+
+    return [row if is_everywhere(row) else replace(row, found=f"{row.found} (some fits)") for row in rows]
 
 
 def sentences(

@@ -173,7 +173,9 @@ _SETTINGS: Mapping[str, Callable[[Attributes], str]] = {
     "row policy": _describe_policy,
     "delays": lambda fold: " ".join(map(str, fold["delays"])),
     "alpha exponents": _describe_alphas,
-    "features z-scored over": lambda fold: f"{fold['zscore']} rows",
+    "features z-scored over": lambda fold: (
+        "the training rows" if fold["zscore"] == "train" else "the whole movie, test rows among it"
+    ),
     "solver": _describe_solver,
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,7 +23,13 @@ from hpcenc.tasks.report.style import (
     set_title,
     style_axes,
 )
-from hpcenc.tasks.report.tables import format_score, summarise
+from hpcenc.tasks.report.tables import (
+    format_score,
+    format_share,
+    mean_of_defined,
+    share_over_chance,
+    summarise,
+)
 
 MAX_BARS = 40
 """Regions of a set that has a bar figure; the table holds every set."""
@@ -45,6 +51,11 @@ class RegionRow:
     """Standard deviation of `mean_r` between subjects, NaN for one."""
     median_r: float
     max_r: float
+    mean_best_tenth: float
+    share_over_0_1: float
+    share_over_0_3: float
+    share_over_chance: float
+    """Of the vertices that have a chance level, mean over the folds that have any."""
 
 
 def region_rows(data: ReportData, regions: Sequence[RegionSet]) -> tuple[RegionRow, ...]:
@@ -61,18 +72,20 @@ def region_rows(data: ReportData, regions: Sequence[RegionSet]) -> tuple[RegionR
             groups.setdefault((row.regions, row.region, row.feature_set, row.variant), []).append(row)
     for rows in groups.values():
         if len(rows) > 1:
-            scores = np.array([[row.mean_r, row.median_r, row.max_r] for row in rows])
-            mean_r, median_r, max_r = map(float, scores.mean(axis=0))
             means.append(
                 replace(
                     rows[0],
                     subject=f"mean of {len(rows)} subjects",
                     n_subjects=len(rows),
                     n_valid=min(row.n_valid for row in rows),
-                    mean_r=mean_r,
-                    sd_r=float(scores[:, 0].std(ddof=1)),
-                    median_r=median_r,
-                    max_r=max_r,
+                    mean_r=_mean(row.mean_r for row in rows),
+                    sd_r=float(np.std([row.mean_r for row in rows], ddof=1)),
+                    median_r=_mean(row.median_r for row in rows),
+                    max_r=_mean(row.max_r for row in rows),
+                    mean_best_tenth=_mean(row.mean_best_tenth for row in rows),
+                    share_over_0_1=_mean(row.share_over_0_1 for row in rows),
+                    share_over_0_3=_mean(row.share_over_0_3 for row in rows),
+                    share_over_chance=mean_of_defined([row.share_over_chance for row in rows]),
                 )
             )
     return (*means, *own)
@@ -108,6 +121,8 @@ def region_section(data: ReportData, regions: Sequence[RegionSet], remark: str =
             Column("sd_r", "SD between subjects", format_score),
             Column("median_r", "median r", format_score),
             Column("max_r", "max r", format_score),
+            Column("mean_best_tenth", "mean of best 10 %", format_score),
+            Column("share_over_chance", "over chance", format_share),
         ),
         in_file=rows,
     )
@@ -118,6 +133,10 @@ def region_section(data: ReportData, regions: Sequence[RegionSet], remark: str =
         "where r is defined in every fold.",
     )
     return Section("regions", "Regions", paragraphs, (table,), tuple(figures))
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))
 
 
 def _rows_of(fit: FitScores, regions: RegionSet) -> list[RegionRow]:
@@ -137,6 +156,10 @@ def _rows_of(fit: FitScores, regions: RegionSet) -> list[RegionRow]:
                 math.nan,
                 r.median,
                 r.max,
+                r.mean_best_tenth,
+                r.share_over_0_1,
+                r.share_over_0_3,
+                mean_of_defined(share_over_chance(fit.r[:, mask], fit.chance[:, mask])),
             )
         )
     return rows

@@ -494,8 +494,8 @@ GOLDEN = {
     "features/beats-untrained-seed-0/main/a": "7f5e2bfb00b69bd1",
     "features/mylab/files/a": "f9527d6bbb58a9a5",
     "operators/e742326c26daf23b": "e742326c26daf23b",
-    "fits/clip-untrained-seed-0/s1": "3b01d9aabe4c697d",
-    "fits/mylab/s1": "1c8146c5636986d0",
+    "fits/clip-untrained-seed-0/s1": "4995a9b8e0c4e023",
+    "fits/mylab/s1": "0a041593e7204bb1",
 }
 
 

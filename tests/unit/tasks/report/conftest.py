@@ -59,6 +59,7 @@ def make_course() -> Callable[..., TimeCourse]:
             feature_set="clip[untrained, seed 0]",
             subject="S1",
             fold="MOVIE1",
+            run="MOVIE1",
             voxel=7,
             place="left cortex, vertex 1234",
             time_s=np.arange(60) * 1.5,

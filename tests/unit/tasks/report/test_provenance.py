@@ -11,17 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hpcenc.storage.departures import departures, settings_of
 from hpcenc.storage.digests import FileDigests
 from hpcenc.storage.layout import cache_folder
 from hpcenc.storage.results import read_voxels, require_scores
 from hpcenc.storage.store import Store
-from hpcenc.storage.study import Study, Sweeps, parse_study
+from hpcenc.storage.study import Models, Study, Sweeps, parse_study
 from hpcenc.tasks.inspection import inspect
 from hpcenc.tasks.planner import make_plan
 from hpcenc.tasks.report.build import build_report
 from hpcenc.tasks.report.courses import make_courses
+from hpcenc.tasks.report.data import TimeCourse
 from hpcenc.tasks.report.methods_section import methods_section
 from hpcenc.tasks.report.provenance import Origin, origin_warnings, read_origins, row_lines, setting_lines
+from hpcenc.tasks.report.unfinished import unfinished_warnings
 from hpcenc.tasks.selection import select_feature_sets
 
 N_TRS = {"A": 60, "B": 50, "C": 70, "D": 40}
@@ -223,6 +226,29 @@ def test_no_course_is_made_of_bold_that_is_not_the_fitted_file(lab):
     assert "expected one file" in courses_of(lab, lab.study())[1][0]
 
 
+def test_a_course_is_of_the_run_that_it_names(lab):
+    def course(study: Study) -> TimeCourse:
+        (found,), _ = make_courses(lab.store, require_scores(lab.store), read_voxels(lab.store), study)
+        return found
+
+    of_last = course(lab.study())
+    assert (of_last.fold, of_last.run) == ("D", "D")
+    of_first = course(lab.fit(test_runs=["B", "D"]))
+    assert (of_first.fold, of_first.run) == ("B+D", "B")
+    assert of_first.time_s[-1] == N_TRS["B"] - 1
+    page = build_report(lab.study(test_runs=["B", "D"]), {}, [], []).files.html.read_text("utf-8")
+    assert "over B, of the test rows of B+D: r =" in page
+
+
+def test_vertices_whose_prediction_is_constant_are_no_damaged_bold(lab):
+    path = lab.folder / "first_D.npy"
+    np.save(path, np.ones_like(np.load(path)))
+    damaged = build_report(lab.fit(delays=[0]), {}, [], []).damaged
+    assert len(damaged) == 2
+    for line in damaged:
+        assert line.endswith("vertices have no r, for their prediction is constant over the test rows")
+
+
 def methods(lab: Lab, study: Study) -> tuple[str, dict[str, str]]:
     """What the methods section says, and the departures that it lists."""
     section = methods_section(lab.store, study, require_scores(lab.store), {}, [])
@@ -263,6 +289,28 @@ def test_methods_name_the_sweeps_that_the_study_asks_for(lab: Lab) -> None:
     assert "Beside these, single delays were fitted" in text
     text, _ = methods(lab, lab.study())
     assert "Beside these" not in text
+
+
+def test_what_is_not_finished_of_a_sweep_is_told_at_the_head(lab: Lab) -> None:
+    swept = lab.study().model_copy(update={"sweeps": Sweeps(delays=(1, 2))})
+    lab.run(swept)
+    assert not any("incomplete" in line for line in unfinished_warnings(lab.store, ()))
+    (lab.store.path / "delays" / "first" / "s2" / "done" / "0").unlink()
+    (line,) = unfinished_warnings(lab.store, ())
+    assert line.startswith("Single delays of first: incomplete in s2: 0 of 1 voxel blocks are done.")
+    assert list(unfinished_warnings(lab.store, {"delays/first/s2"})) == []
+    page = build_report(swept, {}, [], []).files.html.read_text("utf-8")
+    assert "Single delays of first: incomplete in s2" in page
+
+
+def test_settings_of_models_are_those_of_fits_of_models(lab: Lab) -> None:
+    """A fit of feature files stays as it is when they change, and would tell of an old value."""
+    settings = require_scores(lab.store)[0].attributes["settings"]
+    assert (settings["models"], settings["average"]) == (None, None)
+    study = lab.study().model_copy(update={"models": Models(audio_align="centred")})
+    assert {each.key for each in departures(settings_of(study, audio=False))} >= {"fit.delays"}
+    assert "models.audio_align" not in {each.key for each in departures(settings_of(study, audio=False))}
+    assert "models.audio_align" in {each.key for each in departures(settings_of(study))}
 
 
 def test_the_last_run_by_its_name_is_no_departure(lab: Lab) -> None:

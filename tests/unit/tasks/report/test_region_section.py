@@ -36,7 +36,8 @@ def regions():
 def test_rows_are_means_over_the_valid_vertices_of_each_region(make_fit, regions):
     r = np.arange(2 * N_VOXELS, dtype=float).reshape(2, -1) / 100
     r[0, 1] = np.nan
-    rows = region_rows(ReportData("x", (make_fit(N_VOXELS, r=r),), VoxelAxis.from_count(N_VOXELS)), [regions])
+    fit = make_fit(N_VOXELS, r=r, chance=np.repeat([[0.03], [0.5]], N_VOXELS, axis=1))
+    rows = region_rows(ReportData("x", (fit,), VoxelAxis.from_count(N_VOXELS)), [regions])
     assert [(row.regions, row.region, row.n_valid) for row in rows] == [
         ("halves", "left", 5),
         ("halves", "right", 6),
@@ -45,6 +46,10 @@ def test_rows_are_means_over_the_valid_vertices_of_each_region(make_fit, regions
     expected = r[:, [0, 2, 3, 4, 5]].mean(axis=0)
     assert rows[0].mean_r == pytest.approx(expected.mean())
     assert rows[0].max_r == pytest.approx(expected.max())
+    assert rows[0].mean_best_tenth == pytest.approx(expected.max())
+    assert rows[0].share_over_0_1 == pytest.approx((expected > 0.1).mean())
+    # Above their chance level are, in the left half, two of five in the first fold and none in the second.
+    assert rows[0].share_over_chance == pytest.approx(0.2)
     assert np.isnan([rows[2].mean_r, rows[2].max_r, rows[0].sd_r]).all()
 
 

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgba
 
+from hpcenc.storage.groups import GroupSpec
+from hpcenc.storage.store import Store
 from hpcenc.storage.voxels import VoxelAxis
+from hpcenc.tasks.report.analyses import audio_windows
 from hpcenc.tasks.report.band_table import band_row
 from hpcenc.tasks.report.sections import style_places
 from hpcenc.tasks.report.style import line_style
@@ -105,6 +108,16 @@ def test_bands_stand_beside_each_set_alone_and_their_sum():
     assert (other.feature_set, other.first, other.second) == (f"{label} beats/6+clip/6", "beats/6", "clip/6")
     assert other.second_alone == pytest.approx(0.2)
     assert np.isnan([other.first_alone, other.one_penalty]).all()
+
+
+def test_feature_files_stand_alone_under_their_plain_name_in_a_sum_with_an_untrained_model():
+    label = "lab+clip[untrained, seed 0]"
+    main = {
+        ("lab", "lab/values", "S1"): np.full(N_VOXELS, 0.1),
+        ("clip[untrained, seed 0]", "clip/12", "S1"): np.full(N_VOXELS, 0.38),
+    }
+    row = band_row(sweep_of("bands", feature_set=label, layer="lab/values+clip/12"), main)
+    assert (row.first_alone, row.second_alone) == pytest.approx((0.1, 0.38))
 
 
 def test_norms_are_means_over_vertices_above_chance_in_the_last_fold_that_has_them(make_fit):
@@ -288,3 +301,20 @@ def test_a_main_fit_on_other_rows_is_said_to_be_no_measure_of_the_sweep(make_fit
     layers = sweep_section("layers", [sweep_of("layers")], fits, axis, other_rows=[sweep_of("layers")])
     assert "window reaches" not in layers.paragraphs[-1]
     assert "same rows." not in sweep_section("layers", [sweep_of("layers")], [], axis).paragraphs[-1]
+
+
+def test_audio_windows_are_those_of_the_features_that_were_fitted(tmp_path):
+    store = Store.create(tmp_path / "study.zarr", {}, {"vertex": np.arange(N_VOXELS)})
+
+    def add(group, **attributes):
+        store.ensure_group(GroupSpec(group, "f" * 64, {}, 1, attributes))
+
+    add("features/beats/main/a", spec={"model": "beats", "align": "centred", "pool": "tr"})
+    add("features/clip/main/a", spec={"model": "clip"})
+    add("features/lab/files/a")
+    for name in ("beats", "clip", "lab"):
+        space = {"arrays": [[f"features/{name}/{'files' if name == 'lab' else 'main'}/a/12"]]}
+        add(f"delays/{name}/s1", variants=[{"spaces": [space]}])
+    assert audio_windows(store, ["delays/clip/s1", "delays/lab/s1"]) == ""
+    said = audio_windows(store, ["delays/beats/s1", "delays/clip/s1"])
+    assert said == "Audio windows are centred, pooled over the TR."
