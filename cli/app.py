@@ -50,6 +50,7 @@ def init(
     output: Annotated[Path, typer.Option("--output", "-o", help="Study file to write.")] = STUDY_NAME,
 ) -> None:
     """Write a study file from what lies in a folder."""
+    from hpcenc.storage.files import write_text
     from hpcenc.storage.hcp7t import read_subjects
     from hpcenc.storage.initialise import hcp7t_study, other_study, parse_choices
 
@@ -70,7 +71,7 @@ def init(
             draft = hcp7t_study(folder, movies or folder, timing, saw_v1, choices)
         else:
             draft = other_study(folder, movies, choices)
-        output.write_text(draft.text)
+        write_text(output, draft.text)
     print(f"wrote {output}")
     for missing in draft.missing:
         print(f"to fix by hand: {missing}")

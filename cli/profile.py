@@ -28,6 +28,7 @@ def init(
     from hpcenc.slurm.commands import run_command
     from hpcenc.slurm.profiles import profile_path
     from hpcenc.slurm.site import draft_profile, read_site
+    from hpcenc.storage.files import write_text
 
     with clear_errors():
         path = output or profile_path(name)
@@ -35,7 +36,7 @@ def init(
             refuse(f"{path} exists already; remove it, or give another NAME or --output")
         draft = draft_profile(read_site(lambda command: run_command(command, patience_s=0)))
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(draft.text)
+        write_text(path, draft.text)
     print(f"wrote {path}")
     for missing in draft.missing:
         print(f"to fix by hand: {missing}")

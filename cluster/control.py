@@ -18,7 +18,7 @@ from hpcenc.cluster.runs import ended_with, submitted_job
 from hpcenc.cluster.slurm_pool import SlurmPool, end_workers
 from hpcenc.cluster.submit import EXIT_FAILED, EXIT_INTERRUPTED, Result, prepare_study, run
 from hpcenc.slurm.jobs import requeue_job, this_job
-from hpcenc.slurm.profiles import MergedProfile
+from hpcenc.slurm.profiles import MergedProfile, SlurmProfile
 from hpcenc.slurm.scripts import worker_name
 from hpcenc.storage.errors import LockError, StudyError
 from hpcenc.storage.files import created_with
@@ -53,11 +53,17 @@ def control(path: Path, listen: Callable[[Event], None] = lambda _: None) -> Res
         If the study's files changed so that they no longer fit.
     """
     folder = RunFolder(path)
+    facts = folder.read("run")
+    profile = MergedProfile(facts["profile"], facts["site"]).checked()
+    with created_with(profile.umask):
+        return _control(folder, profile, listen)
+
+
+def _control(folder: RunFolder, profile: SlurmProfile, listen: Callable[[Event], None]) -> Result:
     facts, study = folder.read("run"), folder.study()
     store, run_id, job = study.store_path, facts["run_id"], this_job()
     # Not a job that the controller was started in by hand: that is its user's, to whom it is left.
     own_job = job if job is not None and job.job_id == submitted_job(folder) else None
-    profile = MergedProfile(facts["profile"], facts["site"]).checked()
     owner = take_lock(store, run_id)
     seconds = drain_seconds(profile)
     drain = Drain(job.end_s if job else None, seconds, min(LAST_S, seconds / 4))
@@ -75,9 +81,9 @@ def control(path: Path, listen: Callable[[Event], None] = lambda _: None) -> Res
             folder.log(event)
             listen(event)
 
-        pool = SlurmPool(facts["profile"], profile, run_id, path, prepared.backend.name, emit)
+        pool = SlurmPool(facts["profile"], profile, run_id, folder.path, prepared.backend.name, emit)
         description = {"backend": prepared.backend.name, "devices": "those of the workers"}
-        with _draining(drain), created_with(profile.umask):
+        with _draining(drain):
             result = run(prepared, DaskExecutor(pool, drain), folder, description, listen)
         if result.exit_status == EXIT_INTERRUPTED and drain.has_begun() and own_job is not None:
             goes_on = True

@@ -12,7 +12,7 @@ from hpcenc.cluster.executors import Executor
 from hpcenc.cluster.run_folder import Event
 from hpcenc.storage.errors import FullError
 from hpcenc.tasks.plan import Plan, Stage
-from hpcenc.tasks.records import Deadline, Task, TaskRecord, missing_need
+from hpcenc.tasks.records import Deadline, Task, TaskRecord, look_again, missing_need
 
 Emit = Callable[[Event], None]
 
@@ -82,6 +82,7 @@ def run_stage(
 
 def _ready(tasks: Sequence[Task], store: Path, emit: Emit, progress: Progress) -> list[Task]:
     """Tasks with a unit that can be made; the others are set aside."""
+    look_again((need for task in tasks for unit in task.units for need in task.needs_of(unit)), store)
     ready = []
     for task in tasks:
         missing = [missing_need(task, unit, store) for unit in task.units if not unit.done(store)]

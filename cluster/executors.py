@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import CancelledError
@@ -22,6 +23,9 @@ IN_FLIGHT_PER_WORKER = 2
 
 TICK_S = 0.5
 """How often workers are looked after while no task ends."""
+
+RESULT_S = 60.0
+"""How long the record of a task may be on its way."""
 
 LOST_S = 30.0
 """How long a task may wait for word of a worker that is gone before it counts as lost with it."""
@@ -303,8 +307,9 @@ class _Drive:
 
     def _outcome(self, task: Task, worker: str, future: Any | None) -> Outcome | None:
         if future is not None and future.status == "finished":
-            record, lost_by, message = future.result()
-            return Outcome(task, record, lost_by, message, where=self.crew.name_of(worker))
+            with contextlib.suppress(TimeoutError):  # else it went away with its worker
+                record, lost_by, message = future.result(timeout=RESULT_S)
+                return Outcome(task, record, lost_by, message, where=self.crew.name_of(worker))
         from distributed.scheduler import KilledWorker
 
         error = None if future is None or future.status != "error" else future.exception()

@@ -81,7 +81,8 @@ def cancel_run(study: Study) -> str:
     if submitted_job(folder) == "" and holder is not None and holder.run_id == run_id and not is_gone(holder):
         raise StudyError(
             f"run {run_id}: its controller is process {holder.pid} on {holder.host}, which would ask for new "
-            f"workers; end it there by Ctrl-C or `kill {holder.pid}`"
+            f"workers; end it there by Ctrl-C or `kill {holder.pid}`. If that machine is gone for good, "
+            f"remove {lock_path(study.store_path)} first"
         )
     names = job_names(run_id)
     jobs = [job for name in names for job in job_states(name=name, patience_s=ON_LOGIN_S)]
@@ -92,6 +93,7 @@ def cancel_run(study: Study) -> str:
         from hpcenc.cluster.credentials import remove_credentials
 
         remove_credentials(folder.path / "private")
+    holder = read_lock(lock_path(study.store_path))  # which its job may have taken meanwhile
     if holder is not None and holder.run_id == run_id:
         release(lock_path(study.store_path), holder)
     if not alive:

@@ -7,6 +7,7 @@ names of their jobs, for a new one may have the address of one that is gone.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -31,10 +32,15 @@ ENLIST_S = 600.0
 """How long a worker may take to say whether it can work; starting CUDA on a busy node takes a while."""
 
 QUEUE_S = 15.0
-"""How often squeue is asked for the jobs of a run, by one call."""
+"""How often squeue is asked for the jobs of a run, by one call; more often only in the first minute after a
+worker was lost."""
 
 REFUSED_S = 300.0
-"""When SLURM is asked again for workers that it refused while others are at work."""
+"""When SLURM is asked again for workers that it refused while others are at work; jobs that end before they
+come to work are asked for again after a pause that doubles up to this."""
+
+RESULT_S = 60.0
+"""How long the answer of a worker may be on its way."""
 
 MAX_FAILED_STARTS = 3
 """Jobs in a row that end, or are refused, before a worker of theirs gets to work, while none is at work."""
@@ -64,8 +70,6 @@ class _Member:
         Empty as long as it is not known.
     gone_s : float, optional
         When it was missed first.
-    asked_s : float
-        When SLURM was asked last what became of its job.
     lost : tuple, optional
         How its job ended, once that is known.
     """
@@ -77,7 +81,6 @@ class _Member:
     enlistment: Enlistment | None = None
     node: str = ""
     gone_s: float | None = None
-    asked_s: float = 0.0
     lost: tuple[LostBy, str] | None = None
 
     @property
@@ -103,9 +106,11 @@ class SlurmCrew:
         self._last_failure = ""
         self._failed_on: Counter[str] = Counter()
         self._asked_s = time.monotonic()
-        self._retry_s = 0.0
+        self._states: dict[str, JobState] = {}
+        self._retry_s = self._pause_s = 0.0
         self._told: Mapping[str, int] = {}
         self._strays: set[str] = set()
+        self._outdated: set[str] = set()  # jobs that were asked for before a node was excluded
 
     def want(self, n_workers: int) -> None:
         """Say how many workers have something to do."""
@@ -128,12 +133,12 @@ class SlurmCrew:
         able = {name for name in joined if self._may_work(name)}
         self._look_at_submissions()
         if time.monotonic() - self._asked_s > QUEUE_S:
-            self._ask_queue(set(joined))
+            self._look_at_queue(set(joined))
         if self._failed_starts >= MAX_FAILED_STARTS:
             raise CrewError(
                 f"no worker comes to work; {self._failed_starts} in a row, the last: {self._last_failure}"
             )
-        self._scale(len(joined))
+        self._scale()
         return able
 
     def submit(self, worker: str, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -162,33 +167,40 @@ class SlurmCrew:
         member = self._members.get(worker)
         if member is None:
             return "cancelled", "its worker was dismissed"
-        now = time.monotonic()
-        member.gone_s = member.gone_s or now
-        if member.lost is None and now - member.asked_s > 1:
-            member.asked_s = now
-            member.lost = self._ask_ending(member, now - member.gone_s)
-            if member.lost is not None:
-                lost_by, why = member.lost
-                self._emit({"event": "worker lost", "job": member.job_id, "by": lost_by, "why": why})
-                self._drop(worker)
+        member.gone_s = member.gone_s or time.monotonic()
+        if member.lost is None and (lost := self._ask_ending(member, member.gone_s)) is not None:
+            member.lost = lost
+            self._emit({"event": "worker lost", "job": member.job_id, "by": lost[0], "why": lost[1]})
+            self._drop(worker)
         return member.lost
 
-    def _ask_ending(self, member: _Member, gone_for_s: float) -> tuple[LostBy, str] | None:
-        try:
-            # Without patience: while SLURM is away, workers that are left must get their tasks.
-            found = job_states(ids=[member.job_id], patience_s=0)
-        except SlurmError as error:
-            return "cancelled", f"{member.label} is gone, and SLURM cannot say how it ended ({error})"
-        ending = found[0].ending if found else "unknown"
-        member.node = member.node or (found[0].node if found else "")
+    def _ask_ending(self, member: _Member, gone_s: float) -> tuple[LostBy, str] | None:
+        gone_for_s = time.monotonic() - gone_s
+        if self._asked_s <= gone_s or time.monotonic() - self._asked_s > min(QUEUE_S, 1 + gone_for_s / 4):
+            try:
+                self._ask_queue()
+            except SlurmError as error:
+                return "cancelled", f"{member.label} is gone, and SLURM cannot say how it ended ({error})"
+        found = self._states.get(member.job_id)
+        ending = found.ending if found else "unknown"
+        member.node = member.node or (found.node if found else "")
         if ending != "running":
             why = f"{member.label} ended: {ending}; its log is {self._log_of(member.job_id)}"
             return _LOST_BY.get(ending, "crash"), why
         if gone_for_s < HUNG_S:
             return None
-        if found[0].state == "COMPLETING":
+        if found is not None and found.state == "COMPLETING":
             return "cancelled", f"{member.label} is gone, and SLURM does not come to the end of its job"
         return "hung", f"{member.label} no longer answers, though its job runs"
+
+    def _ask_queue(self) -> None:
+        """Ask squeue for all jobs of the run.
+
+        Without patience: while SLURM is away, workers that are left must get their tasks.
+        """
+        self._asked_s = time.monotonic()
+        found = job_states(name=worker_name(self._recruiter.run_id), patience_s=0)
+        self._states = {job.job_id: job for job in found}
 
     def _log_of(self, job_id: str) -> str:
         return f"logs/{worker_name(self._recruiter.run_id)}-{job_id}.log"
@@ -226,36 +238,34 @@ class SlurmCrew:
             if error is not None and not isinstance(error, KilledWorker):  # else it is gone
                 self._refuse(name, member, one_line(error))
             return
-        found: Enlistment = member.enlisting.result()
+        try:
+            found: Enlistment = member.enlisting.result(timeout=RESULT_S)
+        except TimeoutError:
+            return  # it went away with the answer
         member.node = found.node
         if found.refusal:
             self._refuse(name, member, found.refusal, found.gpu)
             return
         member.enlistment = found
-        self._failed_starts = 0
+        self._failed_starts, self._pause_s = 0, 0.0
         facts = {"job": member.job_id, "node": found.node, "gpu": found.gpu}
         self._emit({"event": "worker", **facts, "why": ""})
 
     def _refuse(self, name: str, member: _Member, why: str, gpu: str = "") -> None:
         """Let a worker go that cannot work, and give its node no other."""
         if not member.node:
-            member.node = self._node_of(member.job_id)
+            with contextlib.suppress(SlurmError):
+                self._ask_queue()
+            member.node = self._states[member.job_id].node if member.job_id in self._states else ""
             why = f"{member.label}: {why}"
         facts = {"job": member.job_id, "node": member.node, "gpu": gpu}
         self._emit({"event": "worker refused", **facts, "why": why})
         self._members.pop(name)
         self._drop(name)
-        if member.node not in self._recruiter.excluded:  # several jobs of one node are one failure
-            self._count_failure(why)
-        if member.node:
-            self._recruiter.excluded.add(member.node)
-
-    def _node_of(self, job_id: str) -> str:
-        try:
-            found = job_states(ids=[job_id], patience_s=0)
-        except SlurmError:
-            return ""
-        return found[0].node if found else ""
+        self._count_failure(member.node, why)
+        self._exclude(member.node)
+        if not member.node:  # or the next one may come there, too
+            self._wait_longer()
 
     def _bury(self, name: str, member: _Member) -> None:
         """A worker that is gone: say how, once that is known."""
@@ -265,6 +275,7 @@ class SlurmCrew:
         self._members.pop(name)
         if member.lost[0] in ("crash", "hung"):
             self._fail_on(member.node, member.lost[1])
+        self._wait_longer()
 
     def _look_at_submissions(self) -> None:
         """Forget jobs that there are none of: SLURM is away, or refuses them, for which a run with workers
@@ -280,35 +291,37 @@ class SlurmCrew:
         if refused is not None and not any(job.job_id for job in self._cluster.workers.values()):
             before = f" (before it: {self._last_failure})" if self._failed_starts else ""
             raise CrewError(f"SLURM refuses a worker's job: {refused}{before}")
-        self._retry_s = time.monotonic() + (QUEUE_S if refused is None else REFUSED_S)
+        pause_s = QUEUE_S if refused is None else REFUSED_S
+        self._retry_s = max(self._retry_s, time.monotonic() + pause_s)
         self._emit(
             {"event": "slurm away" if refused is None else "slurm refuses", "why": str(refused or errors[0])}
         )
 
-    def _ask_queue(self, joined: set[str]) -> None:
+    def _look_at_queue(self, joined: set[str]) -> None:
         """What squeue says of jobs that no worker of has joined."""
-        self._asked_s = time.monotonic()
         # As of before the question: of what is submitted meanwhile the answer need not know.
         jobs = {name: job.job_id for name, job in list(self._cluster.workers.items()) if job.job_id}
         try:
-            found = job_states(name=worker_name(self._recruiter.run_id), patience_s=0)
+            self._ask_queue()
         except SlurmError as error:
             self._emit({"event": "slurm away", "why": str(error)})
             return
-        states = {job.job_id: job for job in found}
         waiting: Counter[str] = Counter()
         for name, job_id in jobs.items():
-            state = states.get(job_id)
+            state = self._states.get(job_id)
             if name in joined or name in self._members:
                 continue
             if state is not None and state.state == "PENDING":
-                waiting[state.reason] += 1
+                if name in self._outdated:
+                    self._drop(name)
+                else:
+                    waiting[state.reason] += 1
             elif state is None or state.ending != "running":
                 self._give_up(name, job_id, state)
         if waiting != self._told:
             self._told = waiting
             self._emit({"event": "queue", "pending": dict(waiting)})
-        self._cancel_strays(states)
+        self._cancel_strays()
 
     def _give_up(self, name: str, job_id: str, state: JobState | None) -> None:
         """Forget a job that ended before its worker joined."""
@@ -320,15 +333,16 @@ class SlurmCrew:
         self._emit({"event": "worker lost", "job": job_id, "by": "start", "why": why})
         if state is None or state.ending in ("failed", "out_of_memory", "completed", "timeout"):
             self._fail_on(state.node if state else "", why)
+        self._wait_longer()
 
-    def _cancel_strays(self, states: Mapping[str, JobState]) -> None:
+    def _cancel_strays(self) -> None:
         """Cancel jobs that nobody knows any more, for the answer to a submission or to its end was lost."""
         if set(self._cluster.worker_spec) - set(self._cluster.workers):  # some are being submitted
             self._strays = set()
             return
         known = {job.job_id for job in list(self._cluster.workers.values())}
-        known |= {member.job_id for member in self._members.values()}
-        alive = {job_id for job_id, job in states.items() if job.state in ("PENDING", "RUNNING")}
+        known |= {member.job_id for member in self._members.values() if member.lost is None}
+        alive = {job_id for job_id, job in self._states.items() if job.state in ("PENDING", "RUNNING")}
         before, self._strays = self._strays, alive - known
         if twice := sorted(before & self._strays):
             try:
@@ -336,29 +350,48 @@ class SlurmCrew:
             except SlurmError as error:
                 self._emit({"event": "slurm away", "why": str(error)})
 
-    def _scale(self, n_joined: int) -> None:
-        n_jobs = len(self._cluster.worker_spec)
-        target = max(self._wanted, min(n_joined, n_jobs))
-        if target != n_jobs and (target < n_jobs or time.monotonic() > self._retry_s):
-            self._cluster.scale(jobs=target)
+    def _scale(self) -> None:
+        """Have as many jobs as are wanted.
 
-    def _drop(self, name: str) -> None:
-        """Forget a worker's job, and cancel it."""
-        self._cluster.sync(self._cluster.scale_down, [name])
+        Workers that have joined are dismissed by who gives them tasks, and of one that is gone SLURM is still
+        to say how: only jobs that nobody came of are too many.
+        """
+        names = list(self._cluster.worker_spec)
+        n_missing = self._wanted - len(names)
+        if n_missing > 0 and time.monotonic() > self._retry_s:
+            self._cluster.scale(jobs=self._wanted)
+        elif n_missing < 0:
+            spare = [name for name in names if name not in self._members]
+            self._drop(*spare[n_missing:])
+
+    def _drop(self, *names: str) -> None:
+        """Forget workers' jobs, and cancel them."""
+        if names:
+            self._outdated.difference_update(names)
+            self._cluster.sync(self._cluster.scale_down, list(names))
 
     def _fail_on(self, node: str, why: str) -> None:
         """Count a job that ended before its worker got to work, against its node too."""
-        if node:
-            self._failed_on[node] += 1
-            if self._failed_on[node] >= MAX_FAILED_ON_NODE:
-                self._recruiter.excluded.add(node)
-        self._count_failure(why)
+        self._count_failure(node, why)
+        self._failed_on[node] += 1
+        if self._failed_on[node] >= MAX_FAILED_ON_NODE:
+            self._exclude(node)
 
-    def _count_failure(self, why: str) -> None:
-        """Count a worker that did not come to work; while others are at work, only ask for the next one
-        later."""
+    def _exclude(self, node: str) -> None:
+        """Ask for no more jobs on a node; those that wait were asked for when it was not excluded yet."""
+        if node and node not in self._recruiter.excluded:
+            self._recruiter.excluded.add(node)
+            self._outdated |= set(self._cluster.worker_spec) - set(self._members)
+
+    def _count_failure(self, node: str, why: str) -> None:
+        """Count a worker that did not come to work, while none is; several on a node that is excluded by now
+        are one failure."""
         self._last_failure = why
-        if any(member.enlistment is not None and member.lost is None for member in self._members.values()):
-            self._retry_s = time.monotonic() + QUEUE_S
-        else:
+        at_work = any(each.enlistment is not None and each.lost is None for each in self._members.values())
+        if not at_work and node not in self._recruiter.excluded:
             self._failed_starts += 1
+
+    def _wait_longer(self) -> None:
+        """Ask for the next job after a pause that doubles until a worker comes to work."""
+        self._pause_s = min(REFUSED_S, max(QUEUE_S, 2 * self._pause_s))
+        self._retry_s = max(self._retry_s, time.monotonic() + self._pause_s)

@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
+from dask_jobqueue import SLURMCluster
 from dask_jobqueue.core import Job as JobQueueJob
 from distributed.deploy.spec import ProcessInterface
 
@@ -62,6 +64,16 @@ class WorkerJob(JobQueueJob):  # type: ignore[misc]
         await ProcessInterface.close(self)
 
 
+class UniqueNames(SLURMCluster):  # type: ignore[misc]
+    """A cluster whose workers have names that do not come again: Dask gives that of one that is gone to the
+    next."""
+
+    _numbers = count()
+
+    def _new_worker_name(self, worker_number: int) -> str:
+        return f"worker-{next(self._numbers)}"
+
+
 class SlurmPool:
     """Workers in SLURM jobs.
 
@@ -98,7 +110,6 @@ class SlurmPool:
     def open(self, worker: Literal["cpu", "gpu"], slots: int, n_tasks: int) -> Iterator[Crew]:
         """A crew without workers yet; all its jobs are cancelled at the end."""
         import dask
-        from dask_jobqueue import SLURMCluster
         from distributed import Client
 
         workers = self._profile.workers(worker)
@@ -116,7 +127,7 @@ class SlurmPool:
                 quiet(),
                 contextlib.ExitStack() as stack,
             ):
-                cluster = SLURMCluster(
+                cluster = UniqueNames(
                     job_cls=WorkerJob,
                     recruiter=recruiter,
                     security=security,

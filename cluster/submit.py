@@ -36,7 +36,7 @@ from hpcenc.tasks.inspection import check_store, digest_memory, inspect
 from hpcenc.tasks.memory import WorkerPeak, worker_peak
 from hpcenc.tasks.plan import Plan, planned_files
 from hpcenc.tasks.planner import make_plan
-from hpcenc.tasks.records import Deadline, one_line
+from hpcenc.tasks.records import Deadline, look_again, one_line
 from hpcenc.tasks.selection import FeatureSet, idle_sweeps, select_feature_sets
 
 EXIT_DONE, EXIT_FAILED, EXIT_WRONG, EXIT_INTERRUPTED = 0, 1, 2, 3
@@ -432,7 +432,9 @@ def _sweep_operators(plan: Plan) -> None:
 def _any_fit(prepared: Prepared) -> bool:
     """Whether any unit of a fit is done, so that there is something to report."""
     store = prepared.study.store_path
-    return any(unit.done(store) for task in prepared.plan.stages[-1].tasks for unit in task.units)
+    units = [unit for task in prepared.plan.stages[-1].tasks for unit in task.units]
+    look_again(units, store)  # for the report, too
+    return any(unit.done(store) for unit in units)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,11 +64,15 @@ class _Watch:
             self._listen(event)
 
     def look_again_and_again(self) -> None:
-        """Until the run has ended."""
-        while not self.ended.wait(LOOK_S):
-            with self._lock:
-                left = [unit for unit in self._left if not unit.done(self._store)]
-                if len(left) < len(self._left):
-                    self._n_done += len(self._left) - len(left)
-                    self._left = left
-                    self._listen({"event": "progress", "done": self._n_done})
+        """Until the run has ended, and no more than a twentieth of the time."""
+        pause_s = LOOK_S
+        while not self.ended.wait(pause_s):
+            began, before = time.monotonic(), self._left
+            with contextlib.suppress(OSError):  # a file system that fails is told by who works on it
+                left = [unit for unit in before if not unit.done(self._store)]
+                with self._lock:
+                    if self._left is before and len(left) < len(before):
+                        self._n_done += len(before) - len(left)
+                        self._left = left
+                        self._listen({"event": "progress", "done": self._n_done})
+            pause_s = max(LOOK_S, 20 * (time.monotonic() - began))

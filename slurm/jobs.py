@@ -277,10 +277,10 @@ def requeue_job(job_id: str) -> None:
 
 
 def _ids_by_comment(token: str, patience_s: float) -> list[str]:
-    command = ["squeue", "--noheader", "--me", "--states=all", "--format=%i|%k"]
+    command = ["squeue", "--noheader", "--me", "--states=all", "--format=%F|%k"]  # of an array its one id
     lines = run_command(command, patience_s=patience_s).splitlines()
     pairs = (line.split(_SEPARATOR, 1) for line in lines if _SEPARATOR in line)
-    return [job_id for job_id, comment in pairs if comment.strip() == token]
+    return list(dict.fromkeys(job_id for job_id, comment in pairs if comment.strip() == token))
 
 
 def _parse_id(answer: str, command: Sequence[str]) -> str:

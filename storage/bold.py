@@ -9,8 +9,10 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -26,6 +28,8 @@ from hpcenc.storage.voxels import VoxelAxis, load_cifti
 
 CIFTI_SUFFIX = ".dtseries.nii"
 PLAIN_SUFFIX = ".npy"
+SAMPLE_BYTES = 4096
+
 SUFFIXES = (CIFTI_SUFFIX, PLAIN_SUFFIX)
 """Ends of the names of files that can be read."""
 
@@ -49,6 +53,9 @@ class BoldHeader:
     size: int
     mtime_ns: int
     header_digest: str
+    """Of the header, and of samples of the data: other data may have the same header, size and time."""
+    axes: str = ""
+    """Names its axes: files of one name here share them. Empty as long as nobody looked."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -75,8 +82,15 @@ def find_bold(template: str, folder: Path, subject: str, run: str) -> Path:
     if os.path.isfile(literal):  # also one whose name only looks like a glob
         return literal
     escaped = Path(_fill(template, glob.escape(subject), glob.escape(run))).expanduser()
+    is_below = not escaped.is_absolute()
     pattern = str(Path(glob.escape(str(folder))) / escaped)
-    found = sorted(Path(path) for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
+    # Not subject 10 where subject 1 is asked for, and a wildcard stands beside it.
+    whole = _name_pattern(str(Path(template).expanduser()), subject, run)
+    found = sorted(
+        Path(path)
+        for path in glob.glob(pattern, recursive=True)
+        if os.path.isfile(path) and whole.fullmatch(os.path.relpath(path, folder) if is_below else path)
+    )
     if len(found) == 1:
         return found[0]
     where = f"bold.path: subject {subject!r}, run {run!r}: expected one file of {literal}"
@@ -84,6 +98,38 @@ def find_bold(template: str, folder: Path, subject: str, run: str) -> Path:
         names = ", ".join(str(path) for path in found[:3]) + (", ..." if len(found) > 3 else "")
         raise StudyError(f"{where}, found {len(found)}: {names}. Narrow the template down.")
     raise StudyError(f"{where}, found none; {_nearest_folder(literal)}. Correct the template or runs_of.")
+
+
+def _name_pattern(template: str, subject: str, run: str) -> re.Pattern[str]:
+    """What names a template stands for, as a regular expression.
+
+    A wildcard beside a subject or run does not go on with its digits or letters.
+    """
+    parts = [
+        part for part in re.split(r"(\{subject\}|\{run\}|\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\])", template) if part
+    ]
+    wild = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+
+    def is_wild(place: int) -> bool:
+        return 0 <= place < len(parts) and (parts[place] in wild or parts[place][0] == "[")
+
+    pattern = ""
+    for place, part in enumerate(parts):
+        if part in ("{subject}", "{run}"):
+            name = subject if part == "{subject}" else run
+            before = f"(?<!{_kin(name[:1])})" if is_wild(place - 1) else ""
+            after = f"(?!{_kin(name[-1:])})" if is_wild(place + 1) else ""
+            pattern += f"{before}{re.escape(name)}{after}"
+        elif part[0] == "[" and is_wild(place):
+            pattern += f"[{part[1:-1].replace('!', '^', 1) if part[1] == '!' else part[1:-1]}]"
+        else:
+            pattern += wild.get(part) or re.escape(part)
+    return re.compile(pattern, re.DOTALL)
+
+
+def _kin(character: str) -> str:
+    """What would make a name with this first or last character another one."""
+    return r"\d" if character.isdigit() else "[A-Za-z]" if character.isalpha() else r"[^\s\S]"
 
 
 def read_header(path: Path) -> BoldHeader:
@@ -182,6 +228,8 @@ def read_block(
         raise BoldError(f"{header.path}: voxel {index.max()} was asked for, the file has {header.n_voxels}")
     try:
         block = _read_columns(header, index) if header.layout == "trs" else _read_courses(header, index).T
+    except BoldError:
+        raise
     except (OSError, EOFError, ValueError) as error:
         raise BoldError(f"{header.path}: the data of its voxels cannot be read: {error}") from error
     if (header.slope, header.inter) != (1.0, 0.0):
@@ -193,6 +241,8 @@ def _read_cifti_header(path: Path) -> BoldHeader:
     with path.open("rb") as file:
         head = file.read(Nifti2Header.template_dtype.itemsize)
         status = os.fstat(file.fileno())
+        offset = int.from_bytes(head[168:176], "little")
+        found = _digest(file, head, offset, status.st_size)
     if len(head) < Nifti2Header.template_dtype.itemsize or head[4:8] != b"n+2\0":
         raise BoldError(f"{path}: expected a CIFTI-2 file, found {_guess(head)}")
     try:
@@ -215,7 +265,7 @@ def _read_cifti_header(path: Path) -> BoldHeader:
         inter=0.0 if inter is None else float(inter),
         size=status.st_size,
         mtime_ns=status.st_mtime_ns,
-        header_digest=hashlib.sha256(head).hexdigest(),
+        header_digest=found,
     )
 
 
@@ -232,6 +282,7 @@ def _read_plain_header(path: Path) -> BoldHeader:
         offset = file.tell()
         file.seek(0)
         head = file.read(offset)
+        found = _digest(file, head, offset, status.st_size)
     if len(shape) != 2 or min(shape) < 1 or dtype.kind not in "fiu":
         raise BoldError(
             f"{path}: expected numbers of shape (n_trs, n_voxels), found {dtype} of shape {shape}"
@@ -247,7 +298,7 @@ def _read_plain_header(path: Path) -> BoldHeader:
         inter=0.0,
         size=status.st_size,
         mtime_ns=status.st_mtime_ns,
-        header_digest=hashlib.sha256(head).hexdigest(),
+        header_digest=found,
     )
 
 
@@ -266,7 +317,7 @@ def _read_courses(header: BoldHeader, index: NDArray[np.int64]) -> NDArray[Any]:
     """
     course_bytes = header.n_trs * header.dtype.itemsize
     raw = np.empty((len(index), course_bytes), np.uint8)
-    with header.path.open("rb") as file:
+    with _open(header) as file:
         for part in _contiguous_parts(index):
             file.seek(header.offset + int(index[part.start]) * course_bytes)
             wanted = raw[part].data.cast("B")
@@ -278,11 +329,31 @@ def _read_courses(header: BoldHeader, index: NDArray[np.int64]) -> NDArray[Any]:
 def _read_columns(header: BoldHeader, index: NDArray[np.int64]) -> NDArray[Any]:
     """Stored values (n_trs, n_block) of a file whose TRs are contiguous."""
     shape = (header.n_trs, header.n_voxels)
-    mapped = np.memmap(header.path, header.dtype, "r", header.offset, shape)
+    with _open(header) as file:
+        mapped = np.memmap(file, header.dtype, "r", header.offset, shape)
     parts = list(_contiguous_parts(index))
     if len(parts) == 1:
         return np.array(mapped[:, index[0] : index[-1] + 1])
     return mapped[:, index]
+
+
+def _open(header: BoldHeader) -> BufferedReader:
+    """The file, if it is the one that the header is of."""
+    file = header.path.open("rb")
+    status = os.fstat(file.fileno())
+    if (status.st_size, status.st_mtime_ns) != (header.size, header.mtime_ns):
+        file.close()
+        raise BoldError(f"{header.path}: has changed since the plan was made. Submit again.")
+    return file
+
+
+def _digest(file: BinaryIO, head: bytes, offset: int, size: int) -> str:
+    """Of a header and of samples of the data: the first, the middle and the last."""
+    digest = hashlib.sha256(head)
+    for place in (offset, (offset + size) // 2, size - SAMPLE_BYTES):
+        file.seek(max(offset, place))
+        digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()
 
 
 def _contiguous_parts(index: NDArray[np.int64]) -> Iterator[slice]:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hpcenc.storage.errors import StudyError
+
 
 def sync(path: Path) -> None:
     """Bring a file or a folder to the disk (fsync)."""
@@ -27,6 +29,23 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
     os.replace(partial, path)
     sync(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, as UTF-8.
+
+    Raises
+    ------
+    StudyError
+        If the text holds a file's name that is no UTF-8.
+    """
+    try:
+        data = text.encode()
+    except UnicodeEncodeError as error:
+        start = text.rfind("\n", 0, error.start) + 1
+        line = text[start:].partition("\n")[0].strip().encode(errors="backslashreplace").decode()
+        raise StudyError(f"{path}: cannot hold a name that is not UTF-8: {line}. Rename the file.") from None
+    write_atomically(path, data)
 
 
 @contextmanager

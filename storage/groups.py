@@ -29,9 +29,10 @@ def group_attributes(store: Path, group: str) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, TypeError, AttributeError) as error:
-        raise StoreError(
-            f"{path}: damaged metadata ({error}). Remove {path.parent} and submit again."
-        ) from error
+        way_out = (
+            f"Remove {path.parent} and submit again." if group else "Restore this one file from a backup."
+        )
+        raise StoreError(f"{path}: damaged metadata ({error}). {way_out}") from error
 
 
 @dataclass(frozen=True)

@@ -161,10 +161,11 @@ def hcp7t_study(
         If the timing table cannot be read.
     """
     bold_root, movie_root = _absolute(bold_root), _absolute(movie_root)
-    template, files = _hcp_bold(bold_root)
+    template, files, others = _hcp_bold(bold_root)
     run_names = list(files)
     subjects = tuple(sorted({subject for found in files.values() for subject in found}))
     bold_problems = [] if subjects else [f"no movie run of HCP's names below {bold_root}; correct the path"]
+    bold_problems += others
     for run, found in files.items():
         several = sorted(subject for subject, paths in found.items() if len(paths) > 1)
         if several:
@@ -235,15 +236,25 @@ def other_study(folder: Path, movie_root: Path | None = None, choices: Choices =
     )
 
 
-def _hcp_bold(root: Path) -> tuple[str, dict[str, dict[str, list[str]]]]:
-    """First template that finds a subject with all runs, or else any; and its files by run and subject."""
-    found = []
+def _hcp_bold(root: Path) -> tuple[str, dict[str, dict[str, list[str]]], tuple[str, ...]]:
+    """The template that finds most subjects with all runs, or else with any, the first of equals; its files
+    by run and subject; and what others find beside it."""
+    found: list[tuple[str, dict[str, dict[str, list[str]]], list[set[str]]]] = []
     for template in hcp7t.BOLD_TEMPLATES:
         files = {run.name: find_subjects(root, template, run.name) for run in hcp7t.runs()}
-        if set.intersection(*(set(of_run) for of_run in files.values())):
-            return template, files
-        found.append((template, files))
-    return next((pair for pair in found if any(pair[1].values())), found[0])
+        found.append((template, files, [set(of_run) for of_run in files.values()]))
+    template, files, of_runs = max(
+        found, key=lambda each: (len(set.intersection(*each[2])), len(set[str]().union(*each[2])))
+    )
+    return (
+        template,
+        files,
+        tuple(
+            f"{len(left)} subjects have BOLD of {other} only, such as {min(left)}; left out"
+            for other, _, of_others in found
+            if (left := set[str]().union(*of_others) - set[str]().union(*of_runs))
+        ),
+    )
 
 
 def _hcp_runs(root: Path, timing_csv: Path | None, versions: Sequence[str]) -> tuple[FoundRun, ...]:

@@ -167,6 +167,8 @@ class Store:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it is no part of the v3 specification; readers may ignore it
             zarr.consolidate_metadata(str(self.path))
+        for path in (self.path / "zarr.json", self.path):  # zarr renames without waiting for the disk
+            sync(path)
 
     def sweep(self) -> None:
         """Remove what killed processes left half made. Call it under the lock only."""

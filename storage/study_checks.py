@@ -194,6 +194,13 @@ def _name_problems(study: Study) -> Iterator[str]:
         for same in groups.values():
             if len(same) > 1:
                 yield f"{key}: {', '.join(same)} differ in case or signs only; rename them"
+    taken = "|".join(map(slug, MODEL_SETS))
     for name in study.feature_files:
-        if name in MODEL_SETS or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-            yield f"feature_files.{name}: choose another name (letters, digits, '-' and '_'; not a model's)"
+        plain = name.lower()
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+            yield f"feature_files.{name}: choose another name, of letters, digits, '-' and '_'"
+        elif re.fullmatch(rf"({taken})(-untrained-.*)?", plain) or "-and-" in plain:
+            yield (
+                f"feature_files.{name}: its results would lie where those of a model or of a sum lie; choose "
+                "another name"
+            )

@@ -98,7 +98,7 @@ class AverageBlock(UnitTask):
         total = np.zeros((run.rows.n_trs, voxels.stop - voxels.start))
         count = np.zeros(total.shape[1], np.int32)
         for header in run.bold:
-            bold = read_block(header, voxels, positions_in(header.path, self.grayordinates))
+            bold = read_block(header, voxels, positions_in(header, self.grayordinates))
             add, valid = prepare(bold, used, self.how)
             total += add
             count += valid

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -67,17 +67,29 @@ class BlockBold:
             if isinstance(run, StoredBold):
                 values = store.read(run.array, (slice(None), voxels))
             else:
-                values = read_block(run, voxels, positions_in(run.path, self.grayordinates))
+                values = read_block(run, voxels, positions_in(run, self.grayordinates))
             bold[onset : onset + run.n_trs] = values
         return bold
 
 
-@at_hand.made_once(maxsize=64)
-def positions_in(path: Path, grayordinates: Literal["cortex", "all"]) -> NDArray[np.int64]:
+@dataclass(frozen=True)
+class _Axes:
+    """Axes of BOLD files, and one file that has them."""
+
+    name: str
+    path: Path = field(compare=False)
+
+
+def positions_in(header: BoldHeader, grayordinates: Literal["cortex", "all"]) -> NDArray[np.int64]:
     """Where the study's voxels lie in a file.
 
-    The XML costs half a second, which blocks and slots share.
+    The XML costs half a second, which files of the same axes, blocks and slots share.
     """
+    return _positions(_Axes(header.axes or str(header.path), header.path), grayordinates)
+
+
+@at_hand.made_once(maxsize=64)
+def _positions(axes: _Axes, grayordinates: Literal["cortex", "all"]) -> NDArray[np.int64]:
     from hpcenc.storage.bold import read_axes
 
-    return read_axes(path)[0].positions(grayordinates)
+    return read_axes(axes.path)[0].positions(grayordinates)

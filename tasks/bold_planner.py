@@ -120,7 +120,7 @@ class BoldPlanner:
             "version": averaging.AVERAGE_VERSION,
             "how": average.bold,
             "bold": [[header.identity for header in run.bold] for run in kept],
-            "used": [[run.rows.n_trs, run.rows.rest, run.tail] for run in kept],
+            "used": [[run.rows.n_trs, run.rows.rest, run.tail if run.rows.rest else -1] for run in kept],
             "voxels": self._voxels_digest,
             "block": study.fit.block,
         }

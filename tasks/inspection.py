@@ -224,6 +224,7 @@ class _Gate:
         """Headers of whole BOLD files, the study's voxel axis, and what is set aside."""
         headers: dict[tuple[str, str], BoldHeader] = {}
         set_aside: list[str] = []
+        whose: dict[Path, str] = {}
         for subject in subjects:
             for run in self.study.runs_of(subject):
                 try:
@@ -235,6 +236,12 @@ class _Gate:
                 except BoldError as error:
                     set_aside.append(f"subject {subject}, run {run.name}: {error}")
                     continue
+                owner = whose.setdefault(path.resolve(), f"subject {subject}, run {run.name}")
+                if owner != f"subject {subject}, run {run.name}":
+                    self.problems.append(
+                        f"bold.path: {path} is the file of {owner} and of subject {subject}, run {run.name}. "
+                        "Narrow the template down."
+                    )
                 if header.n_trs != run.n_trs:
                     self.problems.append(
                         f"subject {subject}, run {run.name}: {header.path} has {header.n_trs} TRs, "
@@ -264,6 +271,10 @@ class _Gate:
                 set_aside.append(f"subject {subject}, run {run}: {error}")
                 del headers[subject, run]
                 continue
+            except ValueError as error:  # of the structures that are asked for it has none
+                self.problems.append(f"subject {subject}, run {run}: {header.path}: {error}")
+                continue
+            headers[subject, run] = replace(header, axes=key)
             if tr_s is not None and abs(tr_s - study.tr_s) > TR_TOLERANCE_S:
                 self.problems.append(
                     f"subject {subject}, run {run}: {header.path} says a TR of {tr_s:g} s, "
@@ -284,7 +295,7 @@ class _Gate:
 def _axes_key(header: BoldHeader) -> str:
     """Hash of everything before the data: files that share it share their axes, parsed once."""
     with header.path.open("rb") as file:
-        return hashlib.sha256(file.read(header.offset)).hexdigest()
+        return hashlib.sha256(file.read(header.offset)).hexdigest()[:16]
 
 
 def check_store(study: Study, voxels: VoxelAxis, plan: Plan) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from hpcenc.storage.marks import is_done
+from hpcenc.storage.marks import MARKS, is_done
 
 if TYPE_CHECKING:
     from hpcenc.storage.store import Store
@@ -50,6 +52,22 @@ class Unit:
 
     def __str__(self) -> str:
         return f"{self.group}#{self.index}"
+
+
+def look_again(units: Iterable[Unit], store: Path) -> None:
+    """Let this node see which of these units were completed on others.
+
+    The client of a network file system remembers for up to a minute that a mark was not there; it asks the
+    server when the mark's folder is opened.
+    """
+    folders: dict[Path, None] = {}
+    for unit in units:
+        folders[store / unit.group / MARKS] = None
+        if unit.cached is not None:
+            folders[unit.cached.parent] = None
+    for folder in folders:
+        with suppress(OSError):
+            os.listdir(folder)
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ def select_feature_sets(study: Study, models: str = "all", layers: str = "defaul
     """
     known = (*catalogue.FEATURE_SETS, *study.feature_files)
     names = (*REFERENCE_SETS, *study.feature_files) if models == "all" else _split(models)
-    if not study.runs[0].movies() and models == "all":
+    if models == "all" and not any(run.movies() for run in study.runs):
         names = tuple(study.feature_files)
     problems = [
         f"--models: no feature set {name!r}; known: {', '.join(known)}, and sums of them"
@@ -130,7 +130,11 @@ def select_feature_sets(study: Study, models: str = "all", layers: str = "defaul
     ]
     problems += [f"--models: {name!r} is named twice" for name in set(names) if names.count(name) > 1]
     if not names:
-        problems.append("--models: empty; give `all` or names such as `beats,clip`")
+        problems.append(
+            "--models all: no run names a movie, and there are no feature_files; give either"
+            if models == "all"
+            else "--models: empty; give `all` or names such as `beats,clip`"
+        )
     chosen = {} if layers in ("default", "all") else _chosen_layers(study, names, layers, problems)
     problems += [
         f"sweeps.bands: {name!r} is a sum of {name.count('+') + 1}; a fit in bands takes two. "

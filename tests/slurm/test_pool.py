@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -364,3 +366,41 @@ def test_workers_of_another_version_get_no_task(
         run.end()
     assert not (run.folder / "a began").exists()
     assert "code differs from the controller's" in run.told("worker refused")[0]["why"]
+
+
+def test_a_worker_that_cannot_say_whether_it_works_gets_no_task(
+    start: Callable[..., Run], make_task: MakeTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def enlist(code: str, backend: str) -> None:
+        raise OSError("the code cannot be read here")
+
+    monkeypatch.setattr("hpcenc.cluster.slurm_crew.enlist", enlist)
+    run = start(make_task("a", 0))
+    with pytest.raises((CrewError, SlurmError), match=r"code cannot be read|configuration is not available"):
+        run.end()
+    assert not (run.folder / "a began").exists()
+    refused = run.told("worker refused")
+    assert len({event["node"] for event in refused}) == len(refused)
+    assert refused[0]["why"].endswith("OSError: the code cannot be read here")
+
+
+def three_ports() -> tuple[int, int]:
+    """A range of ports that nobody listens on: for the controller, for a test, and for one worker."""
+    while True:
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            first = stack.enter_context(socket.create_server(("", 0))).getsockname()[1]
+            for port in (first + 1, first + 2):
+                stack.enter_context(socket.create_server(("", port)))
+            return first, first + 2
+
+
+def test_a_worker_at_the_port_of_one_that_is_gone_gets_to_work(
+    start: Callable[..., Run], make_task: MakeTask, profile: SlurmProfile, sandbox: Sandbox
+) -> None:
+    ports = three_ports()
+    network = profile.network.model_copy(update={"ports": ports})
+    with socket.create_server(("", ports[0])):  # another run's controller
+        run = start(make_task("a", 0), profile=profile.model_copy(update={"network": network}))
+        sandbox.run("scancel", *run.began("a"))
+        assert len(set(run.began("a", 2))) == 2
+        assert run.end().units_done == 1

@@ -80,17 +80,26 @@ def test_serial_runs_in_this_process_in_order(make_task: Callable[..., Task], st
     assert {facts[name] for name in THREAD_VARIABLES} == {"3"}
 
 
-def test_a_serial_run_begins_no_unit_that_would_not_fit_before_its_end(
-    make_writer: Callable[..., Task], store: Path
-) -> None:
-    tasks = [make_writer(name, 2) for name in "abcd"]  # units of 0.3 s
-    end_s = time.time() + 0.9
-    outcomes = list(SerialExecutor(1).run(tasks, store, Deadline(end_s)))
-    assert time.time() < end_s
-    records = [outcome.record for outcome in outcomes]
-    assert all(record is not None for record in records)
-    assert sum(len(record.done) for record in records if record is not None) in (1, 2)
-    assert [unit for record in records[1:] if record is not None for unit in record.done] == []
+def test_a_serial_run_tells_each_task_how_long_units_took_before(store: Path) -> None:
+    """A task begins no unit that would not fit, its first one too."""
+    told = []
+
+    @dataclass(frozen=True)
+    class Slow:
+        key: str
+        seconds: float
+        units: tuple[Any, ...] = ()
+
+        def needs_of(self, unit: Any) -> tuple[Any, ...]:
+            return ()
+
+        def run(self, store: Any, deadline: Deadline) -> TaskRecord:
+            told.append(deadline.allows(0.0))
+            return TaskRecord(self.key, (UnitRecord(self.key, self.seconds),))
+
+    tasks = [Slow("a", 60.0), Slow("b", 600.0), Slow("c", 1.0)]
+    list(SerialExecutor(1).run(tasks, store, Deadline(time.time() + 800)))
+    assert told == [True, True, False]
 
 
 def test_threads_are_as_before_after_a_serial_run(make_task: Callable[..., Task], store: Path) -> None:

@@ -28,10 +28,11 @@ class Answer:
     def done(self) -> bool:
         return self.is_done
 
-    def result(self) -> Any:
+    def result(self, timeout: float = 0) -> Any:
         return self.value
 
-    exception = result
+    def exception(self) -> Any:
+        return self.value
 
 
 @dataclass
@@ -45,15 +46,13 @@ class Cluster:
 
     def __init__(self) -> None:
         self.workers: dict[str, Job] = {}
+        self.worker_spec: dict[str, Any] = {}
         self.scheduler_info: dict[str, Any] = {"workers": {}}
         self.asked: list[int] = []
 
-    @property
-    def worker_spec(self) -> dict[str, Job]:
-        return self.workers
-
     def add(self, name: str, job_id: str | None, address: str = "", error: SlurmError | None = None) -> None:
         self.workers[name] = Job(job_id, error)
+        self.worker_spec[name] = {}
         if address:
             self.scheduler_info["workers"][address] = {"name": name}
 
@@ -66,6 +65,7 @@ class Cluster:
     def scale_down(self, names: list[str]) -> None:
         for name in names:
             self.workers.pop(name, None)
+            self.worker_spec.pop(name, None)
 
     def scale(self, jobs: int) -> None:
         self.asked.append(jobs)
@@ -230,14 +230,77 @@ def test_several_jobs_of_one_bad_node_are_one_failure(scene: Scene) -> None:
 
 
 def test_jobs_that_die_at_their_start_end_the_run_and_the_second_on_a_node_excludes_it(scene: Scene) -> None:
-    for place in range(3):
+    for place, node in enumerate(("n5", "n5", "n5", "n6")):
         scene.cluster.add(f"w{place}", str(place), "")
-        scene.queue[str(place)] = state(str(place), "FAILED", node="n5")
-        if place < 2:
+        scene.queue[str(place)] = state(str(place), "FAILED", node=node)
+        if place < 3:  # the third landed on a node that was excluded meanwhile
             scene.workers_later()
             assert scene.recruiter.excluded == ({"n5"} if place else set())
-    with pytest.raises(CrewError, match=r"3 in a row, the last: job 2 ended \(FAILED\)"):
+    with pytest.raises(CrewError, match=r"3 in a row, the last: job 3 ended \(FAILED\)"):
         scene.workers_later()
+
+
+def test_jobs_that_wait_for_a_node_that_was_excluded_are_asked_for_anew(scene: Scene) -> None:
+    for name in ("w0", "w1", "w2"):
+        scene.cluster.add(name, name)
+        scene.queue[name] = state(name, "FAILED" if name != "w2" else "PENDING", node="n5")
+    scene.workers_later()
+    assert scene.recruiter.excluded == {"n5"}
+    scene.workers_later()
+    assert scene.cluster.workers == {}
+    scene.cluster.add("w3", "w3")
+    scene.queue["w3"] = state("w3", "PENDING", node="")
+    scene.workers_later()
+    assert list(scene.cluster.workers) == ["w3"]
+
+
+def test_the_pause_before_the_next_job_doubles_until_one_comes_to_work(scene: Scene) -> None:
+    for place, pause_s in enumerate((15, 30, 60)):
+        scene.cluster.add("w0", f"job {place}")
+        scene.queue[f"job {place}"] = state(f"job {place}", "CANCELLED")
+        scene.workers_later()
+        asked = len(scene.cluster.asked)
+        scene.workers_later(pause_s - 1)
+        assert len(scene.cluster.asked) == asked
+        scene.workers_later(2)
+        assert len(scene.cluster.asked) == asked + 1
+
+
+def test_a_worker_that_is_gone_is_not_what_is_too_many(scene: Scene) -> None:
+    """Its job would be cancelled, and that taken for how it ended."""
+    for place in range(3):
+        scene.cluster.add(f"w{place}", str(place), f"n1:{place}")
+        scene.queue[str(place)] = state(str(place))
+    scene.cluster.add("w3", "3")
+    scene.queue["3"] = state("3", "PENDING")
+    scene.crew.workers()
+    scene.cluster.leave("n1:0")
+    scene.crew.want(2)
+    scene.workers_later(2)
+    assert list(scene.cluster.workers) == ["w0", "w1", "w2"]
+
+
+def test_squeue_is_asked_once_for_all_that_are_gone_and_ever_less_often(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+
+    def ask(**query: Any) -> list[JobState]:
+        asked.append(scene.clock[0])
+        return list(scene.queue.values())
+
+    monkeypatch.setattr("hpcenc.cluster.slurm_crew.job_states", ask)
+    for place in range(4):
+        scene.cluster.add(f"w{place}", str(place), f"n1:{place}")
+        scene.queue[str(place)] = state(str(place))
+    scene.crew.workers()
+    for place in range(4):
+        scene.cluster.leave(f"n1:{place}")
+    for _ in range(600):
+        scene.workers_later(0.5)
+    assert len(asked) < 45
+    assert asked[1] - asked[0] < 3
+    assert {scene.crew.how_lost(f"w{place}") for place in range(4)} == {None}
 
 
 def test_jobs_submitted_while_squeue_answers_are_not_taken_for_forgotten(
@@ -275,6 +338,26 @@ def test_a_run_without_workers_ends_with_the_words_of_slurm(scene: Scene) -> Non
     scene.cluster.add("w0", None, error=REFUSAL)
     with pytest.raises(CrewError, match="QOS policy"):
         scene.crew.workers()
+
+
+def test_nothing_is_taken_for_a_stray_while_jobs_are_being_submitted(scene: Scene) -> None:
+    scene.cluster.add("w0", "10", "n1:1")
+    scene.queue |= {"10": state("10"), "77": state("77")}
+    scene.cluster.worker_spec["w1"] = {}  # sbatch has not answered yet
+    for _ in range(3):
+        scene.workers_later()
+    assert scene.cancelled == []
+
+
+def test_the_job_of_a_lost_worker_that_could_not_be_cancelled_is_cancelled_later(scene: Scene) -> None:
+    scene.cluster.add("w0", "10", "n1:1")
+    scene.crew.workers()
+    scene.cluster.leave("n1:1")
+    scene.queue["10"] = state("10")
+    scene.workers_later(2)
+    for _ in range(3):
+        scene.workers_later(HUNG_S)
+    assert scene.cancelled == ["10"]
 
 
 def test_a_job_that_nobody_knows_is_cancelled_when_seen_twice(scene: Scene) -> None:

@@ -9,7 +9,7 @@ import pytest
 from distributed import Scheduler
 from distributed.deploy.spec import ProcessInterface, SpecCluster
 
-from hpcenc.cluster.slurm_pool import close_in_time
+from hpcenc.cluster.slurm_pool import UniqueNames, close_in_time
 
 
 class Never(ProcessInterface):  # type: ignore[misc]
@@ -32,3 +32,13 @@ def test_a_cluster_that_waits_for_a_submission_is_not_waited_for(monkeypatch: py
     began = time.monotonic()
     close_in_time(cluster)
     assert time.monotonic() - began < 10
+
+
+def test_no_worker_has_the_name_of_one_before_it() -> None:
+    cluster = object.__new__(UniqueNames)
+    cluster.worker_spec, cluster.new_spec, cluster._i, cluster._name = {}, {}, 0, "x"
+    names = []
+    for _ in range(3):  # of one that is gone the name is free again
+        (name,) = cluster.new_worker_spec()
+        names.append(name)
+    assert len(set(names)) == 3

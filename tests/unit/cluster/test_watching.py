@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,8 +29,9 @@ def test_what_is_done_within_a_task_is_told(tmp_path: Path, monkeypatch: pytest.
         listen({"event": "stage", "stage": "fit", "units": 3})
         for n_done in (1, 2):
             store.mark("numbers", n_done, digest)
+            end = time.monotonic() + 20
             while told[-1] != {"event": "progress", "done": n_done}:
-                pass
+                assert time.monotonic() < end
         listen({"event": "stage end", "stage": "fit"})
         store.mark("numbers", 3, digest)
     assert [event["event"] for event in told] == ["stage", "progress", "progress", "stage end"]
