@@ -85,11 +85,12 @@ def find_bold(template: str, folder: Path, subject: str, run: str) -> Path:
     is_below = not escaped.is_absolute()
     pattern = str(Path(glob.escape(str(folder))) / escaped)
     # Not subject 10 where subject 1 is asked for, and a wildcard stands beside it.
-    whole = _name_pattern(str(Path(template).expanduser()), subject, run)
+    whole = _name_pattern(os.path.normpath(Path(template).expanduser()), subject, run)
     found = sorted(
         Path(path)
         for path in glob.glob(pattern, recursive=True)
-        if os.path.isfile(path) and whole.fullmatch(os.path.relpath(path, folder) if is_below else path)
+        if os.path.isfile(path)
+        and whole.fullmatch(os.path.relpath(path, folder) if is_below else os.path.normpath(path))
     )
     if len(found) == 1:
         return found[0]
@@ -121,7 +122,8 @@ def _name_pattern(template: str, subject: str, run: str) -> re.Pattern[str]:
             after = f"(?!{_kin(name[-1:])})" if is_wild(place + 1) else ""
             pattern += f"{before}{re.escape(name)}{after}"
         elif part[0] == "[" and is_wild(place):
-            pattern += f"[{part[1:-1].replace('!', '^', 1) if part[1] == '!' else part[1:-1]}]"
+            inner = part[1:-1].replace("\\", r"\\").replace("[", r"\[")
+            pattern += f"[^{inner[1:]}]" if inner[0] == "!" else f"[{inner}]"
         else:
             pattern += wild.get(part) or re.escape(part)
     return re.compile(pattern, re.DOTALL)
@@ -241,8 +243,6 @@ def _read_cifti_header(path: Path) -> BoldHeader:
     with path.open("rb") as file:
         head = file.read(Nifti2Header.template_dtype.itemsize)
         status = os.fstat(file.fileno())
-        offset = int.from_bytes(head[168:176], "little")
-        found = _digest(file, head, offset, status.st_size)
     if len(head) < Nifti2Header.template_dtype.itemsize or head[4:8] != b"n+2\0":
         raise BoldError(f"{path}: expected a CIFTI-2 file, found {_guess(head)}")
     try:
@@ -254,6 +254,8 @@ def _read_cifti_header(path: Path) -> BoldHeader:
         raise BoldError(f"{path}: its CIFTI-2 header is damaged: {error}") from error
     if len(shape) != 6 or shape[:4] != (1, 1, 1, 1) or min(shape) < 1 or dtype.kind not in "fiu":
         raise BoldError(f"{path}: expected numbers by TR and grayordinate, found {dtype} of shape {shape}")
+    with path.open("rb") as file:
+        found = _digest(file, head, offset, status.st_size)
     return BoldHeader(
         path=path,
         n_trs=int(shape[4]),

@@ -236,25 +236,22 @@ def other_study(folder: Path, movie_root: Path | None = None, choices: Choices =
     )
 
 
-def _hcp_bold(root: Path) -> tuple[str, dict[str, dict[str, list[str]]], tuple[str, ...]]:
+def _hcp_bold(root: Path) -> tuple[str, dict[str, dict[str, list[str]]], list[str]]:
     """The template that finds most subjects with all runs, or else with any, the first of equals; its files
-    by run and subject; and what others find beside it."""
-    found: list[tuple[str, dict[str, dict[str, list[str]]], list[set[str]]]] = []
-    for template in hcp7t.BOLD_TEMPLATES:
-        files = {run.name: find_subjects(root, template, run.name) for run in hcp7t.runs()}
-        found.append((template, files, [set(of_run) for of_run in files.values()]))
-    template, files, of_runs = max(
-        found, key=lambda each: (len(set.intersection(*each[2])), len(set[str]().union(*each[2])))
-    )
-    return (
-        template,
-        files,
-        tuple(
-            f"{len(left)} subjects have BOLD of {other} only, such as {min(left)}; left out"
-            for other, _, of_others in found
-            if (left := set[str]().union(*of_others) - set[str]().union(*of_runs))
-        ),
-    )
+    by run and subject; and a line on each other one that finds more subjects beside these."""
+    files = {
+        template: {run.name: find_subjects(root, template, run.name) for run in hcp7t.runs()}
+        for template in hcp7t.BOLD_TEMPLATES
+    }
+    of_runs = {template: [set(each) for each in found.values()] for template, found in files.items()}
+    anyone = {template: set[str]().union(*subjects) for template, subjects in of_runs.items()}
+    best = max(files, key=lambda each: (len(set.intersection(*of_runs[each])), len(anyone[each])))
+    others = [
+        f"{len(left)} more of other files, {other}, such as subject {min(left)}; left out"
+        for other, subjects in anyone.items()
+        if (left := subjects - anyone[best])
+    ]
+    return best, files[best], others
 
 
 def _hcp_runs(root: Path, timing_csv: Path | None, versions: Sequence[str]) -> tuple[FoundRun, ...]:

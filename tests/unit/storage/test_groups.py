@@ -50,9 +50,11 @@ def test_a_file_in_the_place_of_a_store_is_no_group(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"attributes": 3}'])
 def test_damaged_metadata_are_named_with_the_way_out(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "zarr.json").write_bytes(content)
-    with pytest.raises(StoreError, match=r"damaged metadata .* Remove .* and submit again"):
-        group_attributes(tmp_path, "")
+    (tmp_path / "fits").mkdir()
+    for group, way_out in (("fits", "Remove .*fits and submit again"), ("", "Restore this one file")):
+        (tmp_path / group / "zarr.json").write_bytes(content)
+        with pytest.raises(StoreError, match=rf"damaged metadata .* {way_out}"):
+            group_attributes(tmp_path, group)
 
 
 def test_bytes_of_an_array_are_those_of_its_values() -> None:

@@ -45,6 +45,21 @@ def hcp(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     return folder
 
 
+def test_the_cleaning_that_most_subjects_have_is_taken_and_the_others_are_named(hcp: Path) -> None:
+    for subject in ("100610", "102311", "102816", "103414"):
+        for run, direction in HCP_RUNS.items():
+            scan = f"tfMRI_{run}_7T_{direction}"
+            results = hcp / "bold" / subject / "MNINonLinear" / "Results" / scan
+            touch(results / f"{scan}_Atlas_MSMAll_hp2000_clean_rclean_tclean.dtseries.nii")
+    touch(hcp / "bold" / "104416" / "104416_tfMRI_MOVIE1_7T_AP_Atlas_hp2000_clean.dtseries.nii")
+    draft = hcp7t_study(hcp / "bold", hcp / "movies", v1_subjects=())
+    assert parse(draft, hcp).subjects.ids == ("100610", "102311", "102816", "103414")
+    assert "tclean" in parse(draft, hcp).bold.path
+    (left_out,) = (line for line in draft.missing if "left out" in line)
+    assert "1 more of other files" in left_out
+    assert "such as subject 104416" in left_out
+
+
 def test_hcp_is_found_whole(hcp: Path) -> None:
     draft = hcp7t_study(hcp / "bold", hcp / "movies", v1_subjects=())
     assert draft.missing == ()

@@ -222,6 +222,13 @@ def test_a_value_that_may_have_several_forms_has_one_message() -> None:
         ({"feature_files": {"clip": {"path": "{run}.npy"}}}, "feature_files.clip", "another name"),
         ({"feature_files": {"beats-tags": {"path": "{run}.npy"}}}, "feature_files.beats-tags", "another"),
         ({"feature_files": {"a+b": {"path": "{run}.npy"}}}, "feature_files.a+b", "another name"),
+        ({"feature_files": {"CLIP": {"path": "{run}.npy"}}}, "feature_files.CLIP", "those of a model"),
+        ({"feature_files": {"a-and-b": {"path": "{run}.npy"}}}, "feature_files.a-and-b", "or of a sum lie"),
+        (
+            {"feature_files": {"clip-untrained-seed-0": {"path": "{run}.npy"}}},
+            "feature_files.clip-untrained-seed-0",
+            "another name",
+        ),
         ({"feature_files": {"pose": {"path": "pose.npy"}}}, "feature_files.pose.path", "must hold {run}"),
         (
             {"fit__weights_exceptions": [{"feature_set": "clip", "subject": "S9", "weights": "dual"}]},

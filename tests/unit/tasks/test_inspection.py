@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from nibabel.cifti2 import BrainModelAxis
 
 from hpcenc.storage.digests import FileDigests, file_digest
+from hpcenc.storage.dtseries import write_dtseries
 from hpcenc.storage.errors import StudyError
 from hpcenc.storage.groups import ArraySpec, GroupSpec
 from hpcenc.storage.store import Store
@@ -280,3 +282,23 @@ def test_untrained_models_have_tags_without_names(folder: Path) -> None:
         "cavmae": 527,
     }
     assert all(found.tag_labels == {} for found in models.values())
+
+
+def test_one_file_of_two_subjects_is_refused(folder: Path) -> None:
+    (folder / "s2_A.npy").unlink()
+    (folder / "s2_A.npy").symlink_to(folder / "s1_A.npy")
+    with pytest.raises(StudyError, match="is the file of subject s1, run A and of subject s2, run A"):
+        look(study_in(folder))
+
+
+def test_files_without_what_a_study_asks_for_are_named(folder: Path) -> None:
+    thalamus = BrainModelAxis.from_mask(np.ones((2, 5, 2), bool), affine=np.eye(4), name="thalamus_left")
+    for subject in ("s1", "s2"):
+        for run in "AB":
+            values = np.random.default_rng(0).standard_normal((40, 20), dtype=np.float32)
+            write_dtseries(
+                folder / f"{subject}_{run}.dtseries.nii", values, VoxelAxis.from_cifti(thalamus), 1.0
+            )
+    study = study_in(folder, bold={"path": "{subject}_{run}.dtseries.nii"})
+    with pytest.raises(StudyError, match=r"s1_A\.dtseries\.nii: no cortex among the structures"):
+        look(study)

@@ -11,7 +11,7 @@ import pytest
 from hpcenc.storage.digests import digest
 from hpcenc.storage.groups import ArraySpec, GroupSpec
 from hpcenc.storage.store import Store
-from hpcenc.tasks.records import Deadline, Fact, TaskRecord, Unit, UnitTask, run_units
+from hpcenc.tasks.records import Deadline, Fact, TaskRecord, Unit, UnitTask, look_again, run_units
 
 KEY = digest({"of": "the tests"})
 
@@ -130,6 +130,17 @@ def test_nothing_begins_after_the_deadline(store: Store, write: Callable[[Unit],
 def test_a_mark_of_other_inputs_is_no_mark(store: Store) -> None:
     store.mark("numbers", 0, digest({"of": "something else"}))
     assert not UNITS[0].done(store.path)
+
+
+def test_what_other_nodes_made_is_looked_for_where_it_lies(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Listing a folder lets the client of a network file system see what was not there before."""
+    listed: list[str] = []
+    monkeypatch.setattr("os.listdir", lambda path: listed.append(str(path)) or [])
+    kept = Unit("operators", 0, "ab" * 32, cached=tmp_path / "cache" / "one")
+    look_again([*TASK.units, kept, kept], store.path)
+    assert listed == [f"{store.path}/numbers/done", f"{store.path}/operators/done", f"{tmp_path}/cache"]
 
 
 def test_a_unit_is_done_only_while_its_cached_folder_is_there(store: Store, tmp_path: Path) -> None:

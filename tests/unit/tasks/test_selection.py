@@ -45,6 +45,14 @@ def test_all_of_a_study_without_movies_are_its_files() -> None:
     assert layers(select_feature_sets(study(movie=None))) == {"mylab": ["mylab/values"]}
 
 
+def test_all_are_the_models_where_any_run_has_a_movie() -> None:
+    """The run without one is told when its movie is looked for."""
+    runs = [{"name": name, "n_trs": 40, **({"movie": "m.mp4"} if name != "A" else {})} for name in "ABC"]
+    assert "clip" in layers(select_feature_sets(study(runs=runs)))
+    with pytest.raises(StudyError, match="--models all: no run names a movie, and there are no"):
+        select_feature_sets(study(movie=None, feature_files={}))
+
+
 def test_models_go_by_name_and_in_that_order() -> None:
     assert list(layers(select_feature_sets(study(), "mylab, clip"))) == ["mylab", "clip"]
 
