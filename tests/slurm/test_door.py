@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -118,3 +120,21 @@ def test_a_submission_waits_for_a_controller_that_is_away(sandbox: Sandbox, requ
     job = start(request_, "true")
     wait_for(lambda: how_it_ended(job) == "completed", 20, "the job")
     assert len(job_states(name=request_.name)) >= 1
+
+
+def test_an_array_whose_answer_was_lost_goes_by_its_one_id(
+    request_: JobRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shim = tmp_path / "bin" / "sbatch"
+    shim.parent.mkdir()
+    lost = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"
+    shim.write_text(f'#!/bin/sh\n{shutil.which("sbatch")} "$@" > /dev/null\necho "{lost}" >&2\nexit 1\n')
+    shim.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{shim.parent}:{os.environ['PATH']}")
+    options = [*sbatch_options(request_), "--array=0-3", "--hold"]
+    job = submit_job(render_script(["true"], walltime_min=5), options)
+    assert {state.job_id for state in job_states(name=request_.name)} == {
+        f"{job}_{place}" for place in range(4)
+    }
+    cancel_jobs(ids=[job])
+    assert {state.ending for state in job_states(name=request_.name)} == {"cancelled"}

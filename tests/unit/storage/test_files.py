@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from hpcenc.storage.files import sync, write_atomically
+from hpcenc.storage.errors import StudyError
+from hpcenc.storage.files import created_with, sync, write_atomically, write_text
 
 
 def test_a_file_holds_the_new_content_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
@@ -59,3 +60,25 @@ def test_files_and_folders_can_be_synced(tmp_path: Path) -> None:
     sync(tmp_path)
     with pytest.raises(FileNotFoundError):
         sync(tmp_path / "absent")
+
+
+def test_a_name_that_is_no_utf8_is_told_and_nothing_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "study.toml"
+    with pytest.raises(StudyError, match=r'not UTF-8: movie = "M\\udce4d.mp4"\. Rename the file'):
+        write_text(path, 'name = "x"\nmovie = "' + os.fsdecode(b"M\xe4d.mp4") + '"\n')
+    assert list(tmp_path.iterdir()) == []
+    write_text(path, "ä\n")
+    assert path.read_bytes() == "ä\n".encode()
+
+
+def test_files_are_made_under_another_umask_for_a_while(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        for name, umask, mode in (("a", 0o007, 0o660), ("b", None, 0o644)):
+            with created_with(umask):
+                (tmp_path / name).touch()
+            assert (tmp_path / name).stat().st_mode & 0o777 == mode
+        (tmp_path / "c").touch()
+        assert (tmp_path / "c").stat().st_mode & 0o777 == 0o644
+    finally:
+        os.umask(before)
