@@ -105,7 +105,7 @@ class SlurmCrew:
         self._failed_starts = 0
         self._last_failure = ""
         self._failed_on: Counter[str] = Counter()
-        self._asked_s = time.monotonic()
+        self._asked_s = self._looked_s = time.monotonic()
         self._states: dict[str, JobState] = {}
         self._retry_s = self._pause_s = 0.0
         self._told: Mapping[str, int] = {}
@@ -127,12 +127,14 @@ class SlurmCrew:
         known = dict(self._cluster.scheduler_info["workers"])
         joined = {info["name"]: address for address, info in known.items()}
         self._take_in(joined)
-        for name, member in list(self._members.items()):
-            if name not in joined:
-                self._bury(name, member)
+        gone = [(name, member) for name, member in self._members.items() if name not in joined]
+        for _, member in gone:  # so that one answer of squeue is of all of them
+            member.gone_s = member.gone_s or time.monotonic()
+        for name, member in gone:
+            self._bury(name, member)
         able = {name for name in joined if self._may_work(name)}
         self._look_at_submissions()
-        if time.monotonic() - self._asked_s > QUEUE_S:
+        if time.monotonic() - self._looked_s > QUEUE_S:
             self._look_at_queue(set(joined))
         if self._failed_starts >= MAX_FAILED_STARTS:
             raise CrewError(
@@ -176,7 +178,7 @@ class SlurmCrew:
 
     def _ask_ending(self, member: _Member, gone_s: float) -> tuple[LostBy, str] | None:
         gone_for_s = time.monotonic() - gone_s
-        if self._asked_s <= gone_s or time.monotonic() - self._asked_s > min(QUEUE_S, 1 + gone_for_s / 4):
+        if self._asked_s < gone_s or time.monotonic() - self._asked_s > min(QUEUE_S, 1 + gone_for_s / 4):
             try:
                 self._ask_queue()
             except SlurmError as error:
@@ -299,6 +301,7 @@ class SlurmCrew:
 
     def _look_at_queue(self, joined: set[str]) -> None:
         """What squeue says of jobs that no worker of has joined."""
+        self._looked_s = time.monotonic()
         # As of before the question: of what is submitted meanwhile the answer need not know.
         jobs = {name: job.job_id for name, job in list(self._cluster.workers.items()) if job.job_id}
         try:
