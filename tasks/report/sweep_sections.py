@@ -139,14 +139,14 @@ def _rows_of_main_fits(kind: str, other_rows: Sequence[Sweep]) -> str:
 
 
 def _curve_table(kind: str, sweeps: Sequence[Sweep]) -> Table:
-    rows = curve_rows(sweeps)
+    rows, subject = curve_rows(sweeps), of_whom(sweeps)
     return Table(
         f"{kind}_curves",
-        f"Mean r of each {IN_WORDS[kind]} over all valid vertices; the file has the regions too.",
-        [row for row in rows if row.region == ALL_VERTICES],
+        f"Mean r of each {IN_WORDS[kind]} over all valid vertices of {subject}; the file has all subjects "
+        "and the regions too.",
+        [row for row in rows if (row.region, row.subject) == (ALL_VERTICES, subject)],
         (
             Column("feature_set", "feature set"),
-            Column("subject", "subject"),
             Column("variant", NOUNS[kind]),
             Column("n_valid", "valid vertices", count),
             Column("mean_r", "mean r", format_score),

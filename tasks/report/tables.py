@@ -265,7 +265,7 @@ def name_subjects(rows: Sequence[SubjectRow], n_subjects: int, n_named: int = 5)
 
 def format_score(value: float) -> str:
     """A correlation with three decimals and a true minus sign; an en dash where undefined."""
-    return "–" if math.isnan(value) else f"{value:.3f}".replace("-", "−")
+    return "–" if math.isnan(value) else f"{value:z.3f}".replace("-", "−")
 
 
 def format_share(value: float) -> str:

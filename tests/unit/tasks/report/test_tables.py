@@ -117,6 +117,7 @@ def test_undefined_numbers_are_shown_as_dashes():
     assert format_score(math.nan) == "–"
     assert format_share(math.nan) == "–"
     assert format_score(-0.0456) == "−0.046"
+    assert format_score(-0.0001) == "0.000"
     assert format_share(0.1234) == "12.3 %"
 
 
