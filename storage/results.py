@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hpcenc.storage.errors import StoreError
 from hpcenc.storage.groups import group_attributes
-from hpcenc.storage.layout import SCORES, ceiling_group
+from hpcenc.storage.layout import AVERAGE, SCORES, WEIGHT_NORM, ceiling_group
 from hpcenc.storage.store import Store
 from hpcenc.storage.voxels import VoxelAxis
 
@@ -55,8 +55,13 @@ def fit_groups(store: Store, kind: str = "fits") -> Iterator[str]:
         yield str(metadata.parent.relative_to(store.path))
 
 
-def read_scores(store: Store, group: str) -> Scores:
+def read_scores(store: Store, group: str, with_norms: bool = True) -> Scores:
     """Scores of one fit, of the blocks that are done.
+
+    Parameters
+    ----------
+    with_norms : bool
+        Read the norms of the weights at each delay too, which take more room than all other scores.
 
     Raises
     ------
@@ -64,8 +69,12 @@ def read_scores(store: Store, group: str) -> Scores:
         If a chunk of a block that is marked as done is missing or damaged.
     """
     attributes = store.attributes_of(group)
-    values, blocks_done = _read_done(store, group, "scores")
-    names = store.array(f"{group}/scores").attrs["score"]
+    names = [
+        name
+        for name in store.array(f"{group}/scores").attrs["score"]
+        if with_norms or not name.startswith(WEIGHT_NORM)
+    ]
+    values, blocks_done = _read_done(store, group, "scores", len(names))
     scores = dict(zip(names, values, strict=True))
     more = {name: scores.pop(name) for name in names if name not in SCORES}
     done = np.repeat(blocks_done, attributes["block"])[: values.shape[-1]]
@@ -73,18 +82,21 @@ def read_scores(store: Store, group: str) -> Scores:
     return Scores(group, attributes, **scores, more=more, blocks_done=n_done, blocks=n_blocks, done=done)
 
 
-def _read_done(store: Store, group: str, name: str) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """An array of a group by voxels, NaN where a block is not done; and which blocks are."""
+def _read_done(
+    store: Store, group: str, name: str, n_first: int | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """An array of a group by voxels, or the first so many along its first axis, NaN where a block is not
+    done; and which blocks are."""
     attributes, array = store.attributes_of(group), store.array(f"{group}/{name}")
     n_voxels, block = array.shape[-1], attributes["block"]
-    values = np.full(array.shape, np.nan, np.float32)
+    values = np.full((n_first or array.shape[0], *array.shape[1:]), np.nan, np.float32)
     done = np.zeros(-(-n_voxels // block), dtype=bool)
     for index in range(done.size):
         if store.is_done(group, index, attributes["digest"]):
             done[index] = True
             voxels = slice(index * block, min((index + 1) * block, n_voxels))
             part = (*[slice(None)] * (array.ndim - 1), voxels)
-            values[part] = store.read(f"{group}/{name}", part)
+            values[part] = store.read(f"{group}/{name}", part)[: len(values)]
     return values, done
 
 
@@ -153,14 +165,23 @@ def read_voxels(store: Store) -> VoxelAxis:
 
 
 def require_scores(store: Store) -> list[Scores]:
-    """Scores of every fit in the store.
+    """Scores of every fit in the store; norms of weights of one subject alone, the average if it has any.
+
+    With those of all subjects a study of hundreds would not fit the memory of a controller.
 
     Raises
     ------
     StoreError
         If there is none.
     """
-    found = [read_scores(store, group) for group in fit_groups(store)]
+    groups = list(fit_groups(store))
+    with_norms = [
+        store.attributes_of(group)["subject"]
+        for group in groups
+        if any(name.startswith(WEIGHT_NORM) for name in store.array(f"{group}/scores").attrs["score"])
+    ]
+    shown = AVERAGE if AVERAGE in with_norms else next(iter(with_norms), None)
+    found = [read_scores(store, group, store.attributes_of(group)["subject"] == shown) for group in groups]
     if not found:
         raise StoreError(f"{store.path}: no fits here yet. `hpcenc submit` makes them.")
     return found

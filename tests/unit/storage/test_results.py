@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from begun_fit import BLOCK, GROUP, N_VOXELS, begin_store, fit_spec, score, write_block
 
 from hpcenc.storage.errors import StoreError
+from hpcenc.storage.layout import AVERAGE
 from hpcenc.storage.results import fit_groups, read_scores, read_voxels, require_scores
 from hpcenc.storage.store import Store
 from hpcenc.storage.voxels import VoxelAxis
@@ -63,6 +65,18 @@ def test_fits_are_listed_set_by_set_without_what_is_half_made(store: Store) -> N
     (store.path / "fits/clip/zarr.json.00.partial").write_bytes(b"half")
     assert list(fit_groups(store)) == ["fits/beats/s1", "fits/beats/s2", GROUP, "fits/clip/s10"]
     assert [scores.group for scores in require_scores(store)] == list(fit_groups(store))
+
+
+def test_norms_of_weights_are_read_of_one_subject_where_all_fits_are(store: Store) -> None:
+    norms = ["weight_norm:2", "weight_norm:4", "weight_norm:5"]
+    for subject, shown in (("S2", "S1"), (AVERAGE, AVERAGE)):
+        spec = fit_spec(f"fits/clip/{subject.lower()}")
+        store.ensure_group(replace(spec, attributes={**spec.attributes, "subject": subject}))
+        for scores in require_scores(store):
+            of = scores.attributes["subject"]
+            assert list(scores.more) == (["r_repeat", *norms] if of == shown else ["r_repeat"])
+            expected = score("r_repeat")[..., :BLOCK] if of == "S1" else np.nan
+            np.testing.assert_array_equal(scores.more["r_repeat"][..., :BLOCK], expected)
 
 
 def test_a_store_without_fits_says_so(tmp_path: Path) -> None:
