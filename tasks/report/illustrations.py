@@ -45,7 +45,7 @@ class CorticalMap:
 
 def illustrate(data: ReportData) -> Iterator[Illustration]:
     """Draw a report's figures one after the other, in the order of its page."""
-    shown = data.subjects[:SHOWN_SUBJECTS]
+    shown = shown_subjects(data)
     for subject in shown:
         yield _r_histograms(data, subject)
     if data.scores:
@@ -71,7 +71,7 @@ def cortical_maps(data: ReportData) -> tuple[CorticalMap, ...]:
     ]
     own = [
         CorticalMap(label, subject, fit.mean_r, len(fit.folds), _progress(fit))
-        for subject in data.subjects[:SHOWN_SUBJECTS]
+        for subject in shown_subjects(data)
         for label, fit in data.fits_by_label(subject).items()
     ]
     return (*means, *own)
@@ -84,12 +84,17 @@ def r_limits(values: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
     return 0.0, max(0.1, math.ceil(round(top / 0.05, 6)) * 0.05)
 
 
+def shown_subjects(data: ReportData) -> tuple[str, ...]:
+    """Subjects with figures of their own: the average, then the first ones."""
+    return tuple(sorted(data.subjects, key=lambda subject: subject != AVERAGE)[:SHOWN_SUBJECTS])
+
+
 def hidden_subjects(data: ReportData) -> str:
     """Sentence on the subjects that have no figures of their own; empty if all have."""
-    n_subjects = len(data.subjects)
-    if n_subjects <= SHOWN_SUBJECTS:
+    shown, n_subjects = shown_subjects(data), len(data.subjects)
+    if n_subjects == len(shown):
         return ""
-    return f"Figures of single subjects show the first {SHOWN_SUBJECTS} of {n_subjects}; the tables hold all."
+    return f"Figures of single subjects show {', '.join(shown)}, of {n_subjects}; the tables hold all."
 
 
 def _r_histograms(data: ReportData, subject: str) -> Illustration:

@@ -221,12 +221,13 @@ def test_incomplete_fit_is_shown_and_said(make_fit, tmp_path):
     assert "Not finished: clip[untrained, seed 0] (incomplete: 1 of 2 blocks)" in words
 
 
-def test_only_the_first_subjects_have_figures_and_the_page_says_so(make_fit, tmp_path):
-    fits = tuple(make_fit(30, subject=f"S{index}") for index in range(6))
+def test_only_the_average_and_the_first_subjects_have_figures_and_the_page_says_so(make_fit, tmp_path):
+    subjects = (*(f"{index}" for index in range(6)), "average")  # as ids of numbers are sorted
+    fits = tuple(make_fit(30, subject=subject) for subject in subjects)
     files = write_report(ReportData("six", fits, VoxelAxis.from_count(30)), tmp_path)
     assert len(files.figures) == 2 * (4 + 1 + 4)
-    assert "show the first 4 of 6" in _read(files).words
-    assert len(list(csv.DictReader(files.tables[0].open(newline="")))) == 1 + 6
+    assert "show average, 0, 1, 2, of 7" in _read(files).words
+    assert len(list(csv.DictReader(files.tables[0].open(newline="")))) == 1 + 7
 
 
 def test_the_page_counts_the_maps_of_all_subjects_against_those_that_it_shows(cortex, make_fit):
