@@ -68,8 +68,9 @@ def run_stage(
 ) -> None:
     """Run the tasks of one stage; parameters are those of `run_plan`."""
     ready = _ready(stage.tasks, store, emit, progress)
-    n_units = sum(not unit.done(store) for task in ready for unit in task.units)
-    emit({"event": "stage", "stage": stage.name, "tasks": len(ready), "units": n_units})
+    left = [unit for task in ready for unit in task.units if not unit.done(store)]
+    emit({"event": "stage", "stage": stage.name, "tasks": len(ready), "units": len(left)})
+    done_before = progress.units_done
     if ready:
         # Closed at once if this ends early, so that no worker goes on.
         with closing(executor.run(ready, store, deadline, stage.slots, stage.worker)) as outcomes:
@@ -77,6 +78,8 @@ def run_stage(
                 if outcome.lost_by == "full" and not outcome.again:
                     raise FullError(store)
                 _note(outcome, stage, emit, progress)
+    # Of some nobody told: they were done by tries whose workers were lost.
+    progress.units_done = max(progress.units_done, done_before + sum(unit.done(store) for unit in left))
     emit({"event": "stage end", "stage": stage.name})
 
 

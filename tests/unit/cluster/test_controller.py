@@ -241,3 +241,26 @@ def test_records_are_small(make_task: MakeTask, store: Path) -> None:
     (outcome,) = SerialExecutor(1).run([make_task("a", [0])], store, None)
     assert isinstance(outcome.record, TaskRecord)
     assert outcome.record.done[0].unit == "numbers#0"
+
+
+def test_units_of_a_try_that_could_not_tell_of_them_count_as_done(store: Path, tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Stumbling:
+        key: str = "stumbling"
+        units: tuple[Unit, ...] = (unit(0), unit(1))
+
+        def needs_of(self, unit: Unit) -> tuple[Unit, ...]:
+            return ()
+
+        def run(self, store: Any, deadline: Any) -> Any:
+            def work(unit: Unit) -> dict[str, Any]:
+                if unit.index == 1 and not (tmp_path / "stumbled").exists():
+                    (tmp_path / "stumbled").touch()
+                    raise OSError("the disk went away for a moment")
+                return {}
+
+            return run_units(self, store, deadline, work)
+
+    progress, events = run([[Stumbling()]], store)
+    assert [event["event"] for event in events] == ["stage", "lost", "unit", "stage end"]
+    assert (progress.units_done, progress.set_aside) == (2, [])
