@@ -112,7 +112,8 @@ def killed_submit() -> Iterator[Callable[..., int]]:
 def fill_undisturbed(
     killed_submit: Callable[..., int], tree: Callable[[Path], dict[str, bytes]]
 ) -> Callable[..., tuple[dict[str, bytes], int]]:
-    """Fill a store in one go: its files, and how many times the run touched paths like the pattern."""
+    """Fill a store in one go: its files, and how many times the run touched paths like the pattern until its
+    last mark was about to be in place."""
 
     def fill(study_file: Path, pattern: str = "", models: str = "all") -> tuple[dict[str, bytes], int]:
         study = with_results(study_file, "undisturbed")

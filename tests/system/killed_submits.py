@@ -42,18 +42,23 @@ def _serve() -> None:
 
 def _run(job: dict[str, Any]) -> None:
     """Submit a study; killed where the job says, or else where the report begins."""
-    touches = 0
+    touches = touches_to_mark = 0
     prepared = prepare(Path(job["study"]), job["models"])
     results = str(prepared.study.store_path.parent)
 
     def touch(event: str, args: tuple[Any, ...]) -> None:
-        nonlocal touches
+        nonlocal touches, touches_to_mark
         if event not in ("open", "os.rename", "os.mkdir", "os.link", "os.remove"):
             return
         path = args[0] if isinstance(args[0], str | os.PathLike) else ""
-        if not str(path).startswith(results) or not re.search(job.get("pattern", ""), str(path)):
+        if not str(path).startswith(results):
             return
-        touches += 1
+        is_like = re.search(job.get("pattern", ""), str(path)) is not None
+        touches += is_like
+        if event == "os.rename" and re.search(r"/done/\d+$", str(args[1])):
+            touches_to_mark = touches
+        if not is_like:
+            return
         if touches != job.get("nth"):
             return
         if job["how"] == "half":
@@ -64,7 +69,7 @@ def _run(job: dict[str, Any]) -> None:
     def end_before_report(event: dict[str, Any]) -> None:
         if event.get("stage") == "report":
             if "count" in job:
-                Path(job["count"]).write_text(str(touches))
+                Path(job["count"]).write_text(str(touches_to_mark))
             os.kill(os.getpid(), signal.SIGKILL)
 
     # The kernel ends a process that writes more than it may, in the middle of the file.

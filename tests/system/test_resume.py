@@ -32,9 +32,6 @@ Filled = tuple[dict[str, bytes], int]
 
 N_MOMENTS = 20
 MOMENT_SEED = 20
-AFTER_LAST_MARK = 5
-"""Touches after the last mark is in place: its folder is synced, three events are logged, and a mark is
-read."""
 PARTIAL = r"\.[0-9a-f]{32}"
 
 NAMED_POINTS = {
@@ -70,7 +67,7 @@ def test_a_run_killed_at_seeded_moments_resumes_to_the_same_bytes(
 ) -> None:
     wanted, n_touches = undisturbed
     rng = np.random.default_rng(MOMENT_SEED)
-    moments = rng.choice(n_touches - AFTER_LAST_MARK, N_MOMENTS, replace=False)
+    moments = rng.choice(n_touches, N_MOMENTS, replace=False)
     for moment in moments.tolist():
         check_resumes(study_file, f"moment-{moment}", wanted, pattern="", nth=moment + 1, how="kill")
 
@@ -87,7 +84,7 @@ def test_sweeps_and_averages_killed_at_seeded_moments_resume_to_the_same_bytes(
     groups = ("bold/average", "delays/mylab/average", "delays/mylab-and-other/s1", "bands/mylab-and-other/s2")
     assert {f"{group}/done/0" for group in groups} <= wanted.keys()
     rng = np.random.default_rng(MOMENT_SEED)
-    moments = rng.choice(n_touches - AFTER_LAST_MARK, N_MOMENTS // 2, replace=False)
+    moments = rng.choice(n_touches, N_MOMENTS // 2, replace=False)
     for moment in moments.tolist():
         check_resumes(
             study_file, f"moment-{moment}", wanted, models=models, pattern="", nth=moment + 1, how="kill"
@@ -99,7 +96,7 @@ def test_a_run_killed_at_any_of_many_moments_resumes_to_the_same_bytes(
     study_file: Path, undisturbed: Filled, check_resumes: Callable[..., None]
 ) -> None:
     wanted, n_touches = undisturbed
-    for moment in range(0, n_touches - AFTER_LAST_MARK, max(1, n_touches // 100)):
+    for moment in range(0, n_touches, max(1, n_touches // 100)):
         check_resumes(study_file, f"moment-{moment}", wanted, pattern="", nth=moment + 1, how="kill")
 
 
