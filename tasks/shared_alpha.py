@@ -112,17 +112,15 @@ class ShareAlphas:
 
     def _courses(self, store: Store, operators: FoldOperators) -> NDArray[np.float32]:
         """Courses with the second moments of all voxels together, (n_train, n_courses)."""
-        from hpcenc.tasks.zscoring import standardise_bold
+        from hpcenc.tasks.zscoring import standardise
 
         n_train = len(operators.train_rows)
         moments, n_valid = np.zeros((n_train, n_train)), 0
         for first, stop in self.blocks:
-            bold = self.bold.read(store, slice(first, stop))
-            train, _, valid = standardise_bold(
-                bold, operators, self.bold.onsets, at_hand.SUB_BLOCK, self.zscore
-            )
-            moments += train @ train.T
-            n_valid += int(valid.sum())
+            block = self.bold.read(store, slice(first, stop))
+            bold = standardise(block, operators, self.bold.onsets, at_hand.SUB_BLOCK, self.zscore)
+            moments += bold.train @ bold.train.T  # zero where no voxel is valid
+            n_valid += int(bold.valid.sum())
         return representative_courses(moments / max(n_valid, 1))
 
 

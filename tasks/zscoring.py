@@ -168,23 +168,3 @@ def standardise(
         train = take_voxels(train, order[:n_fitted])
         test = take_voxels(test, order[:n_fitted])
     return Standardised(train, test, valid, order, ops.inner_rows)
-
-
-def standardise_bold(
-    Y: Array,
-    ops: FoldOperators,
-    run_onsets: Sequence[int],
-    sub_block: int = 500,
-    zscore: Literal["run", "movie"] = "run",
-) -> tuple[Array, Array, Array]:
-    """Training and test rows as `fit_block` z-scores them.
-
-    Returns
-    -------
-    train : array of shape (n_train, n_voxels)
-    test : array of shape (n_test, n_voxels)
-        Both zero where a voxel is not valid.
-    valid : array of bool, shape (n_voxels,)
-    """
-    bold = standardise(Y, ops, run_onsets, sub_block, zscore)
-    return bold.spread(bold.train, 0.0), bold.spread(bold.test, 0.0), bold.valid

@@ -21,7 +21,7 @@ from hpcenc.tasks.operators import FoldOperators, from_arrays
 from hpcenc.tasks.report.data import TimeCourse
 from hpcenc.tasks.ridge import refit
 from hpcenc.tasks.scores import pearson_r
-from hpcenc.tasks.zscoring import standardise_bold
+from hpcenc.tasks.zscoring import zscore_rows
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def _predict(
     zscore: Literal["run", "movie"],
 ) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]:
     """Prediction and z-scored measurement of the test rows, as the fit made them."""
-    train, test, _ = standardise_bold(measured, operators, onsets, zscore=zscore)
+    train, test, _ = zscore_rows(measured, (operators.train_rows, operators.test_rows), onsets, zscore)
     index = np.array([int(np.argmin(np.abs(np.asarray(operators.alphas) - alpha)))])
     predicted, _ = refit(train, operators, index)
     return predicted, test

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hpcenc.cluster.chain import SHARES, share_out
 from hpcenc.cluster.chain_parts import run_part
 from hpcenc.cluster.controller import Progress
 from hpcenc.cluster.run_folder import RunFolder
-from hpcenc.cluster.submit import Prepared, prepare, run_settings, submit
+from hpcenc.cluster.submit import Prepared, prepare, submit
 from hpcenc.slurm.profiles import SlurmProfile
 from hpcenc.tasks.backends import BackendError
 
@@ -43,16 +44,11 @@ def test_every_task_that_is_left_has_one_member(prepared: Prepared) -> None:
 
 
 @pytest.fixture
-def member(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+def member(
+    prepared: Prepared, begin_run: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> RunFolder:
     """The folder of a run of which this process is member 1 of the array of fits, in job 12."""
-    settings = {
-        **run_settings(prepared, "serial", []),
-        "site": SITE,
-        "study_folder": str(prepared.study.folder),
-        "models": prepared.models,
-        "layers": prepared.layers,
-    }
-    folder = RunFolder.create(prepared.study.store_path, "abcdefgh", prepared.plan, settings)
+    folder = begin_run(prepared, SITE)
     shares = share_out(prepared.plan, prepared.study.store_path, PROFILE)
     (folder.path / SHARES).write_text(json.dumps(shares))
     for name, value in {"SLURM_JOB_ID": "14", "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "1"}.items():

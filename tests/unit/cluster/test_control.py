@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from small_study import write_small_study
 from hpcenc.cluster.control import control
 from hpcenc.cluster.run_folder import RunFolder
 from hpcenc.cluster.runs import ended_with
-from hpcenc.cluster.submit import prepare, run_settings
+from hpcenc.cluster.submit import prepare
 from hpcenc.storage.layout import lock_path
 
 WORKERS = {"partition": "any", "walltime": 10, "cores": 1, "memory": "2G"}
@@ -25,18 +26,11 @@ SITE = {
 
 
 def test_a_controller_that_ends_by_any_error_says_so_and_gives_the_store_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, begin_run: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     prepared = prepare(write_small_study(tmp_path), profile="serial")
-    settings = {
-        **run_settings(prepared, "lab", []),
-        "site": SITE,
-        "study_folder": str(prepared.study.folder),
-        "models": prepared.models,
-        "layers": prepared.layers,
-    }
-    folder = RunFolder.create(prepared.study.store_path, "abcdefgh", prepared.plan, settings)
+    folder = begin_run(prepared, SITE)
 
     def fail(*args: Any, **options: Any) -> None:
         raise RuntimeError("Cluster failed to start")
