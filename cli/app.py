@@ -50,9 +50,10 @@ def init(
     output: Annotated[Path, typer.Option("--output", "-o", help="Study file to write.")] = STUDY_NAME,
 ) -> None:
     """Write a study file from what lies in a folder."""
+    from hpcenc.storage.draft import parse_choices
     from hpcenc.storage.files import write_text
     from hpcenc.storage.hcp7t import read_subjects
-    from hpcenc.storage.initialise import hcp7t_study, other_study, parse_choices
+    from hpcenc.storage.initialise import hcp7t_study, other_study
 
     with clear_errors():
         choices = parse_choices(preset, window)

@@ -11,9 +11,10 @@ from nibabel.cifti2 import BrainModelAxis, Cifti2Header, SeriesAxis
 
 from hpcenc.storage.bold import find_bold
 from hpcenc.storage.departures import MEANINGS, departures, settings_of
+from hpcenc.storage.draft import StudyDraft, parse_choices
 from hpcenc.storage.errors import StudyError
 from hpcenc.storage.hcp7t import runs
-from hpcenc.storage.initialise import StudyDraft, hcp7t_study, other_study, parse_choices
+from hpcenc.storage.initialise import hcp7t_study, other_study
 from hpcenc.storage.study import Average, Fit, Models, Study, parse_study
 
 HCP_RUNS = {"MOVIE1": "AP", "MOVIE2": "PA", "MOVIE3": "PA", "MOVIE4": "AP"}
