@@ -7,7 +7,7 @@ DEMO := demo
 .PHONY: demo test test-slurm test-all lint clean
 
 demo: $(VENV)/installed
-	test -e $(DEMO)/planted.json || $(BIN)/hpcenc demo $(DEMO)
+	test -e $(DEMO)/study.toml || $(BIN)/hpcenc demo $(DEMO)
 	$(BIN)/hpcenc submit $(DEMO)/study.toml --models all
 
 test: $(VENV)/installed-test lint

@@ -156,10 +156,10 @@ def demo(
 ) -> None:
     """Write a small HCP-like study of SIMULATED BOLD, for trying hpcenc and for its tests."""
     from hpcenc.tasks.demo.settings import DemoSettings
-    from hpcenc.tasks.demo.study import write_demo
+    from hpcenc.tasks.demo.study import is_unfinished_demo, write_demo
 
     with clear_errors():
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and any(folder.iterdir()) and not is_unfinished_demo(folder):
             refuse(f"{folder} exists and is not empty; give another folder, or remove it")
         path = write_demo(folder, DemoSettings(n_subjects=subjects, n_runs=runs, n_trs=trs, seed=seed))
     print(f"wrote {path} (simulated BOLD)")

@@ -110,7 +110,9 @@ def _run_share(folder: RunFolder, part: str, member: int, emit: Emit) -> int:
     store, keys = prepared.study.store_path, set(folder.read("shares")[part][member])
     stage = next(stage for stage in prepared.plan.pending(store) if stage.name == part)
     if stage.worker == "gpu" and prepared.backend.name in ON_DEVICES:
-        describe_backend(prepared.backend.name)  # or this member would set all of its share aside
+        name = prepared.backend.name
+        described = describe_backend(name)  # or this member would set all of its share aside
+        emit({"event": "backend", "job": label, "backend": name, **described})
     share = replace(stage, tasks=tuple(task for task in stage.tasks if task.key in keys))
     deadline = Deadline(job.end_s - MARGIN_S) if job.end_s else None
     progress = Progress()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -27,12 +27,15 @@ class Enlistment:
         When its job ends, in seconds since the epoch.
     refusal : str
         Why it can have no task; empty if it can.
+    backend : dict
+        Device, versions and driver of a backend on a GPU; empty on a CPU.
     """
 
     node: str
     gpu: str
     end_s: float | None
     refusal: str
+    backend: dict[str, str] = field(default_factory=dict)
 
 
 def enlist(code: str, backend: str) -> Enlistment:
@@ -47,14 +50,14 @@ def enlist(code: str, backend: str) -> Enlistment:
     """
     job = this_job()
     node = os.environ.get("SLURMD_NODENAME", socket.gethostname())
-    refusal = ""
+    refusal, described = "", {}
     if code_digest() != code:
         refusal = (
             f"{node}: hpcenc's code differs from the controller's; install the same version on all nodes"
         )
     elif backend in ON_DEVICES:
         try:
-            describe_backend(backend)
+            described = describe_backend(backend)
         except BackendError as error:
             refusal = f"{node}: {error}"
     return Enlistment(
@@ -62,6 +65,7 @@ def enlist(code: str, backend: str) -> Enlistment:
         gpu=os.environ.get("CUDA_VISIBLE_DEVICES", ""),
         end_s=job.end_s if job else None,
         refusal=refusal,
+        backend=described,
     )
 
 

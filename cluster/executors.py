@@ -328,14 +328,21 @@ def _run_there(task: Task, store: Path, deadline: Deadline | None) -> tuple[Task
     return outcome.record, outcome.lost_by, outcome.message
 
 
-def make_executor(profile: str, settings: Cluster, worker_bytes: int) -> Executor:
-    """Executor of a profile, ``serial`` or ``local``, for workers that need so much memory."""
-    n_workers, n_threads = workers_and_threads(profile, settings, n_cores(), memory_bytes(), worker_bytes)
+def make_executor(profile: str, settings: Cluster, worker_bytes: int, on_device: bool = False) -> Executor:
+    """Executor of a profile, ``serial`` or ``local``; see `workers_and_threads`."""
+    n_workers, n_threads = workers_and_threads(
+        profile, settings, n_cores(), memory_bytes(), worker_bytes, on_device
+    )
     return SerialExecutor(n_threads) if profile == "serial" else DaskExecutor(LocalPool(n_workers, n_threads))
 
 
 def workers_and_threads(
-    profile: str, settings: Cluster, cores: int, memory: int, worker_bytes: int = 1
+    profile: str,
+    settings: Cluster,
+    cores: int,
+    memory: int,
+    worker_bytes: int = 1,
+    on_device: bool = False,
 ) -> tuple[int, int]:
     """How worker processes share the cores that were granted.
 
@@ -349,16 +356,19 @@ def workers_and_threads(
         What was granted, as `n_cores` and `memory_bytes` tell; memory in bytes.
     worker_bytes : int
         Memory that one worker needs; as good as none as long as there is no plan that says it.
+    on_device : bool
+        Whether the fits are on this machine's GPU.
 
     Returns
     -------
     n_workers : int
-        By default one for every core that memory allows, for single threads waste nothing.
+        By default one for every core that memory allows, for single threads waste nothing; one where the fits
+        are on a GPU, which has neither memory nor time for a process of each core.
     n_threads : int
         Threads of the numerical libraries in each: by default its share of the cores.
     """
     n_workers = 1 if profile == "serial" else settings.n_workers
     if n_workers is None:
         allowed = min(cores // (settings.threads_per_worker or 1), memory // worker_bytes)
-        n_workers = max(1, allowed)
+        n_workers = 1 if on_device else max(1, allowed)
     return n_workers, settings.threads_per_worker or max(1, cores // n_workers)

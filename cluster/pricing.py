@@ -21,7 +21,7 @@ from hpcenc.tasks.plan import Plan
 from hpcenc.tasks.price import ASSUMED_GFLOPS, longest_units, price_plan
 
 
-def memory_problems(study: Study, peak: WorkerPeak, profile: str, granted: int) -> list[str]:
+def memory_problems(study: Study, peak: WorkerPeak, profile: str, granted: int, on_device: bool) -> list[str]:
     """Why the workers of a run would not fit the memory, and the way out; nothing if they do.
 
     Parameters
@@ -31,8 +31,10 @@ def memory_problems(study: Study, peak: WorkerPeak, profile: str, granted: int) 
     profile : str
     granted : int
         Bytes of memory that all workers together may use.
+    on_device : bool
+        Whether the fits are on this machine's GPU.
     """
-    n_workers, _ = workers_and_threads(profile, study.cluster, n_cores(), granted, peak.n_bytes)
+    n_workers, _ = workers_and_threads(profile, study.cluster, n_cores(), granted, peak.n_bytes, on_device)
     if n_workers * peak.n_bytes <= granted:
         return []
     ways, fit = [], study.fit
@@ -100,14 +102,16 @@ def price_run(
     Of a site's CPUs it knows the rate of the machine that this runs on, of GPUs none.
     """
     store, found = study.store_path, price_plan(plan, study.store_path)
+    on_cpu = backend not in ON_DEVICES
     if site is None:
         granted = memory_bytes()
-        n_workers, n_threads = workers_and_threads(profile, study.cluster, n_cores(), granted, peak.n_bytes)
+        n_workers, n_threads = workers_and_threads(
+            profile, study.cluster, n_cores(), granted, peak.n_bytes, not on_cpu
+        )
     else:
         workers = site.workers("gpu")
         n_workers, n_threads = workers.max_jobs, workers.cores
         granted = n_workers * workers.memory_bytes
-    on_cpu = backend not in ON_DEVICES
     gflops = measured_gflops(n_threads) if on_cpu else ASSUMED_GFLOPS
     if on_cpu and site is not None:
         gflops = measured_gflops(1) * n_threads

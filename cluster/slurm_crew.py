@@ -252,6 +252,8 @@ class SlurmCrew:
         self._failed_starts, self._pause_s = 0, 0.0
         facts = {"job": member.job_id, "node": found.node, "gpu": found.gpu}
         self._emit({"event": "worker", **facts, "why": ""})
+        if found.backend:
+            self._emit({"event": "backend", "job": member.job_id, "backend": self._backend, **found.backend})
 
     def _refuse(self, name: str, member: _Member, why: str, gpu: str = "") -> None:
         """Let a worker go that cannot work, and give its node no other."""

@@ -30,7 +30,7 @@ from hpcenc.storage.layout import SWEEPS, lock_path
 from hpcenc.storage.lock import acquire, release
 from hpcenc.storage.regions import study_regions
 from hpcenc.storage.study import Study, load_study
-from hpcenc.tasks.backends import BackendChoice
+from hpcenc.tasks.backends import ON_DEVICES, BackendChoice
 from hpcenc.tasks.facts import StudyFacts
 from hpcenc.tasks.inspection import check_store, digest_memory, inspect
 from hpcenc.tasks.memory import WorkerPeak, worker_peak
@@ -160,7 +160,7 @@ def prepare_study(
     if site is not None:
         problems = worker_memory_problems(study, plan, site, profile)
     else:
-        problems = memory_problems(study, peak, profile, memory_bytes())
+        problems = memory_problems(study, peak, profile, memory_bytes(), backend.name in ON_DEVICES)
     if problems:
         raise StudyError(problems)
     return Prepared(study, feature_sets, facts, plan, backend, digests, models, layers, profile, site, peak)
@@ -254,7 +254,9 @@ def submit(
     """
     study, store = prepared.study, prepared.study.store_path
     description = try_backend(study, prepared.backend.name)
-    executor = make_executor(profile or prepared.profile, study.cluster, prepared.peak.n_bytes)
+    executor = make_executor(
+        profile or prepared.profile, study.cluster, prepared.peak.n_bytes, prepared.backend.name in ON_DEVICES
+    )
     job, run_id = this_job(), new_run_id()
     owner = lock_owner(run_id)
     acquire(lock_path(store), owner, is_gone)

@@ -37,13 +37,15 @@ def open_study(path: Path | str, regions: Sequence[str] | None = None) -> Any:
           along their columns;
         - ``delays``, ``layers``, ``bands`` likewise, with ``cv``, the score of the inner folds, and
           ``r_band`` over ``band``;
+        - ``singles/<feature set>/<subject>`` with ``r``, ``chance``, ``feature`` (the place of the single tag
+          that was chosen) and ``r_train``, over ``fold`` and ``voxel``;
         - ``ceilings/<subject>`` with ``share``, ``share_low``, ``share_high`` and ``ceiling`` over ``clip``;
         - ``features/<model>/<version>/<run>`` with a variable for each layer, over ``tr``;
         - ``regions/<set>`` with ``members``, (region, voxel);
         - ``stimulus``, ``operators``, ``alphas``, ``bold`` as they are.
 
-        Voxels have ``structure`` and ``vertex``, folds and variants their names. Blocks that are not marked
-        as done are NaN: a fit in progress shows what it has.
+        Voxels have ``structure`` and ``vertex``, folds and variants their names. Blocks of fits, sweeps,
+        single tags and ceilings that are not marked as done are NaN: a fit in progress shows what it has.
 
     Examples
     --------
@@ -62,6 +64,8 @@ def open_study(path: Path | str, regions: Sequence[str] | None = None) -> Any:
     for kind in ("fits", *SWEEPS):
         for group in fit_groups(store, kind):
             tree[group] = _named(store, group, tree[group].to_dataset(inherit=False), voxels)
+    for group in fit_groups(store, "singles"):
+        tree[group] = _singles(store, group, tree[group].to_dataset(inherit=False), voxels)
     for metadata in sorted((store.path / "ceilings").glob("*/zarr.json")):
         group = f"ceilings/{metadata.parent.name}"
         tree[group] = _ceilings(store, group, tree[group].to_dataset(inherit=False), voxels)
@@ -143,6 +147,16 @@ def _columns(dataset: Any, attributes: Mapping[str, Any]) -> dict[str, Any]:
     delay = np.concatenate([np.repeat(delays, space["n_features"]) for space in spaces])
     feature = np.concatenate([np.tile(np.arange(space["n_features"]), len(delays)) for space in spaces])
     return {"space": ("column", names), "delay_of": ("column", delay), "feature": ("column", feature)}
+
+
+def _singles(store: Store, group: str, dataset: Any, voxels: Mapping[str, Any]) -> Any:
+    attributes = dataset.attrs
+    done = _done(store, group, attributes, dataset.sizes["voxel"])
+    scores = dataset.scores.assign_coords(score=dataset.scores.attrs["score"])
+    named = scores.to_dataset("score").assign_coords(
+        fold=list(attributes["folds"]), done=("voxel", done), **voxels
+    )
+    return named.assign_attrs(attributes).where(named.done)
 
 
 def _ceilings(store: Store, group: str, dataset: Any, voxels: Mapping[str, Any]) -> Any:

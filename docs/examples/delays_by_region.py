@@ -36,12 +36,17 @@ def main(store: str, feature_set: str, subject: str, picture: str) -> None:
         raise SystemExit(f"{store}: expected a study on the fs_LR 32k surface, of which the masks are")
     sweep = study[group]
     members = study["regions/masks"].members
-    delays = [variant["delays"][0] for variant in sweep.attrs["variants"]]
+    places: dict[str, list[int]] = {}
+    for place, variant in enumerate(sweep.attrs["variants"]):  # "clip/embedding delay 3"
+        places.setdefault(variant["label"].partition(" delay ")[0], []).append(place)
     figure, axes = plt.subplots(figsize=(4.5, 3), layout="constrained")
-    for region in ("visual", "auditory"):
-        r = sweep.r.mean("fold").where(members.sel(region=region))
-        n_vertices = int(r.notnull().all("variant").sum())
-        axes.plot(delays, r.mean("voxel"), marker="o", label=f"{region} (n = {n_vertices:,} vertices)")
+    for layer, of_layer in places.items():
+        delays = [sweep.attrs["variants"][place]["delays"][0] for place in of_layer]
+        for region in ("visual", "auditory"):
+            r = sweep.r.isel(variant=of_layer).mean("fold").where(members.sel(region=region))
+            n_vertices = int(r.notnull().all("variant").sum())
+            label = f"{region}, {layer} (n = {n_vertices:,} vertices)"
+            axes.plot(delays, r.mean("voxel"), marker="o", label=label)
     axes.set(
         xlabel="delay (TRs)", ylabel="mean r (Pearson)", title=f"{sweep.attrs['feature_set']} · {subject}"
     )

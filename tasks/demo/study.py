@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from hpcenc.storage.dtseries import write_dtseries
@@ -20,6 +21,9 @@ PHASE_ENCODINGS = ("AP", "PA", "PA", "AP")
 """Of HCP's four movie runs, and again of any further ones."""
 
 BOLD_SUFFIX = "Atlas_MSMAll_hp2000_clean.dtseries.nii"
+
+_BEFORE_THE_STUDY = re.compile(r"movies|planted\.(json|npz)|demo\d+|.+\.partial")
+"""What `write_demo` makes before the study file."""
 
 
 def write_demo(folder: Path, settings: DemoSettings | None = None) -> Path:
@@ -56,6 +60,12 @@ def write_demo(folder: Path, settings: DemoSettings | None = None) -> Path:
     path = folder / "study.toml"
     write_atomically(path, study_text(settings, planted.scripts).encode())
     return path
+
+
+def is_unfinished_demo(folder: Path) -> bool:
+    """Whether a folder holds what `write_demo` began and did not end, and nothing that could be another's."""
+    names = {path.name for path in folder.iterdir()}
+    return "movies" in names and all(_BEFORE_THE_STUDY.fullmatch(name) for name in names)
 
 
 def movie_path(run: str) -> Path:

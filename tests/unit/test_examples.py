@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from hpcenc.storage.geometry import cortical_axis
 from hpcenc.storage.groups import GroupSpec
@@ -21,7 +23,7 @@ LABEL = "clip[untrained, seed 0]"
 
 
 def sweep_store(folder: Path, axis: VoxelAxis, *labels: str) -> Path:
-    """A store with two single delays of some feature sets in the average, all one block."""
+    """A store with two single delays of two layers of some feature sets in the average, all one block."""
     arrays, attributes = axis.to_arrays()
     store = Store.create(folder / "study.zarr", {"voxel_axis": attributes}, arrays)
     names = score_names("delays")
@@ -30,7 +32,7 @@ def sweep_store(folder: Path, axis: VoxelAxis, *labels: str) -> Path:
             fit_group(label, "average", "delays"),
             "d" * 64,
             fit_arrays(
-                n_folds=1, n_variants=2, n_voxels=axis.n_voxels, block=60_000, weights="none",
+                n_folds=1, n_variants=4, n_voxels=axis.n_voxels, block=60_000, weights="none",
                 n_weight_folds=0, n_weight_rows=0, scores=names,
             ),
             1,
@@ -38,7 +40,11 @@ def sweep_store(folder: Path, axis: VoxelAxis, *labels: str) -> Path:
                 "feature_set": label,
                 "subject": "average",
                 "folds": ["run1"],
-                "variants": [{"label": f"clip/12 delay {delay}", "delays": [delay]} for delay in (2, 5)],
+                "variants": [
+                    {"label": f"clip/{layer} delay {delay}", "delays": [delay]}
+                    for layer in (6, 12)
+                    for delay in (2, 5)
+                ],
                 "block": 60_000,
             },
         )  # fmt: skip
@@ -66,6 +72,19 @@ def test_delays_by_region_are_drawn_by_the_label_of_a_feature_set(tmp_path: Path
         f"{store}: no delays of 'clip' of 'average'; it has '{LABEL}' of 'average'. "
         "Give a label as it is here, with its brackets, or fit the study with [sweeps] delays.\n"
     )
+
+
+def test_each_layer_has_a_line_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *arguments, **options: drawn.append(figure))
+    main = runpy.run_path(str(SCRIPT))["main"]
+    main(str(sweep_store(tmp_path, cortical_axis(), LABEL)), LABEL, "average", "")
+    lines = drawn[0].axes[0].lines
+    assert [list(line.get_xdata()) for line in lines] == [[2, 5]] * 4  # of two layers in two regions
+    assert [str(line.get_label()).partition(" (")[0] for line in lines][::3] == [
+        "visual, clip/6",
+        "auditory, clip/12",
+    ]
 
 
 @pytest.mark.parametrize(("labels", "said"), [((), "it has none."), ((LABEL,), "fs_LR 32k surface")])

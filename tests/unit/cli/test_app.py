@@ -284,6 +284,24 @@ def test_demo_does_not_write_over_what_is_there(study_file: Path) -> None:
     assert "not empty" in result.stderr
 
 
+def test_a_demo_that_was_interrupted_is_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    options = ("--subjects", "1", "--runs", "3", "--trs", "90")
+    with monkeypatch.context() as patch:
+        patch.setattr("hpcenc.tasks.demo.study._write_subject", interrupted)
+        assert run("demo", tmp_path / "demo", *options).exit_code != 0
+    assert (tmp_path / "demo" / "planted.json").exists()
+    mine = tmp_path / "demo" / "mine.txt"
+    mine.touch()
+    assert run("demo", tmp_path / "demo", *options).exit_code == 2
+    mine.unlink()
+    assert run("demo", tmp_path / "demo", *options).exit_code == 0
+    assert (tmp_path / "demo" / "study.toml").exists()
+    assert run("demo", tmp_path / "demo", *options).exit_code == 2
+
+
 def test_the_installed_command_ends_with_the_status(study_file: Path) -> None:
     study_file.unlink()
     program = [sys.executable, "-c", "from hpcenc.cli.app import main; main()"]

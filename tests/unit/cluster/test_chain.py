@@ -91,6 +91,17 @@ def test_a_member_without_a_working_device_sets_nothing_of_its_share_aside(
     assert [event["task"] for event in member.events() if event["event"] == "set aside"] == ["fit"]
 
 
+def test_what_a_member_finds_its_device_to_be_is_on_record(
+    member: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chain_parts, "ON_DEVICES", ("numpy",))
+    monkeypatch.setattr(chain_parts, "describe_backend", lambda name: {"device": "NVIDIA A100"})
+    monkeypatch.setattr(chain_parts, "run_stage", lambda *arguments: None)
+    run_part(member.path, "fit")
+    (event,) = (event for event in member.events() if event["event"] == "backend")
+    assert (event["job"], event["backend"], event["device"]) == ("12_1", "numpy", "NVIDIA A100")
+
+
 def test_a_part_that_cannot_be_done_says_why(member: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     def run_stage(*arguments: Any) -> None:
         raise RuntimeError("no device")

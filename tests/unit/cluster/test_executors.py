@@ -224,6 +224,17 @@ def test_workers_share_eight_cores_as_far_as_memory_goes(
     assert found == expected
 
 
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [({}, (1, 8)), ({"threads_per_worker": 2}, (1, 2)), ({"n_workers": 2}, (2, 4))],
+)
+def test_a_gpu_of_this_machine_has_one_worker_unless_told_otherwise(
+    settings: dict[str, int], expected: tuple[int, int]
+) -> None:
+    found = workers_and_threads("local", Cluster(**settings), 8, 64 * 10**9, 3 * 10**9, on_device=True)
+    assert found == expected
+
+
 def test_a_job_of_one_core_has_one_worker_of_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
     for profile in ("local", "serial"):

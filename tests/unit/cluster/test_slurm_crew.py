@@ -131,6 +131,14 @@ def scene(monkeypatch: pytest.MonkeyPatch) -> Scene:
     return Scene(crew, cluster, recruiter, events, queue, enlist, cancelled, clock)
 
 
+def test_what_a_worker_says_of_its_device_is_on_record(scene: Scene) -> None:
+    device = {"device": "NVIDIA A100", "driver": "570.1"}
+    scene.enlist[0] = lambda address: Answer(Enlistment("n1", "0", None, "", device))
+    scene.cluster.add("w0", "10", "n1:40000")
+    assert scene.crew.workers() == {"w0"}
+    assert scene.told("backend") == [{"event": "backend", "job": "10", "backend": "", **device}]
+
+
 def test_a_worker_at_the_address_of_one_that_is_gone_gets_to_work(scene: Scene) -> None:
     scene.cluster.add("w0", "10", "n1:40000")
     assert scene.crew.workers() == {"w0"}

@@ -17,6 +17,7 @@ from hpcenc.storage.store import Store
 from hpcenc.storage.voxels import VoxelAxis
 from hpcenc.tasks.ceiling_unit import ceiling_arrays
 from hpcenc.tasks.fitting import fit_arrays, score_names
+from hpcenc.tasks.singles import SINGLE_SCORES, singles_arrays
 
 
 @pytest.fixture
@@ -96,6 +97,29 @@ def test_sweeps_bands_and_ceilings_have_their_names_too(tmp_path: Path) -> None:
     np.testing.assert_array_equal(bands.cv.sel(variant="1:1").values[0], values[5, 0, 1])
     np.testing.assert_array_equal(bands.r_band.sel(band="clip/12", variant="10:1").values[0], values[7, 0, 0])
     np.testing.assert_array_equal(study["ceilings/s1"].ceiling.sel(clip="clip").values, values[3, 0, 0])
+
+
+def test_single_tags_have_their_names_and_are_nan_where_not_done(tmp_path: Path) -> None:
+    arrays, attributes = VoxelAxis.from_count(30).to_arrays()
+    store = Store.create(tmp_path / "study.zarr", {"voxel_axis": attributes}, arrays)
+    for subject in ("s1", "s2"):
+        spec = GroupSpec(
+            f"singles/beats-tags/{subject}",
+            "d" * 64,
+            singles_arrays(1, 30, 2_500),
+            1,
+            {"folds": ["run1"], "block": 2_500},
+        )
+        store.ensure_group(spec)
+    values = np.random.default_rng(0).standard_normal((len(SINGLE_SCORES), 1, 30)).astype(np.float32)
+    store.write("singles/beats-tags/s1/scores", (slice(None),) * 3, values)
+    store.mark("singles/beats-tags/s1", 0, "d" * 64)
+    study = open_study(store.path)
+    done, not_done = (study[f"singles/beats-tags/{subject}"] for subject in ("s1", "s2"))
+    assert set(done.data_vars) == set(SINGLE_SCORES)
+    for place, name in enumerate(SINGLE_SCORES):
+        np.testing.assert_array_equal(done[name].sel(fold="run1"), values[place, 0])
+    assert np.isnan(not_done.feature).all()
 
 
 def test_vertices_have_their_places_and_regions_their_members(tmp_path: Path) -> None:
