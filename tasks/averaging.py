@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hpcenc.storage.bold import BoldHeader
     from hpcenc.storage.store import Store
 
-AVERAGE_VERSION = 1
+AVERAGE_VERSION = 2
 """Part of the digest of the mean BOLD: raised by hand whenever it changes."""
 
 
@@ -53,7 +53,8 @@ def average_arrays(runs: tuple[AveragedRun, ...], n_voxels: int, block: int) -> 
     """Mean BOLD of each run, and how many subjects are in it."""
     arrays = {
         run_array(run.rows.name): ArraySpec(
-            (run.rows.n_trs, n_voxels), (run.rows.n_trs, block), "float32", ("tr", "voxel"),
+            (run.rows.n_trs, n_voxels), (run.rows.n_trs, block), "float32",
+            (f"tr_{run_array(run.rows.name)}", "voxel"),  # runs of one group differ in length
             attributes={"run": run.rows.name},
         )
         for run in runs

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from swept_study import CONSTANT, N_TRS, N_VOXELS, NAN, REST, SUBJECTS, WINDOW, Plain, run_plan, study_of
 
+from hpcenc.storage import open_study
 from hpcenc.storage.digests import FileDigests
 from hpcenc.storage.results import read_scores
 from hpcenc.storage.store import Store
@@ -38,6 +39,12 @@ def test_the_average_is_the_mean_of_z_scored_runs_over_the_subjects_who_have_the
             store.read(f"bold/average/run-{run.lower()}"), np.nanmean(parts, axis=0), atol=1e-5
         )
         assert counts[place].max() == 3
+
+
+def test_a_study_with_an_average_opens_though_its_runs_differ_in_length(store: Store) -> None:
+    average = open_study(store.path)["bold/average"]
+    assert average["run-a"].sizes == {"tr_run-a": N_TRS["A"], "voxel": N_VOXELS}
+    assert average["run-b"].sizes == {"tr_run-b": N_TRS["B"], "voxel": N_VOXELS}
 
 
 def test_the_average_is_fitted_like_a_subject(store: Store, folder: Path) -> None:
