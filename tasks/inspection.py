@@ -173,10 +173,11 @@ class _Gate:
         from hpcenc.tasks.models.tag_heads import find_tag_head, name_tags
 
         folder = self.study.resolve(settings.weights_dir)
-        path = find_checkpoint(name, folder, getattr(settings, name).checkpoint, with_tags=with_tags)
+        named = getattr(settings, name).checkpoint
+        path = find_checkpoint(name, folder, named, with_tags=with_tags)
         checkpoint: dict[str, Any] = {"file": path.name}
         if self.deep:
-            checkpoint |= inspect_checkpoint(name, path).facts
+            checkpoint |= inspect_checkpoint(name, path, is_named=named is not None).facts
         else:
             check_file(name, path)
         head = find_tag_head(name, path)

@@ -148,13 +148,15 @@ def check_file(model: str, path: Path | str) -> CheckpointForm:
     raise CheckpointError(_refused(model, path, f"found a file that begins with {head[:8]!r}"))
 
 
-def inspect_checkpoint(model: str, path: Path | str) -> CheckpointInfo:
-    """Check a checkpoint's form, and every name and shape in it, without reading its weights.
+def inspect_checkpoint(model: str, path: Path | str, *, is_named: bool = False) -> CheckpointInfo:
+    """Check a checkpoint's form, every name and shape in it, and whether CLIP's is OpenAI's.
 
     Parameters
     ----------
     model : str
     path : path
+    is_named : bool
+        Whether the study names this very file, and so vouches for whose weights they are.
 
     Returns
     -------
@@ -169,7 +171,7 @@ def inspect_checkpoint(model: str, path: Path | str) -> CheckpointInfo:
     check_file(model, path)
     from hpcenc.tasks.models.loading import inspect_weights
 
-    return inspect_weights(model, Path(path))
+    return inspect_weights(model, Path(path), is_named)
 
 
 def describe_files(model: str, with_tags: bool = False) -> str:

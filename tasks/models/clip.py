@@ -102,6 +102,11 @@ def unpack(contents: Mapping[str, Any]) -> Weights:
 
 
 def untrained_config(spec: ModelSpec) -> dict[str, Any]:
-    """Sizes of ViT-B/32 at another depth."""
+    """Sizes of ViT-B/32 at the spec's depth."""
+    return official_config(spec.n_layers)
+
+
+def official_config(n_layers: int) -> dict[str, Any]:
+    """Sizes of ViT-B/32 at a depth."""
     official = get_model_config(ARCHITECTURE)
-    return {**official["vision_cfg"], "layers": spec.n_layers, "output_dim": official["embed_dim"]}
+    return {**official["vision_cfg"], "layers": n_layers, "output_dim": official["embed_dim"]}

@@ -46,7 +46,7 @@ def load_extractor(spec: ModelSpec, device: torch.device | str = "cpu") -> Extra
     Returns
     -------
     Extractor
-        In float32. Switching TF32 off on a GPU is the caller's choice for the whole run.
+        In float32, also on a GPU: TF32 is off from here on in this process.
 
     Raises
     ------
@@ -54,6 +54,9 @@ def load_extractor(spec: ModelSpec, device: torch.device | str = "cpu") -> Extra
         If the checkpoint is not one of the model's official size, lacks the tag head that the spec
         tells of, or holds NaN or Inf.
     """
+    # Importing speechbrain, whose BEATs this is, has switched TF32 on.
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
     if spec.weights == "untrained":
         network = build_untrained(spec)
     else:
@@ -73,11 +76,13 @@ def load_extractor(spec: ModelSpec, device: torch.device | str = "cpu") -> Extra
     return _EXTRACTORS[spec.model](network, spec, device)
 
 
-def inspect_weights(model: str, path: Path) -> CheckpointInfo:
+def inspect_weights(model: str, path: Path, is_named: bool) -> CheckpointInfo:
     """Check names and shapes in a checkpoint; see `hpcenc.tasks.models.checkpoints.inspect_checkpoint`."""
     weights = read_weights(model, path, device="meta")
     _check_size(model, path, weights, OFFICIAL_N_LAYERS)
     _matching_network(model, path, weights)
+    if model == "clip" and not is_named:
+        _check_is_openai(path)
     return CheckpointInfo(
         path=str(path),
         model=model,
@@ -200,6 +205,30 @@ def _check_size(model: str, path: Path, weights: Weights, n_layers: int) -> None
         raise CheckpointError(
             f"{model}: {str(path)!r} has {weights.n_layers} layers of width {weights.width}, "
             f"expected {n_layers} of {WIDTH}. Expected one of\n{describe_files(model)}"
+        )
+    if model == "clip" and weights.config != (expected := clip.official_config(n_layers)):
+        other = [f"{key} {value}, expected {expected[key]}" for key, value in weights.config.items()]
+        raise CheckpointError(
+            f"clip: {str(path)!r} is not a ViT-B/32 of 224 pixels ({'; '.join(other)}). "
+            f"Expected one of\n{describe_files(model)}"
+        )
+
+
+def _check_is_openai(path: Path) -> None:
+    """Refuse weights that were not trained with OpenAI's activation, as far as it shows.
+
+    Names and shapes are the same in every ViT-B/32 of open_clip, and so are the files' names. OpenAI's
+    weights were released in half precision, and are such values in whatever form; those of other trainings,
+    nearly all with another activation, are not.
+    """
+    patches = _read_contents("clip", path, "cpu")
+    patches = clip.unpack(patches).state["visual.conv1.weight"]
+    if not torch.equal(patches, patches.half().to(patches.dtype)):
+        raise CheckpointError(
+            f"clip: {str(path)!r} does not hold OpenAI's weights, which are float16 values: open_clip's "
+            "files of other trainings (LAION, DataComp) have the same name, and another activation than the "
+            "QuickGELU of this model. Should it be one for QuickGELU all the same, name it under "
+            f"[models.clip] checkpoint. Expected one of\n{describe_files('clip')}"
         )
 
 

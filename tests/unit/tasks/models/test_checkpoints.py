@@ -229,6 +229,16 @@ def test_a_half_precision_file_is_loaded_in_float32(reference, tmp_path):
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_features_are_in_full_float32_whatever_a_library_has_set(model):
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    load_extractor(ModelSpec(model, weights="untrained", n_layers=2))
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert not torch.backends.cudnn.allow_tf32
+
+
 def test_pretrained_weights_need_a_path():
     with pytest.raises(CheckpointError, match="found none"):
         load_extractor(ModelSpec("clip"))

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip.transformer import VisionTransformer
 from safetensors.torch import save_file
 
 from hpcenc.tasks.models.catalogue import ModelSpec
-from hpcenc.tasks.models.checkpoints import inspect_checkpoint
+from hpcenc.tasks.models.checkpoints import CheckpointError, inspect_checkpoint
 from hpcenc.tasks.models.clip import ClipExtractor
 from hpcenc.tasks.models.images import normalised_frames
 from hpcenc.tasks.models.loading import build_pretrained, load_extractor, read_weights
@@ -59,6 +60,37 @@ def test_a_frame_already_at_224_is_only_cropped():
     np.testing.assert_array_equal((images[0] * 255).round(), wide[0, :, 38:262].transpose(2, 0, 1))
 
 
+def write_official_width(path, patch_size=32, image_size=224):
+    """One layer of OpenAI's width, in values of half precision, as theirs are; and the state."""
+    network = VisionTransformer(image_size, patch_size, 768, 1, 12, 4.0, output_dim=512)
+    state = {f"visual.{key}": value.half().float() for key, value in network.state_dict().items()}
+    save_file(state, path)
+    return state
+
+
+@pytest.mark.parametrize(("patch_size", "image_size"), [(16, 224), (32, 256)])
+def test_another_vit_of_the_same_width_is_refused(tmp_path, patch_size, image_size):
+    path = tmp_path / "open_clip_model.safetensors"
+    write_official_width(path, patch_size, image_size)
+    with pytest.raises(CheckpointError, match="not a ViT-B/32 of 224 pixels"):
+        load_extractor(ModelSpec("clip", n_layers=1, checkpoint=str(path)))
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_weights_that_are_not_openais_must_be_named(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr("hpcenc.tasks.models.loading.OFFICIAL_N_LAYERS", 1)
+    path = tmp_path / f"open_clip_model{suffix}"
+    state = write_official_width(path)
+    write = save_file if suffix == ".safetensors" else torch.save
+    write(state, path)
+    assert inspect_checkpoint("clip", path).width == 768
+    state["visual.conv1.weight"][0, 0, 0, 0] += 1e-5
+    write(state, path)
+    with pytest.raises(CheckpointError, match="does not hold OpenAI's weights"):
+        inspect_checkpoint("clip", path)
+    assert inspect_checkpoint("clip", path, is_named=True).width == 768
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
 def test_a_file_of_official_size_gives_the_official_features(reference, tmp_path, suffix):
@@ -68,7 +100,7 @@ def test_a_file_of_official_size_gives_the_official_features(reference, tmp_path
         save_file(fixture.state, path)
     else:
         torch.save(fixture.state, path)
-    info = inspect_checkpoint("clip", path)
+    info = inspect_checkpoint("clip", path, is_named=True)
     assert (info.n_layers, info.width) == (12, 768)
     extractor = load_extractor(ModelSpec("clip", checkpoint=str(path)))
     clip = fixture.clips["a"]
