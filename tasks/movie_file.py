@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -13,9 +13,9 @@ from typing import Any
 import av
 import numpy as np
 
-# Containers that hold their own data: playlists and image sequences, which point elsewhere, are not among
-# them.
-_FORMATS = "mov,matroska,webm,avi,mpegts,mpeg,asf,flv,ogg"
+_FORMATS = "mov,matroska,webm,avi,asf,ogg"
+"""Containers that hold their own data, which playlists and image sequences do not, and in which a seek finds
+the keyframe before a time, which it may not in MPEG's streams and FLV."""
 
 _TRUNCATED_S = 0.25  # a header may promise this much more than the packets hold; muxers round
 _N_SURVEYED = 250  # packets at the start that tell whether pictures are regular
@@ -106,7 +106,7 @@ def _open_container(path: Path) -> Iterator[Any]:
     except av.error.FFmpegError as error:
         raise MovieError(
             f"movie '{path}': expected an undamaged movie ({_FORMATS}), found: {error.strerror}. "
-            "Copy the file again, or convert it to mp4."
+            "Copy the file again, or copy its tracks into another container (ffmpeg -i in -c copy out.mkv)."
         ) from error
 
 
@@ -151,13 +151,21 @@ def _survey(container: Any, path: Path) -> tuple[Fraction, bool]:
     container.seek(int(header_end / video.time_base), stream=video)
     tail = [p for p in container.demux() if p.size and p.pts is not None]
     last = [p.pts for p in tail if p.stream_index == video.index]
-    data_end = max(((p.pts + (p.duration or 0)) * p.time_base for p in tail), default=Fraction(0))
+    data_end = _packets_end(tail)
+    if last and header_end - data_end > _TRUNCATED_S:  # the last to end may be a subtitle from long before
+        container.seek(0)
+        data_end = _packets_end(p for p in container.demux() if p.size and p.pts is not None)
     if not last or header_end - data_end > _TRUNCATED_S:
         raise MovieError(
             f"movie '{path}': the header promises {float(header_end):.2f} s, the data end at "
             f"{float(data_end):.2f} s. Expected a whole file. Copy it again."
         )
     return _picture_end(video, max(last)), _is_regular(first, last)
+
+
+def _packets_end(packets: Iterable[Any]) -> Fraction:
+    """End of the last packet on the file's own clock."""
+    return max(((p.pts + (p.duration or 0)) * p.time_base for p in packets), default=Fraction(0))
 
 
 def _picture_end(video: Any, last: int) -> Fraction:

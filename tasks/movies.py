@@ -138,8 +138,9 @@ def check_duration(info: MovieInfo, n_trs: int, tr_s: float, run: str, *, with_a
     if n_trs * tr_s - info.duration_s > tr_s + CLOCK_TOLERANCE_S:
         raise MovieError(
             f"run '{run}': movie '{info.path}' lasts {info.duration_s:.2f} s, the run {n_trs * tr_s:.2f} s "
-            f"({n_trs} TRs of {tr_s:g} s). Expected at most one TR less. Name the movie shown in this run, "
-            "or correct the run's number of TRs."
+            f"({n_trs} TRs of {tr_s:g} s). Expected at most one TR less. Name the movie shown in this "
+            "run; if the scan did go on, name those seconds a rest, and pad the movie with them "
+            "(ffmpeg -i in -vf tpad=stop_mode=add:stop_duration=SECONDS -af apad -shortest out)."
         )
     if with_audio and info.audio_duration_s is not None:
         check_sound(info.path, info.audio_duration_s, n_trs, tr_s)

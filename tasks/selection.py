@@ -128,7 +128,12 @@ def select_feature_sets(study: Study, models: str = "all", layers: str = "defaul
         for part in dict.fromkeys(name.split("+"))
         if name.split("+").count(part) > 1
     ]
-    problems += [f"--models: {name!r} is named twice" for name in set(names) if names.count(name) > 1]
+    sets = [frozenset(name.split("+")) for name in names]
+    problems += [
+        f"--models: {name!r} is named twice"
+        for place, name in enumerate(names)
+        if sets[place] in sets[:place]
+    ]
     if not names:
         problems.append(
             "--models all: no run names a movie, and there are no feature_files; give either"
@@ -216,6 +221,8 @@ def _chosen_layers(
                 f"--layers: {part!r} is a layer of {model}, which no chosen feature set uses; expected "
                 f"layers of {', '.join(used) or 'no model'}. Add {model} to --models, or leave {part!r} out."
             )
+        elif layer in chosen.get(taker, ()):
+            problems.append(f"--layers: {part!r} is named twice")
         else:
             chosen[taker] = (*chosen.get(taker, ()), layer)
     return chosen

@@ -157,7 +157,8 @@ def single_rows(
         r, excess = each.scores["r"].mean(axis=0), mean_excess(each.scores["r"], each.scores["chance"])
         feature = each.scores["feature"][-1]
         all_tags = main.get((label, subject), undefined)
-        embedding = main.get((label.replace("-tags", "", 1), subject), undefined)
+        heard = label.replace("cavmae-tags", "cavmae-audio").replace("beats-tags", "beats")
+        embedding = main.get((heard, subject), undefined)
         known = [values for values in (all_tags, embedding) if np.isfinite(values).any()]
         defined = np.isfinite([r, *known]).all(axis=0)
         for region, mask in masks.items():
@@ -330,8 +331,8 @@ def _single_table(rows: Sequence[SingleRow]) -> Table:
     shown = AVERAGE if AVERAGE in subjects else subjects[0]
     return Table(
         "single_tags",
-        f"The best single tag beside the whole set of tags and the embedding, {shown}; the file has all "
-        "subjects.",
+        f"The best single tag beside the whole set of tags and the embedding (of `beats`, of "
+        f"`cavmae-audio`), {shown}; the file has all subjects.",
         [row for row in rows if row.subject == shown],
         (
             Column("feature_set", "feature set"),

@@ -406,6 +406,41 @@ def test_a_truncated_file_is_refused(
             read(path)
 
 
+def test_a_subtitle_may_stay_longer_than_the_picture(
+    tmp_path: Path, short_movie: Callable[[str], Path]
+) -> None:
+    """One that appears before the last keyframe, behind which a movie is searched for its end."""
+    (tmp_path / "words.srt").write_text("1\n00:00:06,500 --> 00:00:12,000\nhello\n\n")
+    path = tmp_path / "subtitled.mkv"
+    with (
+        av.open(str(short_movie(".mp4"))) as movie,
+        av.open(str(tmp_path / "words.srt")) as words,
+        av.open(str(path), "w") as target,
+    ):
+        tracks = {stream.index: target.add_stream_from_template(stream) for stream in movie.streams}
+        subtitles = target.add_stream_from_template(words.streams[0])
+        (word,) = (packet for packet in words.demux() if packet.size)
+        word.stream = subtitles
+        for packet in movie.demux():
+            if packet.size:
+                if word is not None and packet.pts * packet.time_base > 6.5:
+                    target.mux(word)
+                    word = None
+                packet.stream = tracks[packet.stream_index]
+                target.mux(packet)
+    assert probe_movie(path).duration_s == pytest.approx(10, abs=0.1)
+    read_frames(path, [9.5])
+
+
+@pytest.mark.parametrize("suffix", [".ts", ".flv"])
+def test_containers_in_which_seeking_is_unsure_are_refused_with_the_way_out(
+    tmp_path: Path, short_movie: Callable[[str], Path], remux: Movie, suffix: str
+) -> None:
+    path = remux(short_movie(".mp4"), tmp_path / f"movie{suffix}")
+    with pytest.raises(MovieError, match=r"-c copy out\.mkv"):
+        probe_movie(path)
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_damaged_bytes_never_change_which_frame_is_shown_unseen(
     tmp_path: Path, short_movie: Callable[[str], Path], suffix: str

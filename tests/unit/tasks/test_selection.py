@@ -167,6 +167,8 @@ def test_modality_follows_the_sources(name: str, modality: str) -> None:
         ("beats-tags", "beats/3", "expected layers of beats-tags. Add beats"),
         ("clip,beats+nosuch", "default", "nosuch"),
         ("clip,clip", "default", "'clip' is named twice"),
+        ("beats+clip,clip+beats", "default", r"'clip\+beats' is named twice"),
+        ("beats", "beats/3,beats/2,beats/3", "--layers: 'beats/3' is named twice"),
         ("mylab+mylab", "default", r"'mylab\+mylab' is a sum of a set with itself, .*; give 'mylab' once"),
         ("beats+clip+beats", "default", "sum of a set with itself, .*; give 'beats' once"),
         (" , ", "default", "empty"),

@@ -27,7 +27,7 @@ def tags_of(label, names=NAMES, seed=0):
     return Tags(label, names, courses)
 
 
-def singles_of(subject="S1", feature=1, chance=0.15):
+def singles_of(subject="S1", feature=1, chance=0.15, feature_set="beats-tags"):
     r = np.array([[0.3, 0.2, 0.1, 0.4, 0.5, 0.0, 0.2, np.nan]])
     scores = {
         "r": r,
@@ -41,7 +41,7 @@ def singles_of(subject="S1", feature=1, chance=0.15):
         "how": "single",
         "n_features": 3,
     }
-    return Singles({"feature_set": "beats-tags", "subject": subject, "delay": 5, "space": space}, scores)
+    return Singles({"feature_set": feature_set, "subject": subject, "delay": 5, "space": space}, scores)
 
 
 def test_classes_are_compared_by_name_over_the_rows_that_both_models_have():
@@ -77,6 +77,17 @@ def test_a_single_tag_stands_beside_whole_models_on_the_same_vertices(make_fit):
     assert (rows[1].all_tags_r, rows[1].embedding_r) == pytest.approx((0.4, 0.6))
     assert rows[1].share_above == pytest.approx(2 / 3)
     assert rows[1].commonest == "Music"
+
+
+def test_tags_that_are_heard_stand_beside_the_branch_that_hears(make_fit):
+    fits = tuple(
+        make_fit(N_VOXELS, r=np.full((2, N_VOXELS), value), feature_set=f"{name}[untrained, seed 0]")
+        for name, value in (("cavmae", 0.7), ("cavmae-audio", 0.3))
+    )
+    label = "cavmae-tags[untrained, seed 0]"
+    data = ReportData("x", fits, VoxelAxis.from_count(N_VOXELS))
+    (row,) = single_rows([singles_of(feature_set=label)], {label: NAMES}, data, [])
+    assert row.embedding_r == pytest.approx(0.3)
 
 
 def test_without_a_chance_level_no_share_of_vertices_is_above_it(make_fit):
