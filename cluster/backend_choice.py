@@ -60,6 +60,8 @@ def _choose(study: Study) -> BackendChoice:
 def choose_cluster_backend(study: Study, has_gpus: bool) -> BackendChoice:
     """The same where the fits run on other machines than this one: nothing can be tried here.
 
+    What the latest run chose counts only if it is for such workers: fits on CPUs would keep GPUs idle.
+
     Parameters
     ----------
     study : Study
@@ -69,7 +71,7 @@ def choose_cluster_backend(study: Study, has_gpus: bool) -> BackendChoice:
     recorded = _recorded(study)
     if study.fit.backend != "auto":
         choice = BackendChoice(study.fit.backend, "named in the study")
-    elif recorded is not None:
+    elif recorded is not None and (recorded.name in ON_DEVICES) == has_gpus:
         choice = recorded
     elif has_gpus:
         name = next((name for name in ON_DEVICES if find_spec(name.partition("-")[0])), ON_DEVICES[-1])

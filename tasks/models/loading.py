@@ -221,8 +221,8 @@ def _check_is_openai(path: Path) -> None:
     weights were released in half precision, and are such values in whatever form; those of other trainings,
     nearly all with another activation, are not.
     """
-    patches = _read_contents("clip", path, "cpu")
-    patches = clip.unpack(patches).state["visual.conv1.weight"]
+    state = clip.unpack(_read_contents("clip", path, "cpu")).state
+    patches = state["visual.conv1.weight"]
     if not torch.equal(patches, patches.half().to(patches.dtype)):
         raise CheckpointError(
             f"clip: {str(path)!r} does not hold OpenAI's weights, which are float16 values: open_clip's "

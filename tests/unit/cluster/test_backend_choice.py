@@ -125,3 +125,13 @@ def test_for_other_machines_nothing_is_tried_here(tmp_path: Path, monkeypatch: p
         choose_cluster_backend(study_of(tmp_path, "auto", tf32=True), has_gpus=False)
     record(study, "torch-cuda")
     assert choose_cluster_backend(study, has_gpus=True) == ("torch-cuda", "auto: as measured then")
+
+
+@pytest.mark.usefixtures("no_child")
+def test_a_choice_for_cpus_keeps_no_gpus_idle_and_one_for_gpus_no_cpus(tmp_path: Path) -> None:
+    study = study_of(tmp_path, "auto")
+    record(study, "torch")
+    assert choose_cluster_backend(study, has_gpus=False).name == "torch"
+    assert choose_cluster_backend(study, has_gpus=True).name == "cupy"
+    record(study, "cupy")
+    assert choose_cluster_backend(study, has_gpus=False).name == "numpy"
