@@ -103,6 +103,7 @@ def _sweep(
         sweeps,
         data.scores,
         data.voxels,
+        regions=masks,
         window=audio_windows(store, groups),
         remark=remark,
         order=data.labels,

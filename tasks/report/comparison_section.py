@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from matplotlib.colors import LogNorm
@@ -18,13 +19,13 @@ from hpcenc.tasks.report.style import (
     DIFFERENCE_COLORS,
     MUTED_COLOR,
     SURFACE_COLORS,
-    escape,
     hide_unused,
     new_figure,
     panel_grid,
     render,
     set_title,
     style_axes,
+    wrap_label,
 )
 from hpcenc.tasks.report.surface_map import has_cortical_map, paint_cortex
 from hpcenc.tasks.report.surface_view import SurfaceMap
@@ -108,6 +109,8 @@ def comparison_section(data: ReportData, remark: str = "") -> Section:
         ]
         figures += [_top(data, subject, label, r, remark) for label, r in list(maps.items())[:MAX_PAIRS]]
     more = f" The first {MAX_PAIRS} of {len(rows)} pairs are drawn." if len(rows) > MAX_PAIRS else ""
+    if len(maps) > MAX_PAIRS and has_cortical_map(data.voxels):
+        more += f" The best hundredth is mapped of the first {MAX_PAIRS} of {len(maps)} feature sets."
     if subject not in data.subjects:
         more += " A mean is over the subjects who have all of these sets, the same for each."
     if left_out := [label for label in data.labels if label not in maps]:
@@ -129,24 +132,16 @@ def draw_planes(maps: Maps, pairs: Sequence[tuple[str, str]], *, title: str, rem
     finite = np.concatenate([r[np.isfinite(r)] for r in maps.values()])
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     mesh = None
-    for panel, (first, second) in zip(panels, pairs, strict=False):
-        both = np.isfinite(maps[first]) & np.isfinite(maps[second])
-        counts, x_edges, y_edges = np.histogram2d(
-            maps[second][both], maps[first][both], bins=60, range=((low, high), (low, high))
-        )
-        shown = np.ma.masked_equal(counts.T, 0)
-        mesh = panel.pcolormesh(
-            x_edges,
-            y_edges,
-            shown,
-            cmap=SURFACE_COLORS,
-            norm=LogNorm(1, max(2, counts.max())),
-            rasterized=True,
-        )
+    edges = np.linspace(low, high, 61)
+    counts = [_joint_counts(maps[first], maps[second], edges) for first, second in pairs]
+    norm = LogNorm(1, max([2, *(float(each.max()) for each in counts)]))  # one bar for all panels
+    for panel, (first, second), of_pair in zip(panels, pairs, counts, strict=False):
+        shown = np.ma.masked_equal(of_pair, 0)
+        mesh = panel.pcolormesh(edges, edges, shown, cmap=SURFACE_COLORS, norm=norm, rasterized=True)
         panel.plot([low, high], [low, high], color=MUTED_COLOR, linewidth=0.8, linestyle="--")
-        panel.set_xlabel(f"r of {escape(second.partition('[')[0])}")
-        panel.set_ylabel(f"r of {escape(first.partition('[')[0])}")
-        panel.set_title(f"n = {int(both.sum()):,}", loc="left", fontsize=8)
+        panel.set_xlabel(f"r of {wrap_label(second)}", fontsize=8.5)
+        panel.set_ylabel(f"r of {wrap_label(first)}", fontsize=8.5)
+        panel.set_title(f"n = {int(of_pair.sum()):,}", loc="left", fontsize=8)
         panel.set_aspect("equal")
         style_axes(panel)
     hide_unused(panels, len(pairs))
@@ -156,6 +151,15 @@ def draw_planes(maps: Maps, pairs: Sequence[tuple[str, str]], *, title: str, rem
         bar.set_label("vertices", fontsize=9)
         bar.ax.tick_params(labelsize=8)
     return figure
+
+
+def _joint_counts(
+    first: NDArray[np.float64], second: NDArray[np.float64], edges: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Vertices with both values, by those of the first along rows and of the second along columns."""
+    both = np.isfinite(first) & np.isfinite(second)
+    counts: NDArray[np.float64] = np.histogram2d(first[both], second[both], bins=edges)[0]
+    return counts
 
 
 def _pair(subject: str, first: str, second: str, maps: Maps) -> PairRow:
@@ -192,12 +196,11 @@ def difference_map(subject: str, maps: Maps, pair: tuple[str, str]) -> SurfaceMa
     difference = maps[pair[0]] - maps[pair[1]]
     sizes = np.abs(difference[np.isfinite(difference)])
     limit = max(0.05, float(np.percentile(sizes, 99.5)) if sizes.size else 0.05)
-    names = [label.partition("[")[0] for label in pair]
     return SurfaceMap(
         f"{pair[0]} less {pair[1]} · {subject}",
         difference,
         (-limit, limit),
-        f"r of {names[0]} less r of {names[1]}",
+        f"r of {pair[0]} less r of {pair[1]}",
         DIFFERENCE_COLORS,
     )
 
@@ -205,14 +208,13 @@ def difference_map(subject: str, maps: Maps, pair: tuple[str, str]) -> SurfaceMa
 def _difference(
     data: ReportData, subject: str, pair: tuple[str, str], view: SurfaceMap, remark: str
 ) -> Illustration:
-    names = [label.partition("[")[0] for label in pair]
-    finite = view.values[np.isfinite(view.values)]
+    finite = _on_cortex(view.values, data)
     figure = paint_cortex(
         view.values,
         data.voxels,
         limits=view.limits,
         unit=view.unit,
-        title=f"{names[0]} less {names[1]} · {subject}",
+        title=f"{pair[0]} less {pair[1]} · {subject}",
         remark=remark,
         color_map=view.color_map,
     )
@@ -228,8 +230,15 @@ def _difference(
     )
 
 
+def _on_cortex(values: NDArray[np.floating[Any]], data: ReportData) -> NDArray[np.floating[Any]]:
+    """Defined values of the cortex, which is all that its maps show."""
+    cortical = values[data.voxels.positions("cortex")]
+    defined: NDArray[np.floating[Any]] = cortical[np.isfinite(cortical)]
+    return defined
+
+
 def _top(data: ReportData, subject: str, label: str, r: NDArray[np.float64], remark: str) -> Illustration:
-    finite = r[np.isfinite(r)]
+    finite = _on_cortex(r, data)
     threshold = float(np.quantile(finite, 1 - TOP_SHARE)) if finite.size else 0.0
     best = np.where(r >= threshold, r, np.nan)
     top = float(finite.max()) if finite.size else 1.0
@@ -242,12 +251,12 @@ def _top(data: ReportData, subject: str, label: str, r: NDArray[np.float64], rem
         remark=remark,
         whole_faces=False,
     )
-    n_best = int(np.isfinite(best).sum())
+    n_best = int(np.count_nonzero(finite >= threshold))
     return Illustration(
         "pairs",
         f"best hundredth {label} {subject}",
         render(figure),
-        f"The hundredth of the valid vertices of {subject} that {label} predicts best: r (no unit) from "
-        f"{threshold:.3f} on, n = {n_best:,} of {finite.size:,}. Grey: all others, and the medial wall.",
+        f"The hundredth of the valid vertices of {subject}'s cortex that {label} predicts best: r (no unit) "
+        f"from {threshold:.3f} on, n = {n_best:,} of {finite.size:,}. Grey: all others, and the medial wall.",
         f"Cortical map of the best vertices; r from {threshold:.3f} to {top:.3f}.",
     )

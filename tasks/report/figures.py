@@ -28,6 +28,7 @@ from hpcenc.tasks.report.style import (
     panel_grid,
     set_title,
     style_axes,
+    wrap_label,
 )
 from hpcenc.tasks.report.tables import LOW_R, fold_rows, format_share, mean_of_defined, summarise
 
@@ -113,15 +114,16 @@ def draw_fold_scores(fits: Mapping[str, Sequence[FitScores]], *, title: str, rem
     panels = figure.subplots(n_rows, n_columns, squeeze=False, sharey=True).ravel()
     for index, (panel, (label, of_subjects)) in enumerate(zip(panels, fits.items(), strict=False)):
         _draw_folds(panel, of_subjects, line_style(index)["color"])
-        panel.set_title(_wrapped(label), fontsize=TITLE_SIZE)
+        panel.set_title(wrap_label(label), fontsize=TITLE_SIZE)
         style_axes(panel)
     hide_unused(panels, len(fits))
     panels[0].set_ylim(bottom=min(0.0, panels[0].get_ylim()[0]))
     for first in range(0, len(panels), n_columns):
         panels[first].set_ylabel("mean r of best 10 %")
+    subjects = {fit.subject for of_set in fits.values() for fit in of_set} - {AVERAGE}
     dot: dict[str, Any] = {"color": MUTED_COLOR, "markersize": 4, "markeredgewidth": 0, "linestyle": "none"}
     handles = [
-        Line2D([], [], marker="o", label="a subject", **dot),
+        Line2D([], [], marker="o", label=f"a subject (n = {len(subjects)})", **dot),
         Line2D([], [], color="black", linewidth=1.2, label="mean over subjects"),
     ]
     if any(fit.subject == AVERAGE for of_subjects in fits.values() for fit in of_subjects):
@@ -150,7 +152,8 @@ def draw_alpha_histograms(fits: Mapping[str, FitScores], *, title: str, remark: 
     panels = figure.subplots(n_rows, n_columns, squeeze=False, sharey=True).ravel()
     for panel, (label, fit) in zip(panels, fits.items(), strict=False):
         _draw_alphas(panel, fit)
-        panel.set_title(f"{escape(label)}\n{_edge_text(fit)}", loc="left", fontsize=TITLE_SIZE)
+        n_chosen = f"n = {alpha_row(fit).n_chosen:,}"
+        panel.set_title(f"{escape(label)} ({n_chosen})\n{_edge_text(fit)}", loc="left", fontsize=TITLE_SIZE)
         style_axes(panel)
     hide_unused(panels, len(fits))
     for first in range(0, len(panels), n_columns):
@@ -315,9 +318,3 @@ def _spans(flags: NDArray[np.bool_]) -> list[tuple[int, int]]:
 
 def _r_label(n_folds: int) -> str:
     return "r (Pearson)" if n_folds == 1 else f"r (Pearson), mean over {n_folds} folds"
-
-
-def _wrapped(label: str, width: int = 20) -> str:
-    """A label on two lines where it is too long for its panel, broken before its bracket."""
-    head, bracket, tail = label.partition("[")
-    return escape(f"{head}\n{bracket}{tail}" if len(label) > width and bracket else label)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from hpcenc.storage.layout import AVERAGE
 from hpcenc.storage.regions import RegionSet
 from hpcenc.tasks.report.data import FitScores, ReportData
-from hpcenc.tasks.report.sections import Column, Illustration, Section, Table, count, style_places
+from hpcenc.tasks.report.sections import Column, Illustration, Section, Table, count, span_of, style_places
 from hpcenc.tasks.report.style import (
     escape,
     fit_layout,
@@ -126,11 +126,23 @@ def region_section(data: ReportData, regions: Sequence[RegionSet], remark: str =
         ),
         in_file=rows,
     )
-    figures = [_bars(data, each, summary or rows, remark) for each in regions if len(each.masks) <= MAX_BARS]
+    drawn = dict.fromkeys(row.subject for row in summary or rows[:1])
+    figures = [
+        _bars(data, each, subject, rows, remark)
+        for each in regions
+        if len(each.masks) <= MAX_BARS
+        for subject in drawn
+    ]
     sources = "; ".join(f"{each.name}: {each.source}" for each in regions)
     paragraphs = (
         f"Regions are {sources}. A vertex may be in several masks, or in none. Means are over the vertices "
         "where r is defined in every fold.",
+        *(
+            f"{each.name} has {len(each.masks)} regions, too many for bars (at most {MAX_BARS}): see "
+            "tables/regions.csv."
+            for each in regions
+            if len(each.masks) > MAX_BARS
+        ),
     )
     return Section("regions", "Regions", paragraphs, (table,), tuple(figures))
 
@@ -165,23 +177,38 @@ def _rows_of(fit: FitScores, regions: RegionSet) -> list[RegionRow]:
     return rows
 
 
-def _bars(data: ReportData, regions: RegionSet, rows: Sequence[RegionRow], remark: str) -> Illustration:
-    subjects = list(dict.fromkeys(row.subject for row in rows))
-    subject = AVERAGE if AVERAGE in subjects else subjects[0]
+def _bars(
+    data: ReportData, regions: RegionSet, subject: str, rows: Sequence[RegionRow], remark: str
+) -> Illustration:
     shown = [row for row in rows if row.regions == regions.name and row.subject == subject]
+    in_means = {(fit.feature_set, fit.variant, fit.subject) for fit in data.scores if fit.in_means}
+    own = [
+        row
+        for row in rows
+        if row.regions == regions.name and (row.feature_set, row.variant, row.subject) in in_means
+    ]
     title = f"Mean r by region · {subject}"
-    figure = draw_bars(shown, list(regions.masks), title=title, remark=remark, order=data.labels)
+    several = bool(shown) and shown[0].n_subjects > 1
+    figure = draw_bars(
+        shown,
+        list(regions.masks),
+        own if several else (),
+        title=title,
+        remark=remark,
+        order=data.labels,
+    )
     best = max((row for row in shown if not math.isnan(row.mean_r)), key=lambda row: row.mean_r, default=None)
     there = {(row.feature_set, row.variant) for row in shown}
     missing = [data.label(fit) for fit in data.scores if (fit.feature_set, fit.variant) not in there]
     without = f" Without bars here: {', '.join(dict.fromkeys(missing))}." if missing else ""
-    spread = "; whiskers: standard deviation between subjects" if shown and shown[0].n_subjects > 1 else ""
+    spread = "; whiskers: standard deviation between subjects, dots: each of them" if several else ""
     return Illustration(
         "regions",
         f"regions {regions.name} {subject}",
         render(figure),
         f"Mean r (Pearson, no unit) over the valid vertices of each region of {regions.name}, "
-        f"{subject}{spread}. In brackets: valid vertices.{without}",
+        f"{subject}{spread}. In brackets: valid vertices, fewest and most where feature sets differ."
+        f"{without}",
         f"Bars of mean r; the highest is {best.mean_r:.3f}, {best.feature_set} in {best.region}."
         if best
         else "No region has a valid vertex.",
@@ -191,6 +218,7 @@ def _bars(data: ReportData, regions: RegionSet, rows: Sequence[RegionRow], remar
 def draw_bars(
     rows: Sequence[RegionRow],
     labels: Sequence[str],
+    own: Sequence[RegionRow] = (),
     *,
     title: str,
     remark: str = "",
@@ -204,6 +232,8 @@ def draw_bars(
         Of one subject.
     labels : sequence of str
         Regions.
+    own : sequence of RegionRow
+        Of the subjects whose mean the bars are, a dot each.
     title, remark : str
     order : sequence of str
         Feature sets of the report, whose colours the bars have.
@@ -217,6 +247,7 @@ def draw_bars(
     figure = new_figure(height_in=1.0 + len(labels) * max(0.22, 0.09 * len(sets)))
     axes = figure.subplots()
     positions = np.arange(len(labels))
+    where = dict(zip(labels, positions, strict=True))
     for place, (feature_set, variant) in enumerate(sets):
         of_set = [values[label, feature_set, variant] for label in labels]
         deviations = [0 if math.isnan(row.sd_r) else row.sd_r for row in of_set]
@@ -229,8 +260,19 @@ def draw_bars(
             color=line_style(places[names[place]])["color"],
             label=escape(names[place]),
         )
-    counts = [values[(label, *sets[0])].n_valid for label in labels] if sets else []
-    axes.set_yticks(positions, [f"{escape(label)} ({n:,})" for label, n in zip(labels, counts, strict=True)])
+        dots = [row for row in own if (row.feature_set, row.variant) == (feature_set, variant)]
+        axes.plot(
+            [row.mean_r for row in dots],
+            [where[row.region] + (place - (len(sets) - 1) / 2) * height for row in dots],
+            linestyle="none",
+            marker="o",
+            markersize=2,
+            markeredgewidth=0,
+            color="black",
+            alpha=0.5,
+        )
+    counts = [span_of([values[(label, *each)].n_valid for each in sets]) for label in labels]
+    axes.set_yticks(positions, [f"{escape(label)} ({n})" for label, n in zip(labels, counts, strict=True)])
     axes.invert_yaxis()
     axes.axvline(0, color="black", linewidth=0.6)
     axes.set_xlabel("mean r (Pearson)")

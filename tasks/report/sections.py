@@ -111,6 +111,11 @@ def count(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:,.0f}"
 
 
+def span_of(counts: Sequence[int]) -> str:
+    """One number, or the smallest and the largest of several: ``1,200 to 1,340``."""
+    return " to ".join(f"{n:,}" for n in dict.fromkeys((min(counts), max(counts))))
+
+
 def name_some(names: Sequence[str], n_named: int = 5) -> str:
     """The first few of some names, and how many more there are: ``S1, S2 and 3 more``."""
     more = len(names) - n_named

@@ -73,6 +73,12 @@ def escape(text: str) -> str:
     return text.replace("$", r"\$")
 
 
+def wrap_label(label: str, width: int = 20) -> str:
+    """A feature set's label on two lines where it is too long for its place, broken before its bracket."""
+    head, bracket, tail = label.partition("[")
+    return escape(f"{head}\n{bracket}{tail}" if len(label) > width and bracket else label)
+
+
 @dataclass(frozen=True)
 class Picture:
     """A figure as files: for screens, and for papers."""

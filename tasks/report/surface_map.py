@@ -88,7 +88,7 @@ def paint_cortex(
     unit : str
         Label of the colour bar: what is shown and its unit.
     title, remark : str
-        Title, and a remark in small type beside it.
+        Title, and a remark in small type beside it, before which stands the number of vertices with a value.
     color_map : Colormap
         Perceptually uniform; a diverging one for differences.
     whole_faces : bool
@@ -117,11 +117,13 @@ def paint_cortex(
             axes = figure.add_axes((0.01 + 0.435 * column, 0.51 - 0.45 * row, 0.42, 0.4))
             _paint_view(axes, view(hemisphere, side), whole, colors, color_map, whole_faces, categories)
             axes.set_title(f"{hemisphere} {side}", y=-0.09, fontsize=8.5, color=MUTED_COLOR)
-    bar = _add_color_bar(figure, values[axis.positions("cortex")], colors, unit, color_map)
+    on_cortex = values[axis.positions("cortex")]
+    bar = _add_color_bar(figure, on_cortex, colors, unit, color_map)
     if categories and are_whole(values, limits):
         bar.locator = MaxNLocator("auto", integer=True)
         bar.update_ticks()
-    set_title(figure, title, remark)
+    n_shown = f"n = {np.count_nonzero(np.isfinite(on_cortex)):,} vertices"
+    set_title(figure, title, f"{n_shown} · {remark}" if remark else n_shown)
     return figure
 
 

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
 from hpcenc.storage.layout import AVERAGE
-from hpcenc.tasks.report.sections import style_places
+from hpcenc.tasks.report.sections import span_of, style_places
 from hpcenc.tasks.report.style import (
     MUTED_COLOR,
     TITLE_SIZE,
@@ -142,46 +141,6 @@ def draw_choices(
     return figure
 
 
-def draw_weight_norms(
-    norms: Mapping[str, tuple[Sequence[int], NDArray[np.float64]]],
-    *,
-    title: str,
-    remark: str = "",
-    order: Sequence[str] = (),
-) -> Figure:
-    """Norm of the window's weights at each delay, mean over vertices, as a share of its sum over delays.
-
-    Parameters
-    ----------
-    norms : mapping of str to (delays, array of shape (n_delays,))
-        By feature set.
-    title, remark : str
-    order : sequence of str
-        Feature sets of the report, whose colours the lines have.
-    """
-    places = style_places(norms, order)
-    figure = new_figure(height_in=2.9)
-    axes = figure.subplots()
-    for label, (delays, values) in norms.items():
-        axes.plot(
-            delays,
-            100 * values / values.sum(),
-            marker="o",
-            ms=3,
-            lw=1.4,
-            label=escape(label),
-            **line_style(places[label]),
-        )
-    axes.set_xlabel(AXES["delays"].label)
-    axes.set_ylabel("share of the norms (%)")
-    axes.set_ylim(bottom=0)
-    axes.legend(fontsize=8, frameon=False)
-    style_axes(axes)
-    set_title(figure, title, remark)
-    fit_layout(figure)
-    return figure
-
-
 def _draw_set(panel: Any, sweeps: Sequence[Sweep], region: str, label: str, color: str) -> None:
     subjects, _ = alike(sweeps)
     if subjects:
@@ -206,5 +165,4 @@ def _draw_set(panel: Any, sweeps: Sequence[Sweep], region: str, label: str, colo
 
 def _panel_title(region: str, sweeps: Mapping[str, Sequence[Sweep]]) -> str:
     n_valid = [sweep.n_valid[region] for of_set in sweeps.values() for sweep in of_set]
-    span = f"{min(n_valid):,}" if min(n_valid) == max(n_valid) else f"{min(n_valid):,} to {max(n_valid):,}"
-    return f"{escape(region)} (n = {span} vertices)"
+    return f"{escape(region)} (n = {span_of(n_valid)} vertices)"

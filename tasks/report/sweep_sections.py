@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcenc.storage.layout import AVERAGE, WEIGHT_NORM
+from hpcenc.storage.layout import AVERAGE
 from hpcenc.storage.voxels import VoxelAxis
-from hpcenc.tasks.nested import mean_excess
 from hpcenc.tasks.report.band_table import band_table, main_r
 from hpcenc.tasks.report.data import FitScores
 from hpcenc.tasks.report.sections import Column, Illustration, Section, Table, count, name_some
 from hpcenc.tasks.report.style import render
 from hpcenc.tasks.report.surface_map import has_cortical_map, paint_cortex
 from hpcenc.tasks.report.surface_view import SurfaceMap
-from hpcenc.tasks.report.sweep_figures import draw_choices, draw_curves, draw_weight_norms
+from hpcenc.tasks.report.sweep_figures import draw_choices, draw_curves
 from hpcenc.tasks.report.sweeps import ALL_VERTICES, Sweep, alike, choice_row, curve_rows
 from hpcenc.tasks.report.tables import format_score, format_share
+from hpcenc.tasks.report.weight_norms import MAX_PANELS, NO_NORMS, norm_rows, norms_figure, norms_table
 
 TITLES = {"delays": "Delays", "layers": "Layers", "bands": "One penalty or two"}
 NOUNS = {"delays": "single delay", "layers": "layer", "bands": "ratio of scalings"}
@@ -69,6 +68,7 @@ def sweep_section(
     fits: Sequence[FitScores],
     voxels: VoxelAxis,
     *,
+    regions: Mapping[str, NDArray[np.bool_]] | None = None,
     window: str = "",
     remark: str = "",
     order: Sequence[str] = (),
@@ -84,6 +84,8 @@ def sweep_section(
     fits : sequence of FitScores
         Main fits, which sweeps are compared with.
     voxels : VoxelAxis
+    regions : mapping of str to array of shape (n_voxels,), optional
+        Regions in which the norms of weights have curves of their own.
     window : str
         How the audio windows of the features lie, in a sentence: it moves the best delay.
     remark : str
@@ -93,10 +95,12 @@ def sweep_section(
     other_rows : sequence of Sweep
         Those whose main fit was scored on other rows.
     """
+    regions = regions or {}
     main = {(fit.feature_set, fit.variant, fit.subject): fit.mean_r for fit in fits}
     choices = [
         choice_row(sweep, main_r(main, sweep.feature_set, sweep.layer, sweep.subject)) for sweep in sweeps
     ]
+    norms = norm_rows(fits, regions) if kind == "delays" else ()
     tables = [
         Table(
             f"{kind}_choices",
@@ -112,15 +116,26 @@ def sweep_section(
         _curves(kind, sweeps, window, remark, order),
         _choices(kind, sweeps, remark, order),
         *(_painted(kind, sweep, shown, voxels, remark) for sweep, shown in maps),
-        *([_norms(fits, remark, order)] if kind == "delays" and _with_norms(fits) else []),
+        *([norms_figure(norms, remark, order)] if norms else []),
     ]
+    if norms:
+        tables.append(norms_table(norms))
     paragraphs = (
         _WHAT[kind].format(window=window).strip(),
         _HOW.format(noun=NOUNS[kind]),
+        *([_left_out_panels(sweeps)] if len(sweeps[0].curves) > MAX_PANELS else []),
+        *([NO_NORMS] if kind == "delays" and fits and not norms else []),
         *([_rows_of_main_fits(kind, other_rows)] if fits else []),
     )
     shown_maps = tuple(shown for _, shown in maps)
     return Section(kind, TITLES[kind], paragraphs, tuple(tables), tuple(figures), shown_maps)
+
+
+def _left_out_panels(sweeps: Sequence[Sweep]) -> str:
+    return (
+        f"Curves are drawn of all vertices and of the first {MAX_PANELS - 1} of {len(sweeps[0].curves) - 1} "
+        "regions; the tables' files have all."
+    )
 
 
 def _rows_of_main_fits(kind: str, other_rows: Sequence[Sweep]) -> str:
@@ -161,7 +176,7 @@ def _curves(
     by_set: dict[str, list[Sweep]] = {}
     for sweep in sweeps:
         by_set.setdefault(sweep.label, []).append(sweep)
-    regions = list(sweeps[0].curves)
+    regions = list(sweeps[0].curves)[:MAX_PANELS]
     figure = draw_curves(by_set, regions, title=f"Mean r by {NOUNS[kind]}", remark=remark, order=order)
     subject = of_whom(sweeps)
     peaks = [
@@ -263,54 +278,3 @@ def _painted(kind: str, sweep: Sweep, shown: SurfaceMap, voxels: VoxelAxis, rema
         "vertices whose r is above their own chance level. Grey: not above it, undefined, or medial wall.",
         f"Cortical map of the best {NOUNS[kind]}; median {np.nanmedian(shown.values):g} ({shown.unit}).",
     )
-
-
-def _with_norms(fits: Sequence[FitScores]) -> list[FitScores]:
-    """Fits of the shown subject whose weights' norms were kept."""
-    kept = [fit for fit in fits if any(name.startswith(WEIGHT_NORM) for name in fit.more)]
-    subjects = [fit.subject for fit in kept]
-    shown = AVERAGE if AVERAGE in subjects else subjects[0] if subjects else ""
-    return [fit for fit in kept if fit.subject == shown]
-
-
-def _norms(fits: Sequence[FitScores], remark: str, order: Sequence[str]) -> Illustration:
-    shown = _with_norms(fits)
-    n_layers = Counter(fit.feature_set for fit in shown)
-    norms = {
-        fit.feature_set if n_layers[fit.feature_set] == 1 else f"{fit.feature_set} {fit.variant}": mean_norms(
-            fit
-        )
-        for fit in shown
-    }
-    subject = shown[0].subject
-    figure = draw_weight_norms(
-        norms, title=f"Weights of the FIR window · {subject}", remark=remark, order=order
-    )
-    largest = [
-        f"{label}: {delays[int(np.argmax(values))]} TRs"
-        for label, (delays, values) in norms.items()
-        if np.isfinite(values).all()
-    ]
-    return Illustration(
-        "delays",
-        f"weight norms {subject}",
-        render(figure),
-        "Norm of the window's weights over features at each delay, mean over the valid vertices of "
-        f"{subject} whose r is above their chance level, as a share (%) of its sum over delays. Weights are "
-        "those of z-scored BOLD on z-scored features, in the last fold whose weights are kept. A penalty "
-        "spreads them over neighbouring delays of slow features.",
-        f"Curves of the norm of weights by delay; largest: {'; '.join(largest) or 'none'}.",
-    )
-
-
-def mean_norms(fit: FitScores) -> tuple[tuple[int, ...], NDArray[np.float64]]:
-    """Delays, and the mean norm of the weights at each, over the vertices above their chance level; NaN where
-    there are none, or no chance level."""
-    names = [name for name in fit.more if name.startswith(WEIGHT_NORM)]
-    above = mean_excess(fit.r, fit.chance) > 0
-    means = []
-    for name in names:
-        values = fit.more[name][:, above]
-        kept = values[np.isfinite(values).all(axis=1)]
-        means.append(float(kept[-1].mean()) if kept.size else float("nan"))
-    return tuple(int(name.removeprefix(WEIGHT_NORM)) for name in names), np.array(means)

@@ -324,6 +324,8 @@ def choice_row(sweep: Sweep, window_r: NDArray[np.float64] | None = None) -> Cho
     """
     valid = np.isfinite(sweep.nested_r)
     window = np.full(len(valid), np.nan) if window_r is None else window_r
+    if np.isfinite(window).any():  # where a vertex has no r in the main fit, none is compared
+        valid &= np.isfinite(window)
     return ChoiceRow(
         kind=sweep.kind,
         feature_set=sweep.label,

@@ -5,8 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from hpcenc.storage.geometry import grayordinates_axis
 from hpcenc.storage.voxels import VoxelAxis
-from hpcenc.tasks.report.comparison_section import comparison_section, pair_rows, shown_maps
+from hpcenc.tasks.report.comparison_section import (
+    MAX_PAIRS,
+    comparison_section,
+    draw_planes,
+    pair_rows,
+    shown_maps,
+)
 from hpcenc.tasks.report.data import ReportData
 
 NAN = np.nan
@@ -101,3 +108,45 @@ def test_maps_of_differences_and_of_the_best_hundredth_are_painted_on_the_cortex
     assert "n = 595 of 59,412" in section.figures[2].caption
     (table,) = section.tables
     assert table.rows[0].mean_difference == pytest.approx(-0.05)
+
+
+def test_one_bar_of_colours_holds_for_all_planes():
+    rng = np.random.default_rng(0)
+    maps = {"a": rng.normal(size=4000), "b": rng.normal(size=4000), "c": np.full(4000, NAN)}
+    maps["c"][:50] = 0.1
+    figure = draw_planes(maps, [("a", "b"), ("a", "c"), ("b", "c")], title="x")
+    meshes = [mesh for panel in figure.axes for mesh in panel.collections if hasattr(mesh, "norm")]
+    limits = {(mesh.norm.vmin, mesh.norm.vmax) for mesh in meshes[:3]}
+    assert len(limits) == 1
+    assert limits.pop()[1] == max(mesh.get_array().max() for mesh in meshes[:3])
+
+
+def test_labels_keep_what_tells_them_apart(cortex, make_fit):
+    fits = tuple(
+        make_fit(cortex.n_voxels, seed=seed, feature_set=name, variant=name)
+        for seed, name in enumerate(("clip", "clip[untrained, seed 0]"))
+    )
+    section = comparison_section(ReportData("x", fits, cortex))
+    for figure in section.figures[:2]:
+        assert "[untrained, seed 0]" in figure.picture.svg.decode()
+    assert section.maps[0].unit == "r of clip less r of clip[untrained, seed 0]"
+
+
+def test_the_best_hundredth_is_of_the_cortex_that_the_map_shows(make_fit):
+    axis = grayordinates_axis()
+    r = np.full((2, axis.n_voxels), 0.1)
+    cortex = axis.positions("cortex")
+    r[:, cortex] += np.linspace(0, 0.1, len(cortex))
+    r[:, len(cortex) :] = 0.9
+    fits = tuple(make_fit(axis.n_voxels, r=r, feature_set=name, variant=name) for name in ("clip", "beats"))
+    section = comparison_section(ReportData("x", fits, axis))
+    assert f"n = {len(cortex):,} vertices" in section.figures[1].caption
+    assert f"n = 595 of {len(cortex):,}" in section.figures[2].caption
+    assert "n = 595 vertices" in section.figures[2].picture.svg.decode()
+
+
+def test_maps_that_are_left_out_are_said_to_be(cortex, make_fit):
+    names = [f"lab{place}" for place in range(MAX_PAIRS + 1)]
+    fits = tuple(make_fit(cortex.n_voxels, feature_set=name, variant=name) for name in names)
+    (paragraph,) = comparison_section(ReportData("x", fits, cortex)).paragraphs
+    assert "best hundredth is mapped of the first 6 of 7 feature sets" in paragraph

@@ -74,7 +74,11 @@ def test_the_page_has_the_first_set_of_whoever_stands_for_all_and_the_file_has_e
     assert {row.subject for row in table.rows} == {"mean of 2 subjects", "average"}
     assert {row.regions for row in table.in_file} == {"halves", "other"}
     assert {row.subject for row in table.in_file} == {"mean of 2 subjects", "S1", "S2", "average"}
-    assert [figure.name for figure in section.figures] == ["regions halves average", "regions other average"]
+    assert [figure.name for figure in section.figures] == [
+        f"regions {name} {subject}"
+        for name in ("halves", "other")
+        for subject in ("mean of 2 subjects", "average")
+    ]
     assert "a test" in section.paragraphs[0]
     alone = region_section(data_of(make_fit, ("S1",)), [regions])
     assert {row.subject for row in alone.tables[0].rows} == {"S1"}
@@ -98,3 +102,36 @@ def test_means_over_other_subjects_warn_and_sets_without_bars_are_named(make_fit
     (warning,) = unlike_means(without)
     assert "not of the same ones" in warning
     assert "clip: S1, S2, S3; beats: S1, S2" in warning
+
+
+def test_a_mean_has_a_dot_for_each_of_its_subjects(make_fit, regions):
+    rows = region_rows(data_of(make_fit, ("S1", "S2", "average")), [regions])
+    mean = [row for row in rows if row.n_subjects > 1]
+    own = [row for row in rows if row.subject in ("S1", "S2")]
+    (axes,) = draw_bars(mean, list(regions.masks), own, title="x").axes
+    dots = [line for line in axes.lines if line.get_marker() == "o"]
+    assert len(dots) == 2  # of two feature sets
+    for line, feature_set in zip(dots, ("clip", "beats"), strict=True):
+        wanted = [row.mean_r for row in own if row.feature_set == feature_set]
+        np.testing.assert_allclose(line.get_xdata(), wanted)
+
+
+def test_bars_tell_the_fewest_and_the_most_vertices_of_the_sets(make_fit, regions):
+    r = np.full((2, N_VOXELS), 0.2)
+    fewer = r.copy()
+    fewer[:, :2] = np.nan
+    fits = (make_fit(N_VOXELS, r=r, feature_set="clip"), make_fit(N_VOXELS, r=fewer, feature_set="beats"))
+    rows = region_rows(ReportData("x", fits, VoxelAxis.from_count(N_VOXELS)), [regions])
+    (axes,) = draw_bars(rows, list(regions.masks), title="x").axes
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == [
+        "left (4 to 6)",
+        "right (6)",
+        "nowhere (0)",
+    ]
+
+
+def test_sets_of_too_many_regions_for_bars_are_named(make_fit):
+    many = RegionSet("many", {f"area {place}": np.ones(N_VOXELS, bool) for place in range(41)}, "a test")
+    section = region_section(data_of(make_fit, ("S1",)), [many])
+    assert section.figures == ()
+    assert "many has 41 regions, too many for bars" in section.paragraphs[1]

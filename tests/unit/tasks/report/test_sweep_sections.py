@@ -15,9 +15,10 @@ from hpcenc.tasks.report.analyses import audio_windows
 from hpcenc.tasks.report.band_table import band_row
 from hpcenc.tasks.report.sections import style_places
 from hpcenc.tasks.report.style import line_style
-from hpcenc.tasks.report.sweep_figures import draw_choices, draw_curves, draw_weight_norms
-from hpcenc.tasks.report.sweep_sections import mean_norms, sweep_section
+from hpcenc.tasks.report.sweep_figures import draw_choices, draw_curves
+from hpcenc.tasks.report.sweep_sections import sweep_section
 from hpcenc.tasks.report.sweeps import ALL_VERTICES, Sweep
+from hpcenc.tasks.report.weight_norms import NormRow, draw_weight_norms, norm_rows
 
 N_VOXELS = 40
 
@@ -126,9 +127,15 @@ def test_norms_are_means_over_vertices_above_chance_in_the_last_fold_that_has_th
         "weight_norm:1": np.array([[9.0, 9.0, 9.0], [1.0, 5.0, 3.0]]),
         "weight_norm:4": np.array([[np.nan] * 3, [2.0, 5.0, 4.0]]),
     }
-    delays, values = mean_norms(make_fit(3, r=r, more=norms))
-    assert delays == (1, 4)
-    np.testing.assert_allclose(values, [2.0, 3.0])
+    rows = norm_rows([make_fit(3, r=r, more=norms)], {"right": np.array([False, False, True])})
+    assert [(row.region, row.delay, row.n_above) for row in rows] == [
+        (ALL_VERTICES, 1, 2),
+        (ALL_VERTICES, 4, 2),
+        ("right", 1, 1),
+        ("right", 4, 1),
+    ]
+    np.testing.assert_allclose([row.mean_norm for row in rows], [2, 3, 3, 4])
+    np.testing.assert_allclose([row.share for row in rows], [2 / 5, 3 / 5, 3 / 7, 4 / 7])
 
 
 def test_norms_are_drawn_where_they_were_kept(make_fit):
@@ -137,16 +144,61 @@ def test_norms_are_drawn_where_they_were_kept(make_fit):
     section = sweep_section("delays", [sweep_of()], [fit], VoxelAxis.from_count(N_VOXELS))
     assert section.figures[-1].name == "weight norms S1"
     assert "2 TRs" in section.figures[-1].alternative
+    assert section.tables[-1].name == "weight_norms"
+    without = sweep_section("delays", [sweep_of()], [replace(fit, more={})], VoxelAxis.from_count(N_VOXELS))
+    assert any(text.startswith("No norms of the weights by delay") for text in without.paragraphs)
+    assert all(figure.name != "weight norms S1" for figure in without.figures)
     other = replace(fit, variant="clip/6", more={"weight_norm:1": norms["weight_norm:2"]})
     section = sweep_section("delays", [sweep_of()], [fit, other], VoxelAxis.from_count(N_VOXELS))
     assert "clip clip/embedding: 2 TRs; clip clip/6: 1 TRs" in section.figures[-1].alternative
+
+
+def test_norms_are_drawn_for_each_region_with_its_vertices(make_fit):
+    norms = {f"weight_norm:{delay}": np.full((2, N_VOXELS), float(delay)) for delay in (1, 2)}
+    fit = make_fit(N_VOXELS, r=np.full((2, N_VOXELS), 0.5), feature_set="clip", more=norms)
+    regions = {"left": np.arange(N_VOXELS) < 12}
+    section = sweep_section("delays", [sweep_of()], [fit], VoxelAxis.from_count(N_VOXELS), regions=regions)
+    svg = section.figures[-1].picture.svg.decode()
+    assert f"{ALL_VERTICES} (n = {N_VOXELS} vertices)" in svg
+    assert "left (n = 12 vertices)" in svg
+    assert {row.region for row in section.tables[-1].in_file} == {ALL_VERTICES, "left"}
+
+
+def test_more_regions_than_a_figure_can_hold_are_in_the_files_and_said_to_be():
+    curve = np.array([0.1, 0.3, 0.2])
+    regions = [ALL_VERTICES, *(f"region {place}" for place in range(40))]
+    sweep = sweep_of(curves=dict.fromkeys(regions, curve), n_valid=dict.fromkeys(regions, 9))
+    section = sweep_section("delays", [sweep], [], VoxelAxis.from_count(N_VOXELS))
+    svg = section.figures[0].picture.svg.decode()
+    assert "region 10 (n = 9 vertices)" in svg
+    assert "region 11 (" not in svg
+    assert "of all vertices and of the first 11 of 40 regions" in section.paragraphs[-1]
+
+
+def test_curves_say_how_the_audio_windows_lie_and_what_their_bands_are(make_fit):
+    sweeps = [sweep_of(subject=subject) for subject in ("S1", "S2")]
+    window = "Audio windows are causal, pooled over the TR."
+    section = sweep_section("delays", sweeps, [], VoxelAxis.from_count(N_VOXELS), window=window)
+    assert window in section.figures[0].caption
+    assert "mean over subjects and standard deviation between them (n = 2" in section.figures[0].caption
+    (panel, _) = draw_curves({"clip": sweeps}, [ALL_VERTICES, "left"], title="x").axes
+    assert len(panel.collections) == 1  # the band
+
+
+def test_a_vertex_without_r_in_the_main_fit_is_left_out_of_what_is_compared(make_fit):
+    r = np.full((2, N_VOXELS), 0.35)
+    r[0, 3] = np.nan
+    fit = make_fit(N_VOXELS, r=r, subject="S1", feature_set="clip")
+    row = sweep_section("delays", [sweep_of()], [fit], VoxelAxis.from_count(N_VOXELS)).tables[0].rows[0]
+    assert row.n_valid == N_VOXELS - 1
+    assert row.window_mean_r == pytest.approx(0.35)
 
 
 def test_norms_that_no_vertex_has_are_largest_nowhere(make_fit):
     norms = {f"weight_norm:{delay}": np.full((2, N_VOXELS), float(delay)) for delay in (1, 2)}
     fit = make_fit(N_VOXELS, chance=np.full((2, N_VOXELS), np.nan), feature_set="clip", more=norms)
     section = sweep_section("delays", [sweep_of()], [fit], VoxelAxis.from_count(N_VOXELS))
-    assert "largest: none" in section.figures[-1].alternative
+    assert "largest over all vertices: none" in section.figures[-1].alternative
 
 
 def test_without_a_chance_level_no_vertex_is_said_to_be_above_it():
@@ -266,7 +318,9 @@ def test_a_feature_set_has_the_same_colour_in_every_figure():
     order = ("beats", "clip clip/6", "clip clip/12", "beats+clip")
     for labels in (("beats+clip",), ("clip clip/12", "beats"), ("clip",), ("other", "beats+clip", "another")):
         sweeps = {label: sweep_of(feature_set=label, best=np.zeros(N_VOXELS, dtype=int)) for label in labels}
-        norms = {label: ((1, 2), np.array([1.0, 2.0])) for label in labels}
+        norms = [
+            NormRow(label, "S1", ALL_VERTICES, delay, 9, 1.0, 0.5) for label in labels for delay in (1, 2)
+        ]
         wanted = [line_style(place)["color"] for place in style_places(labels, order).values()]
         curves = draw_curves(
             {label: [each] for label, each in sweeps.items()}, ["left"], title="x", order=order
