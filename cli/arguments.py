@@ -16,7 +16,8 @@ ModelsOption = Annotated[
         "--models",
         help="all (beats, clip, cavmae, beats+clip and your feature files), or names joined by commas: "
         "beats, beats-tags, clip, cavmae, cavmae-audio, cavmae-visual, cavmae-concat, cavmae-tags, feature "
-        "files, sums such as beats+clip. `hpcenc models` lists them.",
+        "files, sums such as beats+clip. `hpcenc models` lists them. `models.sets` of the study file gives "
+        "`all` another meaning.",
     ),
 ]
 LayersOption = Annotated[

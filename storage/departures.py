@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from hpcenc.storage.study import Average, Fit, Models, Study
+
+MODELS = ("beats", "clip", "cavmae")
 
 MEANINGS = {
     ("fit", "delays"): "another FIR window than the default one",
@@ -45,6 +47,12 @@ MEANINGS = {
     ("fit", "tf32"): "penalties are chosen in reduced precision",
     ("models", "weights"): "untrained networks: a control",
     ("models", "n_layers"): "networks of fewer layers than the published ones",
+    (
+        "models",
+        "beats",
+    ): "the file's training decides what the features know: one fine-tuned on AudioSet knows its classes",
+    ("models", "clip"): "the file's training decides what the features know",
+    ("models", "cavmae"): "the file's training decides what the features know",
     ("models", "audio_window_s"): "another audio context",
     ("models", "audio_align"): "audio windows are centred on the row, so that features know what comes",
     ("models", "audio_pool"): "tokens of the whole window are pooled, which smears features over its length",
@@ -68,16 +76,18 @@ class Departure:
 
 
 def settings_of(
-    study: Study, *, models: bool = True, audio: bool = True, average: bool = True
+    study: Study, *, models: Collection[str] = MODELS, audio: bool = True, average: bool = True
 ) -> dict[str, Any]:
     """Settings of a study that change the results of a fit, as plain values: kept with it, for the study
     file may change after it.
 
     Parameters
     ----------
-    models, audio, average : bool
-        Whether the fit is of a model's features, of such from sound, of the average over subjects. What does
-        not act on it is left out: a fit that stays as it is when that changes would tell of an old value.
+    models : collection of str
+        Models whose features the fit is of. What does not act on it is left out: a fit that stays as it is
+        when that changes would tell of an old value.
+    audio, average : bool
+        Whether it is of features from sound, of the average over subjects.
     """
     tables = {
         "fit": study.fit,
@@ -91,7 +101,13 @@ def settings_of(
         plain["fit"]["test_runs"] = []
     kept: dict[str, Any] = {"preset": study.preset}
     for name, values in plain.items():
-        keys = [key for table, key in MEANINGS if table == name and (audio or not key.startswith("audio_"))]
+        keys = [
+            key
+            for table, key in MEANINGS
+            if table == name
+            and (audio or not key.startswith("audio_"))
+            and (key not in MODELS or key in models)
+        ]
         kept[name] = None if values is None else {key: values[key] for key in keys}
     return kept
 
@@ -115,6 +131,8 @@ def departures(settings: Mapping[str, Any]) -> Iterator[Departure]:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return value["checkpoint"] or "the official file that is there"
     if value is None:
         return "none"
     if isinstance(value, list):

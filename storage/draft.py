@@ -31,6 +31,17 @@ _PAPER_SEGMENTS = (
     "# other runs show too (`group` names it). Both are kept here, in training and test: see [fit].",
 )
 
+PAPER_SETS = (
+    "beats",
+    "clip",
+    "cavmae",
+    "beats+clip",
+    "cavmae-audio",
+    "cavmae-visual",
+    "cavmae-concat",
+    "beats-tags",
+)
+
 PAPER_ONLY = 'only = ["average"]  # what the reference study fitted; leave it out to fit each subject as well'
 
 
@@ -213,6 +224,8 @@ def _paper_settings(found: FoundStudy, choices: Choices) -> list[str]:
         "[models]",
         f"weights_dir = {_quote(str(Models().weights_dir))}  # folder of the checkpoints",
         'beats.checkpoint = "BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt"  # fine-tuned on AudioSet',
+        "# What `--models all` stands for: the main table, CAV-MAE's branches, and AudioSet's tags.",
+        *_array("sets", [_quote(name) for name in PAPER_SETS], 4),
         "",
         "[fit]",
         f"delays = {list(choices.delays)}  # TRs",
@@ -232,6 +245,7 @@ def _paper_settings(found: FoundStudy, choices: Choices) -> list[str]:
         "delays = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]",
         "layers = true",
         "bands = true",
+        "tags = 5  # TRs",
         'subjects = ["average"]',
     ]
 

@@ -158,6 +158,9 @@ class Models(Settings):
     audio_window_s: PositiveFloat = 10.0
     audio_align: Literal["causal", "centred"] = "causal"
     audio_pool: Literal["tr", "window"] = "tr"
+    sets: tuple[str, ...] = ()
+    """Feature sets that ``--models all`` stands for; those of the reference study's main table, and the
+    feature files, if empty."""
     beats: ModelFile = ModelFile()
     clip: ModelFile = ModelFile()
     cavmae: ModelFile = ModelFile()

@@ -433,7 +433,7 @@ class _Planner:
             "bold": scanned.identity,
             "settings": settings_of(
                 study,
-                models=any(source in catalogue.MODELS for source in feature_set.sources),
+                models=[source for source in feature_set.sources if source in catalogue.MODELS],
                 audio=any("audio" in space.modality for space in feature_set.spaces),
                 average=subject == AVERAGE,
             ),

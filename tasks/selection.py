@@ -101,8 +101,9 @@ def select_feature_sets(study: Study, models: str = "all", layers: str = "defaul
     study : Study
         Its ``sweeps`` say which variants are fitted beside the models themselves.
     models : str
-        ``all`` (the four of the reference study and every table of ``feature_files``), or names
-        joined by commas: of `catalogue.FEATURE_SETS` and feature files; ``a+b`` is the sum of two.
+        ``all`` (what the study's ``models.sets`` name, or else the four of the reference study and every
+        table of ``feature_files``), or names joined by commas: of `catalogue.FEATURE_SETS` and feature files;
+        ``a+b`` is the sum of two.
     layers : str
         ``default`` (one layer a model), ``all`` (every depth; sums pair equal depths), or
         ``MODEL/LAYER`` joined by commas. A layer goes to the feature set of its branch
@@ -114,25 +115,26 @@ def select_feature_sets(study: Study, models: str = "all", layers: str = "defaul
         All wrong names at once.
     """
     known = (*catalogue.FEATURE_SETS, *study.feature_files)
-    names = (*REFERENCE_SETS, *study.feature_files) if models == "all" else _split(models)
-    if models == "all" and not any(run.movies() for run in study.runs):
-        names = tuple(study.feature_files)
+    names, key = _split(models), "--models"
+    if models == "all" and study.models.sets:
+        names, key = study.models.sets, "models.sets"
+    elif models == "all":
+        has_movies = any(run.movies() for run in study.runs)
+        names = (*(REFERENCE_SETS if has_movies else ()), *study.feature_files)
     problems = [
-        f"--models: no feature set {name!r}; known: {', '.join(known)}, and sums of them"
+        f"{key}: no feature set {name!r}; known: {', '.join(known)}, and sums of them"
         for name in names
         if not set(name.split("+")) <= set(known)
     ]
     problems += [
-        f"--models: {name!r} is a sum of a set with itself, expected different ones; give {part!r} once"
+        f"{key}: {name!r} is a sum of a set with itself, expected different ones; give {part!r} once"
         for name in names
         for part in dict.fromkeys(name.split("+"))
         if name.split("+").count(part) > 1
     ]
     sets = [frozenset(name.split("+")) for name in names]
     problems += [
-        f"--models: {name!r} is named twice"
-        for place, name in enumerate(names)
-        if sets[place] in sets[:place]
+        f"{key}: {name!r} is named twice" for place, name in enumerate(names) if sets[place] in sets[:place]
     ]
     if not names:
         problems.append(

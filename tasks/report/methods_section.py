@@ -13,7 +13,7 @@ from hpcenc.storage.results import Scores, fit_groups
 from hpcenc.storage.store import Store
 from hpcenc.storage.study import Study
 from hpcenc.tasks.report.leftovers import find_leftovers
-from hpcenc.tasks.report.sections import Column, Section, Table, name_some
+from hpcenc.tasks.report.sections import Column, Section, Table, name_some, span_of
 
 CITED = ("torch", "open_clip_torch", "speechbrain", "numpy", "scipy", "cupy", "zarr", "dask")
 """Packages whose versions a methods section names, where they were there."""
@@ -188,7 +188,12 @@ def _folds(store: Store, found: Sequence[Scores]) -> list[Mapping[str, Any]]:
 def _average(store: Store) -> str:
     attributes = store.attributes_of("bold/average")
     how = "z-scored runs" if attributes["how"] == "zscored" else "raw BOLD"
-    return f" and to the average of the {how} of {_counted(len(attributes['subjects']), 'subject')}"
+    counts = store.read("bold/average/n_subjects")
+    counts = counts[counts > 0]
+    said = f" and to the average of the {how} of {_counted(len(attributes['subjects']), 'subject')}"
+    if not counts.size:
+        return said
+    return f"{said} ({span_of([int(counts.min()), int(counts.max())])} of them in a vertex of a run)"
 
 
 def _counted(number: int, noun: str) -> str:

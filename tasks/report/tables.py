@@ -75,6 +75,8 @@ class ModelRow:
     blocks: int
     r: RSummary
     share_over_chance: float
+    sd: RSummary
+    """Standard deviations of the numbers of `r` between subjects, NaN for one."""
 
     @property
     def complete(self) -> bool:
@@ -175,6 +177,7 @@ def model_row(fit: FitScores) -> ModelRow:
         blocks=fit.blocks,
         r=summarise(fit.mean_r),
         share_over_chance=mean_of_defined(share_over_chance(fit.r, fit.chance)),
+        sd=RSummary(*[math.nan] * 7),
     )
 
 
@@ -184,14 +187,15 @@ def mean_row(rows: Sequence[ModelRow]) -> ModelRow:
     Scores are plain means of the subjects' summaries; what describes the feature set is the first
     subject's. Fits that are incomplete or have no valid vertex are to be left out by the caller.
     """
-    scores = np.mean([astuple(row.r) for row in rows], axis=0)
+    scores = np.array([astuple(row.r) for row in rows])
     return replace(
         rows[0],
         subject=f"mean of {len(rows)} subjects",
         n_subjects=len(rows),
         blocks_done=sum(row.blocks_done for row in rows),
         blocks=sum(row.blocks for row in rows),
-        r=RSummary(*map(float, scores)),
+        r=RSummary(*map(float, scores.mean(axis=0))),
+        sd=RSummary(*map(float, scores.std(axis=0, ddof=1))),
         share_over_chance=mean_of_defined([row.share_over_chance for row in rows]),
     )
 
@@ -289,12 +293,12 @@ def csv_text(rows: Sequence[Any]) -> str:
 
 
 def _flat(row: Any) -> dict[str, Any]:
-    """Columns of a row, those of its summary of r named ``r_...``."""
+    """Columns of a row, those of a summary named by its field: ``r_mean``, ``sd_mean``."""
     cells: dict[str, Any] = {}
     for item in fields(row):
         value = getattr(row, item.name)
         if isinstance(value, RSummary):
-            cells |= {f"r_{name.name}": getattr(value, name.name) for name in fields(value)}
+            cells |= {f"{item.name}_{name.name}": getattr(value, name.name) for name in fields(value)}
         else:
             cells[item.name] = value
     return cells

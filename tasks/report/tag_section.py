@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from hpcenc.storage.spaces import SpaceSource
 from hpcenc.storage.store import Store
 from hpcenc.storage.study import Run, Study
 from hpcenc.tasks.nested import mean_excess
-from hpcenc.tasks.report.data import ReportData
+from hpcenc.tasks.report.data import FitScores, ReportData
 from hpcenc.tasks.report.sections import Column, Illustration, Section, Table, count, name_some
 from hpcenc.tasks.report.style import (
     LEFT_OUT_COLOR,
@@ -90,6 +91,7 @@ class SingleRow:
     delay: int
     single_r: float
     all_tags_r: float
+    embedding: str
     embedding_r: float
     share_above: float
     commonest: str
@@ -124,6 +126,19 @@ def shared_runs(first: Tags, second: Tags) -> list[str]:
     return [run for run in first.courses if run in second.courses]
 
 
+def compared(tags: Sequence[Tags]) -> tuple[Tags, Tags] | None:
+    """Tags of two models that were trained alike, pretrained ones before others; None where there are no
+    two."""
+    pairs = [
+        (first, second)
+        for first, second in combinations(tags, 2)
+        if first.label.partition("[")[::2] != second.label.partition("[")[::2]
+        and first.label.partition("[")[2] == second.label.partition("[")[2]
+        and shared_runs(first, second)
+    ]
+    return min(pairs, key=lambda pair: "[" in pair[0].label, default=None)
+
+
 def agreement(first: Tags, second: Tags) -> tuple[AgreementRow, ...]:
     """r of every class that both models name, over the rows of the runs that both have; best first, NaN
     last. Empty where they share no run."""
@@ -149,16 +164,20 @@ def single_rows(
 ) -> tuple[SingleRow, ...]:
     """A line for each subject, set of tags and region of the first set of regions."""
     masks = {ALL_VERTICES: np.ones(data.voxels.n_voxels, dtype=bool)} | (regions[0].masks if regions else {})
-    main = {(fit.feature_set, fit.subject): fit.mean_r for fit in data.scores}
+    main: dict[tuple[str, str], FitScores] = {}
+    for fit in data.scores:  # of several layers the first
+        main.setdefault((fit.feature_set, fit.subject), fit)
     undefined = np.full(data.voxels.n_voxels, np.nan)
     rows = []
     for each in singles:
         label, subject = each.attributes["feature_set"], each.attributes["subject"]
         r, excess = each.scores["r"].mean(axis=0), mean_excess(each.scores["r"], each.scores["chance"])
         feature = each.scores["feature"][-1]
-        all_tags = main.get((label, subject), undefined)
+        whole = main.get((label, subject))
+        all_tags = whole.mean_r if whole else undefined
         heard = label.replace("cavmae-tags", "cavmae-audio").replace("beats-tags", "beats")
-        embedding = main.get((heard, subject), undefined)
+        embedded = main.get((heard, subject))
+        embedding = embedded.mean_r if embedded else undefined
         known = [values for values in (all_tags, embedding) if np.isfinite(values).any()]
         defined = np.isfinite([r, *known]).all(axis=0)
         for region, mask in masks.items():
@@ -175,6 +194,7 @@ def single_rows(
                     each.attributes["delay"],
                     _mean(r[valid]),
                     _mean(all_tags[valid]),
+                    embedded.variant if embedded else "",
                     _mean(embedding[valid]),
                     float(above.sum() / with_chance.sum()) if with_chance.any() else math.nan,
                     names[label][chosen[0][0]] if chosen else "",
@@ -204,9 +224,10 @@ def tag_section(
         Said in every figure.
     """
     tables, figures = [], [_timeline(study, tags[0], singles, remark)]
-    if len(tags) > 1 and (rows := agreement(tags[0], tags[1])):
-        tables.append(_agreement_table(tags, rows))
-        figures.append(_agreement_figure(tags, rows, remark))
+    pair = compared(tags)
+    if pair is not None and (rows := agreement(*pair)):
+        tables.append(_agreement_table(pair, rows))
+        figures.append(_agreement_figure(pair, rows, remark))
     if singles:
         names = {
             each.attributes["feature_set"]: read_feature_names(
@@ -223,6 +244,17 @@ def tag_section(
             f"{each.label}: an untrained head, whose classes mean nothing: a control."
             for each in tags
             if "untrained" in each.label
+        ),
+        *(
+            f"{each.label}: held against no other model's tags; one pair is drawn, of models trained alike."
+            for each in tags
+            if len(tags) > 1 and (pair is None or each not in pair)
+        ),
+        *(
+            f"Single tags are at {each.attributes['delay']} TRs, further than the window reaches, and leave "
+            "out more rows than the whole sets."
+            for each in singles[:1]
+            if each.attributes["delay"] > max(study.fit.delays)
         ),
         "A vertex's single tag is that of the largest correlation with its BOLD over the training rows, of "
         "either sign; its r is over the test rows.",
@@ -278,9 +310,8 @@ def _timeline(study: Study, tags: Tags, singles: Sequence[Singles], remark: str)
     places, how = shown_tags(tags, singles)
     names = [tags.names[place] for place in places]
     courses = tags.courses[run.name][:, places]
-    figure = draw_timelines(
-        run, study.tr_s, courses, names, title=f"Tags of {tags.label} · {run.name}", remark=remark
-    )
+    title = f"Tags of {tags.label} · {run.name} · n = {len(courses)} TRs"
+    figure = draw_timelines(run, study.tr_s, courses, names, title=title, remark=remark)
     return Illustration(
         "tags",
         f"tag timelines {tags.label} {run.name}",
@@ -292,7 +323,7 @@ def _timeline(study: Study, tags: Tags, singles: Sequence[Singles], remark: str)
     )
 
 
-def _agreement_table(tags: Sequence[Tags], rows: Sequence[AgreementRow]) -> Table:
+def _agreement_table(tags: tuple[Tags, Tags], rows: Sequence[AgreementRow]) -> Table:
     columns = (
         Column("tag", "tag"),
         Column("r", "r", format_score),
@@ -305,7 +336,7 @@ def _agreement_table(tags: Sequence[Tags], rows: Sequence[AgreementRow]) -> Tabl
     return Table("tag_agreement", title, rows[:10], columns, in_file=rows)
 
 
-def _agreement_figure(tags: Sequence[Tags], rows: Sequence[AgreementRow], remark: str) -> Illustration:
+def _agreement_figure(tags: tuple[Tags, Tags], rows: Sequence[AgreementRow], remark: str) -> Illustration:
     r = np.array([row.r for row in rows if not math.isnan(row.r)])
     figure = new_figure(height_in=2.6)
     axes = figure.subplots()
@@ -314,14 +345,14 @@ def _agreement_figure(tags: Sequence[Tags], rows: Sequence[AgreementRow], remark
     axes.set_xlabel("r of a class between the two models")
     axes.set_ylabel("classes")
     style_axes(axes)
-    set_title(figure, f"{tags[0].label} against {tags[1].label}", remark)
+    set_title(figure, f"{tags[0].label} against {tags[1].label} · n = {r.size:,} classes", remark)
     fit_layout(figure)
     return Illustration(
         "tags",
         f"tag agreement {tags[0].label} {tags[1].label}",
         render(figure),
         f"r (Pearson, no unit) of each AudioSet class between {tags[0].label} and {tags[1].label} over all "
-        f"rows of {name_some(shared_runs(*tags[:2]))}; n = {r.size:,} classes that both name and that vary.",
+        f"rows of {name_some(shared_runs(*tags))}; n = {r.size:,} classes that both name and that vary.",
         f"Histogram of r by class; median {np.median(r):.3f}." if r.size else "No class varies in both.",
     )
 
@@ -341,7 +372,8 @@ def _single_table(rows: Sequence[SingleRow]) -> Table:
             Column("delay", "delay (TRs)", count),
             Column("single_r", "best single tag, mean r", format_score),
             Column("all_tags_r", "all tags", format_score),
-            Column("embedding_r", "embedding", format_score),
+            Column("embedding", "embedding"),
+            Column("embedding_r", "its mean r", format_score),
             Column("share_above", "above chance", format_share),
             Column("commonest", "commonest tag"),
         ),

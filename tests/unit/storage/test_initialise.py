@@ -16,6 +16,7 @@ from hpcenc.storage.errors import StudyError
 from hpcenc.storage.hcp7t import runs
 from hpcenc.storage.initialise import hcp7t_study, other_study
 from hpcenc.storage.study import Average, Fit, Models, Study, parse_study
+from hpcenc.tasks.selection import idle_sweeps, select_feature_sets
 
 HCP_RUNS = {"MOVIE1": "AP", "MOVIE2": "PA", "MOVIE3": "PA", "MOVIE4": "AP"}
 HCP_MOVIES = ("7T_MOVIE1_CC1", "7T_MOVIE2_HO1", "7T_MOVIE3_CC2", "7T_MOVIE4_HO2")
@@ -283,6 +284,8 @@ def test_the_paper_preset_is_the_reference_study_as_published(hcp: Path) -> None
     assert study.average.bold == "raw"
     assert study.models.beats.checkpoint == "BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt"
     assert (study.sweeps.delays, study.sweeps.layers, study.sweeps.bands) == (tuple(range(10)), True, True)
+    assert idle_sweeps(study, select_feature_sets(study)) == ()
+    assert {"cavmae-audio", "cavmae-visual", "cavmae-concat", "beats-tags"} < set(study.models.sets)
 
 
 def test_the_paper_preset_says_that_rests_and_repeats_are_kept(hcp: Path) -> None:
@@ -327,8 +330,12 @@ def test_each_departure_of_the_paper_preset_is_named_with_what_it_means(hcp: Pat
         "fit.zscore_bold",
         "fit.zscore_features",
         "fit.alpha",
+        "models.beats",
         "average.bold",
     ]
+    assert found["models.beats"].found == "BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt"
+    of_clip = departures(settings_of(parse(paper, hcp), models=["clip"]))
+    assert "models.beats" not in [departure.key for departure in of_clip]
     assert (found["fit.split_s"].default, found["fit.split_s"].found) == ("none", "2924.0")
     assert "on both sides" in found["fit.repeat_train"].meaning
     default = hcp7t_study(hcp / "bold", hcp / "movies", v1_subjects=())

@@ -217,6 +217,8 @@ def test_a_value_that_may_have_several_forms_has_one_message() -> None:
         ({"fit__delays": [1, 1]}, "fit.delays", "must rise without repeats, found [1, 1]"),
         ({"fit__block": 3000}, "fit.block", "multiple of 2500, found 3000"),
         ({"fit__alpha_exponents": [3.0, 1.0]}, "fit.alpha_exponents", "found [3.0, 1.0]"),
+        ({"fit__alpha": 300.0, "sweeps": {"bands": True}}, "sweeps.bands", "only where alpha is searched"),
+        ({"fit__n_alphas": 1, "sweeps": {"bands": True}}, "sweeps.bands", "only where alpha is searched"),
         ({"fit__alpha_exponents": [1.0, 1.0]}, "fit.alpha_exponents", "20 alphas need a range"),
         ({"models__n_layers": 4}, "models", "for weights = 'untrained' only"),
         ({"feature_files": {"clip": {"path": "{run}.npy"}}}, "feature_files.clip", "another name"),

@@ -157,6 +157,14 @@ def test_modality_follows_the_sources(name: str, modality: str) -> None:
     assert chosen.modality == modality
 
 
+def test_a_study_may_say_what_all_of_it_is() -> None:
+    own = study(models={"weights": "untrained", "sets": ["clip", "beats-tags", "mylab+clip"]})
+    assert [each.name for each in select_feature_sets(own)] == ["clip", "beats-tags", "mylab+clip"]
+    assert [each.name for each in select_feature_sets(own, "beats")] == ["beats"]
+    with pytest.raises(StudyError, match=r"models\.sets: no feature set 'nosuch'"):
+        select_feature_sets(study(models={"weights": "untrained", "sets": ["nosuch"]}))
+
+
 @pytest.mark.parametrize(
     ("models", "layers", "said"),
     [

@@ -61,6 +61,17 @@ def test_a_clip_that_training_has_too_is_not_held_against_its_ceiling(make_fit):
     assert any("where it stands in training as well" in text for text in section.paragraphs)
 
 
+def test_why_no_r_is_held_against_several_ceilings_is_said(make_fit):
+    fit = make_fit(4, more={"r_repeat": np.full((2, 4), 0.4)})
+    data = ReportData("x", (fit,), VoxelAxis.from_count(4))
+    section = ceiling_section(data, {"S1": ceilings_of(("clip", "other"))})
+    assert any("over all clips that repeat, clip, other" in text for text in section.paragraphs)
+    assert not any("too high a ceiling" in text for text in section.paragraphs)
+    one = ceiling_section(data, {"S1": ceilings_of()})
+    assert any("too high a ceiling" in text for text in one.paragraphs)
+    assert not any("over all clips" in text for text in one.paragraphs)
+
+
 def test_the_section_names_estimator_repeats_and_what_has_no_ceiling(make_fit):
     fit = make_fit(4, more={"r_repeat": np.full((2, 4), 0.4)})
     data = ReportData("x", (fit,), VoxelAxis.from_count(4))

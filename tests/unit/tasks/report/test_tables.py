@@ -72,6 +72,8 @@ def test_mean_rows_are_means_over_complete_subjects_only(make_fit):
     expected = [np.median(fit.r.mean(axis=0)) for fit in fits[:2]]
     assert means[0].r.median == pytest.approx(np.mean(expected))
     assert means[0].subject == "mean of 2 subjects"
+    assert means[0].sd.median == pytest.approx(np.std(expected, ddof=1))
+    assert math.isnan(rows[0].sd.median)
     assert "is incomplete in 1 of 3 subjects (S3): 1 of 2 voxel blocks" in progress_warnings(rows)[0]
 
 

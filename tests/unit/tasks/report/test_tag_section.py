@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,15 @@ from hpcenc.storage.store import Store
 from hpcenc.storage.study import parse_study
 from hpcenc.storage.voxels import VoxelAxis
 from hpcenc.tasks.report.data import ReportData
-from hpcenc.tasks.report.tag_section import Tags, agreement, read_tags, shown_tags, single_rows, tag_section
+from hpcenc.tasks.report.tag_section import (
+    Tags,
+    agreement,
+    compared,
+    read_tags,
+    shown_tags,
+    single_rows,
+    tag_section,
+)
 
 N_VOXELS = 8
 NAMES = ("Speech", "Music", "Dog")
@@ -88,6 +97,13 @@ def test_tags_that_are_heard_stand_beside_the_branch_that_hears(make_fit):
     data = ReportData("x", fits, VoxelAxis.from_count(N_VOXELS))
     (row,) = single_rows([singles_of(feature_set=label)], {label: NAMES}, data, [])
     assert row.embedding_r == pytest.approx(0.3)
+    layers = tuple(
+        make_fit(N_VOXELS, r=np.full((2, N_VOXELS), value), feature_set="beats", variant=f"beats/{layer}")
+        for layer, value in ((12, 0.6), (3, 0.1))
+    )
+    data = ReportData("x", layers, VoxelAxis.from_count(N_VOXELS))
+    (row,) = single_rows([singles_of()], {"beats-tags": NAMES}, data, [])
+    assert (row.embedding, row.embedding_r) == ("beats/12", pytest.approx(0.6))
 
 
 def test_without_a_chance_level_no_share_of_vertices_is_above_it(make_fit):
@@ -124,6 +140,14 @@ def test_tags_are_read_of_the_runs_of_the_study_that_are_complete(store):
     assert [list(tags.courses) for tags in read_tags(store, {"A", "B", "C"})] == [["A", "B"]]
 
 
+def test_models_that_were_trained_alike_are_compared():
+    labels = ("beats[untrained, seed 0]", "beats", "cavmae[untrained, seed 0]", "cavmae")
+    tags = [tags_of(label) for label in labels]
+    assert [each.label for each in compared(tags)] == ["beats", "cavmae"]
+    assert [each.label for each in compared(tags[:3])] == ["beats[untrained, seed 0]", labels[2]]
+    assert compared(tags[:2]) is None
+
+
 def test_models_that_share_no_run_are_not_compared():
     first, second = tags_of("beats"), tags_of("cavmae")
     del first.courses["A"], second.courses["B"]
@@ -150,15 +174,22 @@ def test_the_section_is_made_from_the_store(store, make_fit, tmp_path):
         tmp_path,
     )
     data = ReportData("x", (make_fit(N_VOXELS),), VoxelAxis.from_count(N_VOXELS))
-    both = (tags, tags_of("cavmae[untrained, seed 0]", seed=1))
+    both = (tags, tags_of("clip[untrained, seed 0]", seed=2), tags_of("cavmae", seed=1))
     section = tag_section(store, study, data, both, [singles_of()], [], "simulated BOLD")
     assert [table.name for table in section.tables] == ["tag_agreement", "single_tags"]
     assert [figure.name for figure in section.figures] == [
         "tag timelines beats A",
-        "tag agreement beats cavmae[untrained, seed 0]",
+        "tag agreement beats cavmae",
     ]
     assert "Music" in section.figures[0].alternative
     assert "that most vertices of S1 chose" in section.figures[0].caption
     assert any("an untrained head" in paragraph for paragraph in section.paragraphs)
+    assert any("clip[untrained, seed 0]: held against no" in paragraph for paragraph in section.paragraphs)
+    assert not any("further than the window" in paragraph for paragraph in section.paragraphs)
+    far = replace(singles_of(), attributes=singles_of().attributes | {"delay": 11})
+    assert any(
+        "11 TRs, further than the window" in paragraph
+        for paragraph in tag_section(store, study, data, both, [far], []).paragraphs
+    )
     section = tag_section(store, study, data, both, [singles_of(chance=0.9)], [])
     assert "that vary most" in section.figures[0].caption

@@ -99,6 +99,8 @@ def test_the_report_shows_what_the_present_study_file_asks_for(
     assert 'id="delays"' not in page
     assert "Single delays, first, of average, s1, s2, s3: left over from an earlier study file" in page
     assert "Fits in bands, first" not in page
+    assert "average of the z-scored runs of 3 subjects (2 to 3 of them in a vertex of a run)" in page
+    assert "Each subject, and the average of their BOLD." in page
 
 
 def test_sweeps_are_of_the_subjects_that_are_named(folder: Path, tmp_path: Path) -> None:
