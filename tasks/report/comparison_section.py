@@ -34,6 +34,9 @@ from hpcenc.tasks.report.tables import format_score, format_share
 MAX_PAIRS = 6
 """Pairs that are shown, the first ones; the table has all of them."""
 
+MAX_TITLE = 45
+"""Characters of two labels and a subject that fit one line beside a remark."""
+
 TOP_SHARE = 0.01
 """Share of the vertices that a map of the best ones shows."""
 
@@ -200,7 +203,7 @@ def difference_map(subject: str, maps: Maps, pair: tuple[str, str]) -> SurfaceMa
         f"{pair[0]} less {pair[1]} · {subject}",
         difference,
         (-limit, limit),
-        f"r of {pair[0]} less r of {pair[1]}",
+        "difference of r, first less second",
         DIFFERENCE_COLORS,
     )
 
@@ -209,12 +212,13 @@ def _difference(
     data: ReportData, subject: str, pair: tuple[str, str], view: SurfaceMap, remark: str
 ) -> Illustration:
     finite = _on_cortex(view.values, data)
+    separator = "\n" if sum(map(len, (*pair, subject))) > MAX_TITLE else " "
     figure = paint_cortex(
         view.values,
         data.voxels,
         limits=view.limits,
         unit=view.unit,
-        title=f"{pair[0]} less {pair[1]} · {subject}",
+        title=f"{pair[0]} less{separator}{pair[1]} · {subject}",
         remark=remark,
         color_map=view.color_map,
     )

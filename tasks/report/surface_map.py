@@ -88,7 +88,7 @@ def paint_cortex(
     unit : str
         Label of the colour bar: what is shown and its unit.
     title, remark : str
-        Title, and a remark in small type beside it, before which stands the number of vertices with a value.
+        Title, and a remark in small type beside it. How many vertices have a value is in the lower corner.
     color_map : Colormap
         Perceptually uniform; a diverging one for differences.
     whole_faces : bool
@@ -122,8 +122,9 @@ def paint_cortex(
     if categories and are_whole(values, limits):
         bar.locator = MaxNLocator("auto", integer=True)
         bar.update_ticks()
-    n_shown = f"n = {np.count_nonzero(np.isfinite(on_cortex)):,} vertices"
-    set_title(figure, title, f"{n_shown} · {remark}" if remark else n_shown)
+    n_shown = np.count_nonzero(np.isfinite(on_cortex))
+    figure.text(0.988, 0.015, f"n = {n_shown:,} vertices", ha="right", fontsize=8.5, color=MUTED_COLOR)
+    set_title(figure, title, remark)
     return figure
 
 

@@ -129,7 +129,7 @@ def test_labels_keep_what_tells_them_apart(cortex, make_fit):
     section = comparison_section(ReportData("x", fits, cortex))
     for figure in section.figures[:2]:
         assert "[untrained, seed 0]" in figure.picture.svg.decode()
-    assert section.maps[0].unit == "r of clip less r of clip[untrained, seed 0]"
+    assert section.maps[0].name == "clip less clip[untrained, seed 0] · S1"
 
 
 def test_the_best_hundredth_is_of_the_cortex_that_the_map_shows(make_fit):
