@@ -49,6 +49,15 @@ Delays = Annotated[tuple[NonNegativeInt, ...], AfterValidator(_rising)]
 """Delays in TRs, rising."""
 
 
+def _place(name: str) -> str:
+    if not re.fullmatch(r"(left|right|voxel) \d+", name):
+        raise ValueError(f"expected such as 'left 1234', 'right 1234' or 'voxel 1234', found {name!r}")
+    return name
+
+
+VertexName = Annotated[str, AfterValidator(_place)]
+
+
 class Segment(Settings):
     """A part of a run, in seconds from the run's first volume, half open."""
 
@@ -335,6 +344,9 @@ class Study(Settings):
     regions: tuple[str, ...] | None = None
     """Sets of regions that the report sums over: names of `hpcenc.storage.regions.BUILT_IN`, or label
     files. By default ``masks`` and ``glasser-groups``, where the study is on their surface."""
+    vertices: tuple[VertexName, ...] = ()
+    """Vertices whose courses the report draws beside the best ones: ``left 1234`` of the cortex's surface, or
+    ``voxel 1234`` of the voxel axis."""
     sweeps: Sweeps = Sweeps()
     average: Average | None = None
     cluster: Cluster = Cluster()

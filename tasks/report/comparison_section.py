@@ -110,7 +110,9 @@ def comparison_section(data: ReportData, remark: str = "") -> Section:
         figures += [
             _difference(data, subject, pair, view, remark) for pair, view in zip(pairs, views, strict=True)
         ]
-        figures += [_top(data, subject, label, r, remark) for label, r in list(maps.items())[:MAX_PAIRS]]
+        for label, r in list(maps.items())[:MAX_PAIRS]:
+            views.append(best_map(data, subject, label, r))
+            figures.append(_top(data, subject, label, r, views[-1], remark))
     more = f" The first {MAX_PAIRS} of {len(rows)} pairs are drawn." if len(rows) > MAX_PAIRS else ""
     if len(maps) > MAX_PAIRS and has_cortical_map(data.voxels):
         more += f" The best hundredth is mapped of the first {MAX_PAIRS} of {len(maps)} feature sets."
@@ -241,15 +243,24 @@ def _on_cortex(values: NDArray[np.floating[Any]], data: ReportData) -> NDArray[n
     return defined
 
 
-def _top(data: ReportData, subject: str, label: str, r: NDArray[np.float64], remark: str) -> Illustration:
+def best_map(data: ReportData, subject: str, label: str, r: NDArray[np.float64]) -> SurfaceMap:
+    """r of the vertices of the cortex that a feature set predicts best, NaN elsewhere."""
     finite = _on_cortex(r, data)
     threshold = float(np.quantile(finite, 1 - TOP_SHARE)) if finite.size else 0.0
-    best = np.where(r >= threshold, r, np.nan)
     top = float(finite.max()) if finite.size else 1.0
+    best = np.where(r >= threshold, r, np.nan)
+    return SurfaceMap(f"best 1 % · {label} · {subject}", best, (threshold, max(top, threshold + 1e-6)), "r")
+
+
+def _top(
+    data: ReportData, subject: str, label: str, r: NDArray[np.float64], view: SurfaceMap, remark: str
+) -> Illustration:
+    finite = _on_cortex(r, data)
+    threshold, top = view.limits
     figure = paint_cortex(
-        best,
+        view.values,
         data.voxels,
-        limits=(threshold, max(top, threshold + 1e-6)),
+        limits=view.limits,
         unit="r",
         title=f"Best 1 % · {label} · {subject}",
         remark=remark,

@@ -42,12 +42,14 @@ def make_courses(
     study: Study,
     regions: Mapping[str, NDArray[np.bool_]] | None = None,
 ) -> tuple[tuple[TimeCourse, ...], tuple[str, ...]]:
-    """Course of the best vertex of every feature set, and of every region, on the last fold.
+    """Course of the best vertex of every feature set, and of every region, and of those that the study names,
+    on the last fold.
 
     Parameters
     ----------
     regions : mapping of str to array of bool, shape (n_voxels,), optional
         Of each the vertex that any feature set predicts best, in the average or else in the first subject.
+        A vertex that the study names is drawn as the feature set predicts it that does so best.
 
     Returns
     -------
@@ -73,6 +75,14 @@ def make_courses(
         bests = [best for best in _best_vertices(shown, mask).values() if best is not None]
         best = max(bests, key=lambda each: each.r, default=None)
         wanted.append((region, f"the vertex of {region} that any feature set predicts best", best))
+    for name in study.vertices:
+        mask = _named_vertex(voxels, name)
+        if not mask.any():
+            missing.append(f"{name}: the study's voxels are without it")
+            continue
+        bests = [best for best in _best_vertices(shown, mask).values() if best is not None]
+        best = max(bests, key=lambda each: each.r, default=None)
+        wanted.append((name, f"{name}, which the study names", best))
     for label, what, best in wanted:
         if best is None:
             missing.append(f"{label}: no vertex has an r in every fold yet")
@@ -90,6 +100,18 @@ def make_courses(
             del drawn[place]
             missing.append(f"{label}, subject {best.scores.attributes['subject']}: {error}")
     return tuple(courses), tuple(missing)
+
+
+def _named_vertex(voxels: VoxelAxis, name: str) -> NDArray[np.bool_]:
+    """Where a vertex lies that the study names, such as ``left 1234``; nowhere if it is not on the axis."""
+    kind, number = name.split()
+    structure = f"CIFTI_STRUCTURE_CORTEX_{kind.upper()}"
+    mask = np.zeros(voxels.n_voxels, dtype=bool)
+    if kind == "voxel":
+        mask[int(number) : int(number) + 1] = True
+    elif structure in voxels.names:
+        mask |= (voxels.structure == voxels.names.index(structure)) & (voxels.vertex == int(number))
+    return mask
 
 
 def _best_vertices(

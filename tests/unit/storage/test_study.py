@@ -219,6 +219,7 @@ def test_a_value_that_may_have_several_forms_has_one_message() -> None:
         ({"fit__alpha_exponents": [3.0, 1.0]}, "fit.alpha_exponents", "found [3.0, 1.0]"),
         ({"fit__alpha": 300.0, "sweeps": {"bands": True}}, "sweeps.bands", "only where alpha is searched"),
         ({"fit__n_alphas": 1, "sweeps": {"bands": True}}, "sweeps.bands", "only where alpha is searched"),
+        ({"vertices": ["L 12"]}, "vertices.1", "expected such as 'left 1234'"),
         ({"fit__alpha_exponents": [1.0, 1.0]}, "fit.alpha_exponents", "20 alphas need a range"),
         ({"models__n_layers": 4}, "models", "for weights = 'untrained' only"),
         ({"feature_files": {"clip": {"path": "{run}.npy"}}}, "feature_files.clip", "another name"),

@@ -106,6 +106,11 @@ def test_maps_of_differences_and_of_the_best_hundredth_are_painted_on_the_cortex
     ]
     assert "n = 59,412 vertices" in section.figures[1].caption
     assert "n = 595 of 59,412" in section.figures[2].caption
+    assert [view.name for view in section.maps] == [
+        "clip less beats · S1",
+        "best 1 % · clip · S1",
+        "best 1 % · beats · S1",
+    ]
     (table,) = section.tables
     assert table.rows[0].mean_difference == pytest.approx(-0.05)
 

@@ -8,7 +8,7 @@ import numpy as np
 from swept_study import LAG, N_TRS, N_VOXELS, SINGLE, SUBJECTS, WINDOW, Plain, run_plan, study_of
 
 from hpcenc.storage.digests import FileDigests
-from hpcenc.storage.results import fit_groups, read_ceilings, read_scores
+from hpcenc.storage.results import fit_groups, read_ceilings, read_scores, read_voxels
 from hpcenc.storage.store import Store
 from hpcenc.storage.study import Sweeps
 from hpcenc.storage.weights import read_weights
@@ -19,6 +19,7 @@ from hpcenc.tasks.planner import make_plan
 from hpcenc.tasks.price import price_plan
 from hpcenc.tasks.report.analyses import on_other_rows
 from hpcenc.tasks.report.build import build_report
+from hpcenc.tasks.report.courses import make_courses
 from hpcenc.tasks.report.sweeps import read_sweeps
 from hpcenc.tasks.scores import pearson_r
 from hpcenc.tasks.selection import BAND_RATIOS, select_feature_sets
@@ -101,6 +102,26 @@ def test_the_report_shows_what_the_present_study_file_asks_for(
     assert "Fits in bands, first" not in page
     assert "average of the z-scored runs of 3 subjects (2 to 3 of them in a vertex of a run)" in page
     assert "Each subject, and the average of their BOLD." in page
+
+
+def test_courses_are_of_the_best_vertex_of_each_region_and_of_those_that_are_named(
+    store: Store, folder: Path
+) -> None:
+    names = ["voxel 3", "voxel 999", "left 5"]
+    study = study_of(folder, store.path.parent, vertices=names)
+    fits = [read_scores(store, group) for group in fit_groups(store)]
+    late = np.arange(N_VOXELS) >= 20
+    courses, missing = make_courses(store, fits, read_voxels(store), study, {"late": late})
+    found = {course.what: course for course in courses}
+    (of_late,) = (course for what, course in found.items() if "vertex of late" in what)
+    average = [fit for fit in fits if fit.attributes["subject"] == "average"]
+    best = {fit.attributes["feature_set"]: np.where(late, fit.r[0, 0], -1) for fit in average}
+    wanted = max(best, key=lambda name: best[name].max())
+    assert (of_late.subject, of_late.feature_set) == ("average", wanted)
+    assert of_late.voxel == int(best[wanted].argmax())
+    (named,) = (course for what, course in found.items() if "voxel 3, which the study names" in what)
+    assert (named.voxel, named.subject) == (3, "average")
+    assert missing == tuple(f"{name}: the study's voxels are without it" for name in names[1:])
 
 
 def test_sweeps_are_of_the_subjects_that_are_named(folder: Path, tmp_path: Path) -> None:
