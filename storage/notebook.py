@@ -40,12 +40,14 @@ def open_study(path: Path | str, regions: Sequence[str] | None = None) -> Any:
         - ``singles/<feature set>/<subject>`` with ``r``, ``chance``, ``feature`` (the place of the single tag
           that was chosen) and ``r_train``, over ``fold`` and ``voxel``;
         - ``ceilings/<subject>`` with ``share``, ``share_low``, ``share_high`` and ``ceiling`` over ``clip``;
-        - ``features/<model>/<version>/<run>`` with a variable for each layer, over ``tr``;
+        - ``features/<model>/<version>/<run>`` with a variable for each layer, over ``tr`` (``time_s``, its
+          start, where it is known) and ``<layer>_feature``, which has the tags' names;
         - ``regions/<set>`` with ``members``, (region, voxel);
         - ``stimulus``, ``operators``, ``alphas``, ``bold`` as they are.
 
         Voxels have ``structure`` and ``vertex``, folds and variants their names. Blocks of fits, sweeps,
-        single tags and ceilings that are not marked as done are NaN: a fit in progress shows what it has.
+        single tags and ceilings, and rows of features, that are not marked as done are NaN: a run in progress
+        shows what it has.
 
     Examples
     --------
@@ -69,6 +71,9 @@ def open_study(path: Path | str, regions: Sequence[str] | None = None) -> Any:
     for metadata in sorted((store.path / "ceilings").glob("*/zarr.json")):
         group = f"ceilings/{metadata.parent.name}"
         tree[group] = _ceilings(store, group, tree[group].to_dataset(inherit=False), voxels)
+    for metadata in sorted((store.path / "features").glob("*/*/*/zarr.json")):
+        group = metadata.parent.relative_to(store.path).as_posix()
+        tree[group] = _features(store, group, tree[group].to_dataset(inherit=False))
     for each in study_regions(read_voxels(store), regions, Path()):
         members = xarray.DataArray(
             np.stack(list(each.masks.values())),
@@ -157,6 +162,25 @@ def _singles(store: Store, group: str, dataset: Any, voxels: Mapping[str, Any]) 
         fold=list(attributes["folds"]), done=("voxel", done), **voxels
     )
     return named.assign_attrs(attributes).where(named.done)
+
+
+def _features(store: Store, group: str, dataset: Any) -> Any:
+    attributes, n_trs = dataset.attrs, dataset.sizes["tr"]
+    layers = [str(name) for name in dataset.data_vars if name != "done"]
+    rows = store.array(f"{group}/{layers[0]}").chunks[0]
+    units = [store.is_done(group, unit, attributes["digest"]) for unit in range(-(-n_trs // rows))]
+    coordinates: dict[str, Any] = {
+        "tr": np.arange(n_trs),
+        "done": ("tr", np.repeat(units, rows)[:n_trs]),
+    }
+    if tr_s := (attributes.get("spec") or {}).get("tr_s"):  # files of features do not say it
+        coordinates["time_s"] = ("tr", np.arange(n_trs) * tr_s)
+    for layer in layers:
+        labels = dataset[layer].attrs
+        if names := labels.get("display_name", labels.get("mid")):
+            coordinates[f"{layer}_feature"] = list(names)
+    dataset = dataset.drop_vars("done").assign_coords(coordinates)
+    return dataset.where(dataset.done)
 
 
 def _ceilings(store: Store, group: str, dataset: Any, voxels: Mapping[str, Any]) -> Any:

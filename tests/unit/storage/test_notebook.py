@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hpcenc.storage import open_study
 from hpcenc.storage.geometry import cortical_axis
-from hpcenc.storage.groups import GroupSpec
+from hpcenc.storage.groups import ArraySpec, GroupSpec
 from hpcenc.storage.layout import SCORES
 from hpcenc.storage.store import Store
 from hpcenc.storage.voxels import VoxelAxis
@@ -120,6 +120,28 @@ def test_single_tags_have_their_names_and_are_nan_where_not_done(tmp_path: Path)
     for place, name in enumerate(SINGLE_SCORES):
         np.testing.assert_array_equal(done[name].sel(fold="run1"), values[place, 0])
     assert np.isnan(not_done.feature).all()
+
+
+def test_features_have_times_and_names_and_are_nan_where_not_extracted(tmp_path: Path) -> None:
+    arrays, attributes = VoxelAxis.from_count(30).to_arrays()
+    store = Store.create(tmp_path / "study.zarr", {"voxel_axis": attributes}, arrays)
+    names = {"display_name": ["Speech", "Music"]}
+    specs = {
+        "tags": ArraySpec((70, 2), (60, 2), "float32", ("tr", "tags_feature"), attributes=names),
+        "12": ArraySpec((70, 3), (60, 3), "float32", ("tr", "12_feature")),
+    }
+    group = "features/beats/main/a"
+    store.ensure_group(GroupSpec(group, "f" * 64, specs, 2, {"spec": {"tr_s": 0.5}}))
+    values = np.random.default_rng(0).random((60, 2), dtype=np.float32)
+    store.write(f"{group}/tags", (slice(0, 60), slice(None)), values)
+    store.write(f"{group}/12", (slice(0, 60), slice(None)), np.ones((60, 3), np.float32))
+    store.mark(group, 0, "f" * 64)
+    features = open_study(store.path)[group]
+    assert features.tags.chunks is not None
+    np.testing.assert_array_equal(features.tags.sel(tags_feature="Music").values[:60], values[:, 1])
+    assert np.isnan(features.tags.values[60:]).all()
+    assert np.isnan(features["12"].values[60:]).all()
+    assert features.time_s.values[[0, 1, 69]].tolist() == [0, 0.5, 34.5]
 
 
 def test_vertices_have_their_places_and_regions_their_members(tmp_path: Path) -> None:
