@@ -18,7 +18,7 @@ from hpcenc.tasks.inspection import inspect
 from hpcenc.tasks.plan import Plan
 from hpcenc.tasks.planner import make_plan
 from hpcenc.tasks.scores import pearson_r
-from hpcenc.tasks.selection import select_feature_sets
+from hpcenc.tasks.selection import FeatureSet, select_feature_sets
 
 N_TRS = {"A": 70, "B": 60, "C": 80, "D": 75}
 N_VOXELS = 40
@@ -73,7 +73,11 @@ def study_of(folder: Path, results: Path, **tables: Any) -> Study:
 
 def run_plan(study: Study, models: str) -> tuple[Store, Plan]:
     """Plan a study and run its stages one after the other."""
-    chosen = select_feature_sets(study, models)
+    return run_sets(study, select_feature_sets(study, models))
+
+
+def run_sets(study: Study, chosen: tuple[FeatureSet, ...]) -> tuple[Store, Plan]:
+    """The same of feature sets that need not be those of a command line."""
     facts = inspect(study, chosen, study.subjects.ids, FileDigests(study.store_path.parent / "digests.json"))
     assert facts.voxels is not None
     plan = make_plan(study, chosen, facts, "numpy")

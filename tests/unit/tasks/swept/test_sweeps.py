@@ -5,7 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from swept_study import LAG, N_TRS, N_VOXELS, SINGLE, SUBJECTS, WINDOW, Plain, run_plan, study_of
+from swept_study import (
+    LAG,
+    N_TRS,
+    N_VOXELS,
+    SINGLE,
+    SUBJECTS,
+    WIDTHS,
+    WINDOW,
+    Plain,
+    run_plan,
+    run_sets,
+    study_of,
+)
 
 from hpcenc.storage.digests import FileDigests
 from hpcenc.storage.results import fit_groups, read_ceilings, read_scores, read_voxels
@@ -22,7 +34,7 @@ from hpcenc.tasks.report.build import build_report
 from hpcenc.tasks.report.courses import make_courses
 from hpcenc.tasks.report.sweeps import read_sweeps
 from hpcenc.tasks.scores import pearson_r
-from hpcenc.tasks.selection import BAND_RATIOS, select_feature_sets
+from hpcenc.tasks.selection import BAND_RATIOS, FeatureSet, FeatureSpace, Variant, select_feature_sets
 
 
 def test_every_single_delay_is_a_fit_of_its_own(store: Store, folder: Path) -> None:
@@ -34,6 +46,21 @@ def test_every_single_delay_is_a_fit_of_its_own(store: Store, folder: Path) -> N
     ]
     for place, delay in enumerate(SINGLE):
         wanted = plain.fit(plain.design({"first": 1.0}, (delay,)), Y)
+        np.testing.assert_allclose(found.alpha[0, place], wanted["alpha"], rtol=1e-5)
+        np.testing.assert_allclose(found.r[0, place], wanted["r"], atol=1e-5)
+        np.testing.assert_allclose(found.more["cv"][0, place], wanted["cv"], atol=1e-5)
+
+
+def test_every_layer_is_a_fit_of_its_own(folder: Path, tmp_path: Path) -> None:
+    """Two spaces stand for the layers of a model, which feature files have none of."""
+    study = study_of(folder, tmp_path, sweeps={}, average=None, subjects={"ids": ["s1"]})
+    variants = tuple(Variant((FeatureSpace(name, "values"),), WINDOW) for name in WIDTHS)
+    store, _ = run_sets(study, (FeatureSet("first", "first", variants, "layers"),))
+    found = read_scores(store, "layers/first/s1")
+    plain = Plain(folder, longest=max(WINDOW))
+    Y = plain.bold(folder, "s1")
+    for place, name in enumerate(WIDTHS):
+        wanted = plain.fit(plain.design({name: 1.0}, WINDOW), Y)
         np.testing.assert_allclose(found.alpha[0, place], wanted["alpha"], rtol=1e-5)
         np.testing.assert_allclose(found.r[0, place], wanted["r"], atol=1e-5)
         np.testing.assert_allclose(found.more["cv"][0, place], wanted["cv"], atol=1e-5)
