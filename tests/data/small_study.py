@@ -46,7 +46,7 @@ n_workers = 2
 threads_per_worker = 1  # the bytes of a product depend on its threads
 """
 
-SWEPT = """
+_SWEPT = """
 [average]
 [sweeps]
 delays = [0, 1, 2]
@@ -54,7 +54,16 @@ bands = true
 [feature_files.other]
 path = "mylab_{run}.npy"
 """
-"""Added to the study: sweeps over all that it has, and the average of its subjects."""
+_REST = '[{ kind = "rest", start_s = 0, end_s = 5 }]'
+_CLIP = '{ kind = "repeat", group = "clip", start_s = %d, end_s = %d }'
+
+
+def swept(text: str) -> str:
+    """The study with all analyses that feature files allow: sweeps, the average of its subjects, one alpha
+    for all vertices, and a clip that the first run and the last one show, which has a noise ceiling."""
+    text = text.replace("[fit]\n", f'{_SWEPT}[fit]\nalpha = "shared"\n', 1)
+    text = text.replace(_REST, f"{_REST[:-1]}, {_CLIP % (30, 46)}]")
+    return text.replace("n_trs = 40\n", f"n_trs = 40\nsegments = [{_CLIP % (20, 36)}]\n")
 
 
 def write_small_study(folder: Path) -> Path:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from sandbox import processes_of, wait_for
 from sites import Site, chunks
-from small_study import SWEPT
+from small_study import swept
 
 
 def test_a_study_goes_from_submit_to_report(site: Site, check_done: Callable[[], None]) -> None:
@@ -318,15 +318,20 @@ def test_a_submit_of_many_subjects_is_light(way: tuple[str, ...], site: Site) ->
 
 
 @pytest.mark.parametrize("way", [(), ("--array",)], ids=["controller", "array"])
-def test_sweeps_averages_and_a_shared_alpha_are_those_of_one_process(
+def test_sweeps_averages_ceilings_and_a_shared_alpha_are_those_of_one_process(
     way: tuple[str, ...], site: Site, tmp_path: Path
 ) -> None:
-    text = site.study.read_text().replace("[fit]\n", f'{SWEPT}[fit]\nalpha = "shared"\n', 1)
-    site.study.write_text(text)
+    site.study.write_text(swept(site.study.read_text()))
     models = "mylab,mylab+other"
     site.hpcenc("submit", "--models", models, "--profile", "serial")
     wanted = chunks(site.results / "study.zarr")
-    groups = ("bold/average", "bands/mylab-and-other/average", "alphas/delays/mylab/s1", "fits/mylab/s2")
+    groups = (
+        "bold/average",
+        "bands/mylab-and-other/average",
+        "alphas/delays/mylab/s1",
+        "ceilings/s1",
+        "fits/mylab/s2",
+    )
     assert {f"{group}/done/0" for group in groups} <= wanted.keys()
     shutil.rmtree(site.results)
     site.open()

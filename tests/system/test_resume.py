@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import Result
-from small_study import SWEPT
+from small_study import swept
 
 from hpcenc.cluster.submit import prepare, submit
 from hpcenc.storage.errors import StoreError
@@ -72,16 +72,21 @@ def test_a_run_killed_at_seeded_moments_resumes_to_the_same_bytes(
         check_resumes(study_file, f"moment-{moment}", wanted, pattern="", nth=moment + 1, how="kill")
 
 
-def test_sweeps_and_averages_killed_at_seeded_moments_resume_to_the_same_bytes(
+def test_every_analysis_killed_at_seeded_moments_resumes_to_the_same_bytes(
     study_file: Path,
-    edit: Callable[[str, str], None],
     fill_undisturbed: Callable[..., Filled],
     check_resumes: Callable[..., None],
 ) -> None:
-    edit("[fit]\n", f"{SWEPT}[fit]\n")
+    study_file.write_text(swept(study_file.read_text()))
     models = "mylab,mylab+other"
     wanted, n_touches = fill_undisturbed(study_file, models=models)
-    groups = ("bold/average", "delays/mylab/average", "delays/mylab-and-other/s1", "bands/mylab-and-other/s2")
+    groups = (
+        "bold/average",
+        "alphas/delays/mylab/average",
+        "ceilings/average",
+        "delays/mylab-and-other/s1",
+        "bands/mylab-and-other/s2",
+    )
     assert {f"{group}/done/0" for group in groups} <= wanted.keys()
     rng = np.random.default_rng(MOMENT_SEED)
     moments = rng.choice(n_touches, N_MOMENTS // 2, replace=False)
