@@ -19,12 +19,41 @@ MEMBER_LOG_NAME = "logs/%x-%A_%a.log"
 """Of that of a member of a job array: its id as SLURM shows it."""
 
 CACHES = {
+    "CUDA_CACHE_PATH": "cuda",
     "CUPY_CACHE_DIR": "cupy",
     "MPLCONFIGDIR": "matplotlib",
-    "TRITON_CACHE_DIR": "triton",
+    "NUMBA_CACHE_DIR": "numba",
+    "PYTORCH_KERNEL_CACHE_PATH": "torch-kernels",
     "TORCHINDUCTOR_CACHE_DIR": "torch",
+    "TRITON_CACHE_DIR": "triton",
+    "XDG_CACHE_HOME": "other",
 }
 """Folders that libraries fill as they run. Homes are small and shared, and slow for many workers at once."""
+
+OWN_SCRATCH = """\
+mkdir -p "$node_scratch"/
+mkdir -m 700 "$scratch" 2> /dev/null || :  # a job that starts again may find that of its last time
+found="$(stat -c '%u %A' "$scratch" 2> /dev/null)" || found="no folder"
+if [[ "$found" != "$(id -u) drwx--"[-S]"---" ]]; then
+    echo "hpcenc: $scratch: expected a folder of user $(id -u) alone (drwx------), found $found." \
+        "Remove it, or set another scratch in the profile." >&2
+    exit 1
+fi
+trap 'rm -rf "$scratch"' EXIT"""
+"""Makes the folder of this job, which nobody else may have made before: code is read from it."""
+
+WAIT_FOR_COMMAND = """\
+child=$!
+trap 'was_told=1; kill -USR1 "$child" 2> /dev/null || :' USR1
+trap 'was_told=1' TERM
+while
+    was_told= status=0
+    wait "$child" || status=$?
+    [ "$was_told" ]
+do :; done
+exit "$status\""""
+"""Waits for the command, to clean up after it. SLURM sends USR1 to the script alone, TERM to all processes of
+the job: the script only outlives it, for with the script's end SLURM would kill the command."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +170,7 @@ def render_script(
     cache: str | None = None,
     umask: int | None = None,
 ) -> str:
-    """A job script that becomes a command, so that SLURM's signals reach that.
+    """A job script that runs a command, hands SLURM's signals on to it, and ends as it does.
 
     Parameters
     ----------
@@ -155,7 +184,7 @@ def render_script(
         Set for the command, as they are.
     scratch : str
         Folder of the node for temporary files, and for caches if they have no other; variables are expanded
-        by the node's shell, all else is quoted.
+        by the node's shell, all else is quoted. The job has a folder of its own there, which goes with it.
     cache : str, optional
         Folder for caches that later jobs use again.
     umask : int, optional
@@ -180,13 +209,16 @@ def render_script(
         "export SLURM_JOB_END_TIME",
         *prologue,
         "set -eu",  # from here on: a prologue may have unset variables
-        f'scratch={_expanded("scratch", scratch)}"/hpcenc-$(id -u)-$SLURM_JOB_ID"',
-        'mkdir -p -m 700 "$scratch"',
+        f"node_scratch={_expanded('scratch', scratch)}",
+        'scratch="$node_scratch/hpcenc-$(id -u)-$SLURM_JOB_ID"',
+        OWN_SCRATCH,
         *([] if umask is None else [f"umask {umask:03o}"]),
         *(f"export {name}={kept}/{folder}" for name, folder in CACHES.items()),
+        " ".join(["mkdir -p", *(f'"${name}"' for name in CACHES), "|| :  # who finds none does without"]),
         'export DASK_TEMPORARY_DIRECTORY="$scratch"/dask',
         *(f"export {name}={shlex.quote(value)}" for name, value in settings.items()),
-        f"exec {shlex.join(command)}",
+        f"{shlex.join(command)} &",
+        WAIT_FOR_COMMAND,
     ]
     return "\n".join([*lines, ""])
 
