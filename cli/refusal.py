@@ -20,9 +20,9 @@ def clear_errors() -> Iterator[None]:
     try:
         yield
     except (ProfileError, StudyError) as error:
-        refuse(*error.problems)
+        refuse(*error.problems, *notes_of(error))
     except (BoldError, LockError, SlurmError, StoreError, OSError) as error:
-        refuse(str(error))
+        refuse(str(error), *notes_of(error))
 
 
 def refuse(*problems: str) -> NoReturn:
@@ -30,6 +30,11 @@ def refuse(*problems: str) -> NoReturn:
     for problem in problems:
         say(f"error: {problem}")
     raise typer.Exit(2)
+
+
+def notes_of(error: BaseException) -> list[str]:
+    """What is to be known beside an error, one line each."""
+    return list(getattr(error, "__notes__", []))
 
 
 def say(text: str) -> None:

@@ -14,7 +14,7 @@ import typer
 
 from hpcenc.cli import runs
 from hpcenc.cli.arguments import STUDY_NAME, JsonOption, LayersOption, ModelsOption, StudyFile, SubjectsOption
-from hpcenc.cli.refusal import clear_errors, refuse, say
+from hpcenc.cli.refusal import clear_errors, notes_of, refuse, say
 
 if TYPE_CHECKING:
     from hpcenc.cluster.batch import Way
@@ -154,8 +154,10 @@ def _interruptible() -> Iterator[None]:
 
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         _say_interrupted()
+        for note in notes_of(error):
+            say(note)
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
