@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -90,7 +91,8 @@ def control(
     """Run what a run folder says: what jobs call."""
 
     def tell(event: Mapping[str, Any]) -> None:
-        print(json.dumps(event), flush=True)
+        with contextlib.suppress(OSError):  # a full disk takes the line from the job's log, and no more
+            print(json.dumps(event), flush=True)
 
     with clear_errors():
         if part:
