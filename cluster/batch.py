@@ -21,7 +21,7 @@ from hpcenc.cluster.submit import Prepared, run_settings
 from hpcenc.slurm.commands import ON_LOGIN_S, SlurmError
 from hpcenc.slurm.jobs import cancel_jobs, check_job, cluster_name, release_job, submit_job
 from hpcenc.slurm.profiles import MergedProfile, SlurmProfile, read_profile
-from hpcenc.slurm.scripts import job_names, render_script, sbatch_options
+from hpcenc.slurm.scripts import checked_folder, job_names, render_script, sbatch_options
 from hpcenc.storage.errors import StudyError
 from hpcenc.storage.files import created_with
 from hpcenc.storage.layout import lock_path, runs_folder
@@ -66,12 +66,16 @@ def submit_batch(
     ------
     LockError
         If another run holds the store.
+    RequestError
+        If no job could start in the folder of the results.
     SlurmError
         If SLURM would refuse the controller's job or a worker's; nothing is changed then.
     """
     study = prepared.study
     merged = read_profile(prepared.profile, overrides=study.cluster.slurm)
     profile = merged.checked()
+    for folder in (runs_folder(study.store_path), study.folder):
+        checked_folder(folder)
     with _shared(study.store_path.parent, profile):
         return _submit(prepared, merged, profile, command, extra, way)
 

@@ -102,7 +102,7 @@ def _run_share(folder: RunFolder, part: str, member: int, emit: Emit) -> int:
     def emit_of_stage(event: Event) -> None:
         # A stage has ended when its last member has, which no member knows.
         if event["event"] != "stage end":
-            emit({**event, "where": label} if event["event"] in ("stage", "unit") else event)
+            emit({**event, "where": label} if event["event"] in ("stage", "unit", "set aside") else event)
 
     emit({"event": "worker", "job": label, "node": os.environ.get("SLURMD_NODENAME", ""), "why": ""})
     prepared = _prepare(folder, deep=False)
