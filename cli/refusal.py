@@ -15,13 +15,14 @@ def clear_errors() -> Iterator[None]:
     """Wrong input ends a command with its messages alone, one line each, and exit status 2."""
     from hpcenc.slurm.commands import SlurmError
     from hpcenc.slurm.profiles import ProfileError
+    from hpcenc.slurm.scripts import RequestError
     from hpcenc.storage.errors import BoldError, LockError, StoreError, StudyError, error_words
 
     try:
         yield
     except (ProfileError, StudyError) as error:
         refuse(*error.problems, *notes_of(error))
-    except (BoldError, LockError, SlurmError, StoreError, OSError) as error:
+    except (BoldError, LockError, RequestError, SlurmError, StoreError, OSError) as error:
         refuse(error_words(error), *notes_of(error))
 
 

@@ -18,6 +18,11 @@ LOG_NAME = "logs/%x-%j.log"
 MEMBER_LOG_NAME = "logs/%x-%A_%a.log"
 """Of that of a member of a job array: its id as SLURM shows it."""
 
+
+class RequestError(ValueError):
+    """A job cannot be asked for like this."""
+
+
 CACHES = {
     "CUDA_CACHE_PATH": "cuda",
     "CUPY_CACHE_DIR": "cupy",
@@ -123,15 +128,15 @@ def sbatch_options(request: JobRequest) -> list[str]:
 
     Raises
     ------
-    ValueError
+    RequestError
         If a text holds what SLURM cannot take: names the field.
     """
     if not re.fullmatch(r"[A-Za-z0-9._-]+", request.name):
-        raise ValueError(f"job name {request.name!r}: expected letters, digits, '.', '_' and '-'")
+        raise RequestError(f"job name {request.name!r}: expected letters, digits, '.', '_' and '-'")
     log_name = MEMBER_LOG_NAME if request.n_members else LOG_NAME
     options = [
         f"--job-name={request.name}",
-        f"--chdir={_checked_folder(request.folder)}",
+        f"--chdir={checked_folder(request.folder)}",
         # Relative to the folder it would be the same, but a `%j` in the folder's own name would be replaced.
         f"--output={str(request.folder).replace('%', '%%')}/{log_name}",
         "--open-mode=append",  # a requeued job goes on in its log
@@ -155,7 +160,7 @@ def sbatch_options(request: JobRequest) -> list[str]:
     further = [request.gpu_request] if request.gpu_request else []
     for text in [*further, *request.extra]:
         if not text.startswith("-"):
-            raise ValueError(f"{text!r}: expected an option of sbatch, such as --gres=gpu:1")
+            raise RequestError(f"{text!r}: expected an option of sbatch, such as --gres=gpu:1")
         options.append(one_line_text("option", text))
     return options
 
@@ -192,16 +197,17 @@ def render_script(
 
     Raises
     ------
-    ValueError
-        For a text with a NUL, or a variable that is none.
+    RequestError
+        For a text with a NUL, or that is no UTF-8, or a variable that is none.
     """
     for name in variables or {}:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise ValueError(f"{name!r} is no name of a variable")
+            raise RequestError(f"{name!r} is no name of a variable")
     settings = {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", **(variables or {})}
     texts = [*command, *settings.values()]
-    if any("\0" in text for text in texts):
-        raise ValueError("a NUL in a command or a variable")
+    for text in texts:
+        if "\0" in text or not _is_utf8(text):
+            raise RequestError(f"{text!r}: a job's script cannot hold a NUL, nor a name that is not UTF-8")
     kept = '"$scratch"' if cache is None else _expanded("cache", cache)
     lines = [
         "#!/bin/bash",
@@ -228,27 +234,43 @@ def one_line_text(what: str, text: str) -> str:
 
     Raises
     ------
-    ValueError
+    RequestError
         If it holds a control character.
     """
     if any(ord(character) < 32 or ord(character) == 127 for character in text):
-        raise ValueError(
+        raise RequestError(
             f"{what} {text!r}: line breaks and other control characters cannot be given to SLURM"
         )
     return text
 
 
-def _checked_folder(folder: Path) -> str:
+def checked_folder(folder: Path) -> str:
+    """A folder that jobs can start in and keep their logs in.
+
+    Raises
+    ------
+    RequestError
+        If its name holds a line break, a backslash or the like, or is no UTF-8.
+    """
     if "\\" in str(folder):  # it would end all replacements in the log's name
-        raise ValueError(f"run folder {str(folder)!r}: SLURM cannot keep logs in a folder with a backslash")
+        raise RequestError(
+            f"run folder {str(folder)!r}: SLURM cannot keep logs in a folder with a backslash; rename it"
+        )
+    if not _is_utf8(str(folder)):
+        raise RequestError(f"run folder {str(folder)!r}: its name is not UTF-8, which jobs need; rename it")
     return one_line_text("run folder", str(folder))
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether a text, which may be a file's name, can be written as UTF-8."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _expanded(what: str, text: str) -> str:
     """A text in double quotes, in which only variables are expanded."""
     one_line_text(what, text)
     if "$(" in text or "`" in text:
-        raise ValueError(
+        raise RequestError(
             f"{what} {text!r}: expected a folder; variables such as $TMPDIR may be in it, no commands"
         )
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from hpcenc.slurm import scripts
-from hpcenc.slurm.scripts import JobRequest, controller_name, sbatch_options, worker_name
+from hpcenc.slurm.scripts import JobRequest, RequestError, controller_name, sbatch_options, worker_name
 
 HOSTILE = [
     "a b",
@@ -191,6 +191,12 @@ def test_a_scratch_that_is_a_command_is_refused(scratch: str) -> None:
         render_script(["true"], scratch=scratch)
 
 
+@pytest.mark.parametrize("text", ["M\udce4dchen", "a\0b"])
+def test_a_script_holds_no_name_that_would_become_another(text: str) -> None:
+    with pytest.raises(RequestError, match="NUL, nor a name that is not UTF-8"):
+        render_script(["true", text])
+
+
 def test_a_variable_must_have_the_name_of_one() -> None:
     with pytest.raises(ValueError, match="'A;B' is no name of a variable"):
         render_script(["true"], variables={"A;B": ""})
@@ -235,6 +241,7 @@ def test_a_request_becomes_arguments() -> None:
         ({"name": "a b"}, "job name"),
         ({"folder": Path("/data/a\nb")}, "run folder"),
         ({"folder": Path("/data/a\\b")}, "backslash"),
+        ({"folder": Path("/data/M\udce4dchen")}, "UTF-8"),
         ({"partition": "gpu\n--uid=0"}, "partition"),
         ({"gpu_request": "gpu:1"}, "'gpu:1': expected an option of sbatch"),
         ({"extra": ("--x\x00",)}, "option"),
