@@ -367,9 +367,8 @@ def conclude(
         (reason,) = reasons_of(error, prepared.study.store_path)
         progress.set_aside.append(reason)
         told = {"event": "set aside", "task": "", "reason": reason, "details": ""}
-        last_words(
-            emit, told, {"event": "end", "status": EXIT_FAILED}
-        )  # the folder may be as full as the store
+        # The run folder may be as full as the store.
+        last_words(emit, told, {"event": "end", "status": EXIT_FAILED})
         return Result(EXIT_FAILED, folder.path, progress.units_done, tuple(progress.set_aside), None)
     progress.set_aside += report.damaged
     return end(EXIT_FAILED if progress.set_aside else EXIT_DONE, report.files.html)
