@@ -109,12 +109,12 @@ def _processes(cluster: Sandbox) -> dict[int, str]:
 
 
 @pytest.fixture
-def profile() -> SlurmProfile:
+def profile(tmp_path: Path) -> SlurmProfile:
     """Workers of one thread, two at most, on the loopback."""
     workers = {"partition": "gpu", "walltime": 10, "cores": 1, "memory": "500M", "max_jobs": 2}
     return SlurmProfile.model_validate(
         {
-            "scratch": "/tmp",
+            "scratch": str(tmp_path / "scratch"),  # job ids of another sandbox on this machine are the same
             "controller": {"partition": "cpu", "walltime": 30, "memory": "500M"},
             "cpu": workers,
             "gpu": {**workers, "gpu_request": "--gres=gpu:1"},
