@@ -50,7 +50,7 @@ trap 'rm -rf "$scratch"' EXIT"""
 WAIT_FOR_COMMAND = """\
 child=$!
 trap 'was_told=1; kill -USR1 "$child" 2> /dev/null || :' USR1
-trap 'was_told=1' TERM
+trap 'was_told=1; (sleep 3; rm -rf "$scratch") &' TERM
 while
     was_told= status=0
     wait "$child" || status=$?
@@ -58,7 +58,8 @@ while
 do :; done
 exit "$status\""""
 """Waits for the command, to clean up after it. SLURM sends USR1 to the script alone, TERM to all processes of
-the job: the script only outlives it, for with the script's end SLURM would kill the command."""
+the job: the script only outlives it, for with the script's end SLURM would kill the command. One that is busy
+does not end by TERM, and SLURM kills them both some seconds later: the folder goes before."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,26 @@ def test_a_script_outlives_its_command_when_slurm_ends_them_both(tmp_path: Path)
         os.kill(process, signal.SIGTERM)
     assert (job.wait(20), job.stdout.read()) == (3, "closed\n")
     assert [path.name for path in tmp_path.iterdir()] == ["script"]
+
+
+def test_the_scratch_folder_goes_before_a_command_that_slurm_will_have_to_kill(tmp_path: Path) -> None:
+    command = ["bash", "-c", "trap '' TERM; echo began; until [ -e go ]; do sleep 0.05; done"]
+    script = render_script(command, scratch="$TMPDIR")
+    assert "(sleep 3; " in script
+    job = start(script.replace("(sleep 3; ", "(sleep 0.1; "), tmp_path)
+    assert job.stdout is not None
+    assert job.stdout.readline() == "began\n"
+    own = tmp_path / f"hpcenc-{os.getuid()}-7"
+    assert own.exists()
+    job.terminate()
+    for _ in range(200):
+        if not own.exists():
+            break
+        time.sleep(0.05)
+    assert not own.exists()
+    assert job.poll() is None
+    (tmp_path / "go").touch()
+    assert job.wait(20) == 0
 
 
 HOME_CACHES = {
