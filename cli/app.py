@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -76,7 +77,7 @@ def init(
     print(f"wrote {output}")
     for missing in draft.missing:
         print(f"to fix by hand: {missing}")
-    print(f"next: hpcenc check {output}")
+    print(f"next: hpcenc check {shlex.quote(str(output))}")
 
 
 app.command()(submitting.check)
@@ -163,7 +164,7 @@ def demo(
             refuse(f"{folder} exists and is not empty; give another folder, or remove it")
         path = write_demo(folder, DemoSettings(n_subjects=subjects, n_runs=runs, n_trs=trs, seed=seed))
     print(f"wrote {path} (simulated BOLD)")
-    print(f"next: hpcenc submit {path} --models all")
+    print(f"next: hpcenc submit {shlex.quote(str(path))} --models all")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -15,14 +15,15 @@ def clear_errors() -> Iterator[None]:
     """Wrong input ends a command with its messages alone, one line each, and exit status 2."""
     from hpcenc.slurm.commands import SlurmError
     from hpcenc.slurm.profiles import ProfileError
-    from hpcenc.storage.errors import BoldError, LockError, StoreError, StudyError
+    from hpcenc.slurm.scripts import RequestError
+    from hpcenc.storage.errors import BoldError, LockError, StoreError, StudyError, error_words
 
     try:
         yield
     except (ProfileError, StudyError) as error:
-        refuse(*error.problems)
-    except (BoldError, LockError, SlurmError, StoreError, OSError) as error:
-        refuse(str(error))
+        refuse(*error.problems, *notes_of(error))
+    except (BoldError, LockError, RequestError, SlurmError, StoreError, OSError) as error:
+        refuse(error_words(error), *notes_of(error))
 
 
 def refuse(*problems: str) -> NoReturn:
@@ -30,6 +31,11 @@ def refuse(*problems: str) -> NoReturn:
     for problem in problems:
         say(f"error: {problem}")
     raise typer.Exit(2)
+
+
+def notes_of(error: BaseException) -> list[str]:
+    """What is to be known beside an error, one line each."""
+    return list(getattr(error, "__notes__", []))
 
 
 def say(text: str) -> None:

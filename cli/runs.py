@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import click
 import typer
@@ -48,13 +50,23 @@ def status(
 
 
 def wait(study: StudyFile = STUDY_NAME) -> None:
-    """Wait for the end of the latest submit. Its exit status is that of the run."""
-    from hpcenc.cluster.runs import wait_for_end
+    """Wait for the end of the latest submit. Its exit status is that of the run, 3 after Ctrl-C."""
+    await_end(study, print)
+
+
+def await_end(study: Path, tell: Callable[[str], None]) -> NoReturn:
+    """Wait for the end of a run, tell how it ended, and end with its exit status."""
+    from hpcenc.cluster.runs import EXIT_INTERRUPTED, wait_for_end
     from hpcenc.storage.study import load_study
 
-    with clear_errors():
-        ended = wait_for_end(load_study(study))
-    print(ended.why)
+    try:
+        with clear_errors():
+            ended = wait_for_end(load_study(study))
+    except KeyboardInterrupt:
+        path = shlex.quote(str(study))
+        say(f"the run goes on. `hpcenc wait {path}` waits again, `hpcenc cancel {path}` ends it")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    tell(ended.why)
     raise typer.Exit(ended.exit_status)
 
 
@@ -70,13 +82,21 @@ def cancel(study: StudyFile = STUDY_NAME) -> None:
 def logs(
     study: StudyFile = STUDY_NAME,
     job: Annotated[str, typer.Option("--job", help="One job's; all of the latest submit if left out.")] = "",
+    task: Annotated[
+        str,
+        typer.Option(
+            "--task", help="Of the jobs that tried a task, or a unit, by its name in `hpcenc status`."
+        ),
+    ] = "",
 ) -> None:
     """Print what the jobs of the latest submit wrote, each under its name."""
     from hpcenc.cluster.runs import log_files
     from hpcenc.storage.study import load_study
 
+    if job and task:
+        refuse("--job, --task: expected one of them")
     with clear_errors():
-        for path in log_files(load_study(study), job):
+        for path in log_files(load_study(study), job, task):
             print(f"==> {path} <==")
             print(path.read_text(errors="replace"))
 
@@ -90,7 +110,8 @@ def control(
     """Run what a run folder says: what jobs call."""
 
     def tell(event: Mapping[str, Any]) -> None:
-        print(json.dumps(event), flush=True)
+        with contextlib.suppress(OSError):  # a full disk takes the line from the job's log, and no more
+            print(json.dumps(event), flush=True)
 
     with clear_errors():
         if part:
@@ -112,4 +133,5 @@ def tell_submitted(submitted: Submitted, study: Path, as_json: bool, idle_sweeps
         return
     for name, value in facts.items():
         print(f"{name:8} {value}")
-    say(f"next: hpcenc status {study}, hpcenc wait {study}, hpcenc cancel {study}")
+    path = shlex.quote(str(study))
+    say(f"next: hpcenc status {path}, hpcenc wait {path}, hpcenc cancel {path}")

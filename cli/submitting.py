@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ import typer
 
 from hpcenc.cli import runs
 from hpcenc.cli.arguments import STUDY_NAME, JsonOption, LayersOption, ModelsOption, StudyFile, SubjectsOption
-from hpcenc.cli.refusal import clear_errors, refuse, say
+from hpcenc.cli.refusal import clear_errors, notes_of, refuse, say
 
 if TYPE_CHECKING:
     from hpcenc.cluster.batch import Way
@@ -68,7 +67,9 @@ def submit(
     ] = False,
     sbatch_arg: Annotated[
         list[str] | None,
-        typer.Option("--sbatch-arg", help="One more argument of sbatch for the controller's job."),
+        typer.Option(
+            "--sbatch-arg", help="One more option of sbatch for the controller's job, such as --begin=20:00."
+        ),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="On SLURM: return when the run has ended.")] = False,
     as_json: JsonOption = False,
@@ -82,11 +83,15 @@ def submit(
         refuse(f"--controller: expected job or here, found {controller!r}")
     if array and controller == "here":
         refuse("--array: a chain of job arrays has no controller; leave out --controller here")
-    for argument in sbatch_arg or ():
-        if re.match(r"-M|--clu[a-z]*(=|$)", argument):
-            refuse(f"--sbatch-arg {argument}: expected jobs of this cluster; submit on the other one's nodes")
     from hpcenc.cluster.submit import prepare
     from hpcenc.slurm.profiles import HERE
+    from hpcenc.slurm.values import check_directive
+
+    for argument in sbatch_arg or ():
+        try:
+            check_directive(argument, allowed=("begin",))
+        except ValueError as error:
+            refuse(f"--sbatch-arg {argument}: {error}")
 
     way: Way = "array" if array else "here" if controller == "here" else "job"
     for_slurm = {
@@ -120,7 +125,7 @@ def submit(
                 _finish(prepared, _control_here(submitted.folder, as_json), as_json)
             runs.tell_submitted(submitted, study, as_json, prepared.idle_sweeps)
             if wait:
-                runs.wait(study)
+                runs.await_end(study, say if as_json else print)
 
 
 def _print_plan(prepared: Prepared, as_json: bool) -> None:
@@ -154,8 +159,10 @@ def _interruptible() -> Iterator[None]:
 
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         _say_interrupted()
+        for note in notes_of(error):
+            say(note)
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 

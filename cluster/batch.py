@@ -18,10 +18,10 @@ from hpcenc.cluster.liveness import is_gone
 from hpcenc.cluster.recruiting import Recruiter, controller_request, controller_script
 from hpcenc.cluster.run_folder import RunFolder, new_run_id
 from hpcenc.cluster.submit import Prepared, run_settings
-from hpcenc.slurm.commands import ON_LOGIN_S
+from hpcenc.slurm.commands import ON_LOGIN_S, SlurmError
 from hpcenc.slurm.jobs import cancel_jobs, check_job, cluster_name, release_job, submit_job
 from hpcenc.slurm.profiles import MergedProfile, SlurmProfile, read_profile
-from hpcenc.slurm.scripts import job_names, render_script, sbatch_options
+from hpcenc.slurm.scripts import checked_folder, job_names, render_script, sbatch_options
 from hpcenc.storage.errors import StudyError
 from hpcenc.storage.files import created_with
 from hpcenc.storage.layout import lock_path, runs_folder
@@ -66,12 +66,16 @@ def submit_batch(
     ------
     LockError
         If another run holds the store.
+    RequestError
+        If no job could start in the folder of the results.
     SlurmError
         If SLURM would refuse the controller's job or a worker's; nothing is changed then.
     """
     study = prepared.study
     merged = read_profile(prepared.profile, overrides=study.cluster.slurm)
     profile = merged.checked()
+    for folder in (runs_folder(study.store_path), study.folder):
+        checked_folder(folder)
     with _shared(study.store_path.parent, profile):
         return _submit(prepared, merged, profile, command, extra, way)
 
@@ -112,21 +116,37 @@ def _submit(
             (folder.path / "controller.sh").write_text(script)
             options = [*sbatch_options(controller_request(profile, run_id, folder.path)), *extra, "--hold"]
             first = last = submit_job(script, options, ON_LOGIN_S)
-    except BaseException:
-        if folder is not None:
-            shutil.rmtree(folder.path)
-        release(lock_path(store), owner)
+    except BaseException as error:
+        try:
+            if folder is not None and way != "here":
+                _cancel(run_id, error)  # sbatch's answer may be what was lost, or not waited for
+        finally:
+            if folder is not None:
+                shutil.rmtree(folder.path)
+            release(lock_path(store), owner)
         raise
     try:
         folder.log({"event": "submitted", "job": last})
         # The job begins when the lock is its own: else the two would write it at the same time.
         hand_over(lock_path(store), job_of(run_id, last, cluster_name()))
         release_job(first, ON_LOGIN_S)
-    except BaseException:
-        for name in job_names(run_id):
-            cancel_jobs(name=name, patience_s=ON_LOGIN_S)
+    except BaseException as error:
+        _cancel(run_id, error)
         raise
     return Submitted(run_id, last, folder.path)
+
+
+def _cancel(run_id: str, error: BaseException) -> None:
+    """Cancel all jobs of a run that an error ends; if SLURM does not, a note of the error says how."""
+    names = job_names(run_id)
+    try:
+        for name in names:
+            cancel_jobs(name=name, patience_s=ON_LOGIN_S)
+    except SlurmError:
+        commands = "; ".join(f"scancel --me --name={name}" for name in names)
+        error.add_note(
+            f"a job of it may have been submitted, and wait for ever; when SLURM is back: {commands}"
+        )
 
 
 @contextmanager

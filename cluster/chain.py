@@ -13,9 +13,9 @@ from pathlib import Path
 
 from hpcenc.cluster.recruiting import Recruiter, control_command, controller_request, controller_script
 from hpcenc.slurm.commands import ON_LOGIN_S
-from hpcenc.slurm.jobs import cancel_jobs, submit_job
+from hpcenc.slurm.jobs import submit_job
 from hpcenc.slurm.profiles import SlurmProfile
-from hpcenc.slurm.scripts import JobRequest, job_names, sbatch_options
+from hpcenc.slurm.scripts import JobRequest, sbatch_options
 from hpcenc.storage.files import write_atomically
 from hpcenc.tasks.plan import Plan
 
@@ -114,19 +114,14 @@ def submit_chain(
     Raises
     ------
     SlurmError
-        If SLURM refuses one; those before it are cancelled.
+        If SLURM refuses one; those before it are the caller's to cancel.
     """
     shares = share_out(plan, store, profile)
     jobs = chain_jobs(plan, shares, profile, run_id, folder)
     ids: list[str] = []
-    try:
-        for job in jobs:
-            ids.append(submit_job(job.script, job.options(ids, extra), ON_LOGIN_S))
-        arrays = {job.part: job_id for job, job_id in zip(jobs, ids, strict=True) if job.part in shares}
-        write_atomically(folder / SHARES, json.dumps(shares).encode())
-        write_atomically(folder / ARRAYS, json.dumps(arrays).encode())
-    except BaseException:
-        for name in job_names(run_id):
-            cancel_jobs(name=name, patience_s=ON_LOGIN_S)
-        raise
+    for job in jobs:
+        ids.append(submit_job(job.script, job.options(ids, extra), ON_LOGIN_S))
+    arrays = {job.part: job_id for job, job_id in zip(jobs, ids, strict=True) if job.part in shares}
+    write_atomically(folder / SHARES, json.dumps(shares).encode())
+    write_atomically(folder / ARRAYS, json.dumps(arrays).encode())
     return ids[0], ids[-1]

@@ -14,7 +14,7 @@ from hpcenc.cluster.controller import Emit, Progress, run_stage
 from hpcenc.cluster.executors import SerialExecutor
 from hpcenc.cluster.granted import n_cores
 from hpcenc.cluster.recruiting import MARGIN_S
-from hpcenc.cluster.run_folder import Event, RunFolder, set_aside_in
+from hpcenc.cluster.run_folder import Event, RunFolder, last_words, reasons_of, set_aside_in
 from hpcenc.cluster.submit import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -26,10 +26,11 @@ from hpcenc.cluster.submit import (
 )
 from hpcenc.slurm.jobs import how_it_ended, requeue_job, this_job
 from hpcenc.slurm.profiles import MergedProfile
+from hpcenc.storage.errors import FullError, is_full
 from hpcenc.storage.layout import lock_path
 from hpcenc.storage.lock import release
 from hpcenc.tasks.backends import ON_DEVICES, describe_backend
-from hpcenc.tasks.records import Deadline, one_line
+from hpcenc.tasks.records import Deadline
 
 
 def run_part(path: Path, part: str, listen: Callable[[Event], None] = lambda _: None) -> int:
@@ -57,11 +58,7 @@ def run_part(path: Path, part: str, listen: Callable[[Event], None] = lambda _: 
     """
     member = os.environ.get("SLURM_ARRAY_TASK_ID", "")
     folder = RunFolder(path, f"{part}-{member}" if member else part)
-
-    def emit(event: Event) -> None:
-        folder.log(event)
-        listen(event)
-
+    emit = folder.emitter(listen)
     try:
         if part == BEGIN:
             return _begin(folder, emit)
@@ -69,15 +66,17 @@ def run_part(path: Path, part: str, listen: Callable[[Event], None] = lambda _: 
             return _end(folder, emit)
         return _run_share(folder, part, int(member), emit)
     except Exception as error:
-        _give_up(part, one_line(error), traceback.format_exc(), emit)
-        if part == END:
-            emit({"event": "end", "status": EXIT_FAILED})
+        store = folder.study().store_path
+        given_up = [_given_up(part, reason, traceback.format_exc()) for reason in reasons_of(error, store)]
+        last_words(emit, *given_up, *([{"event": "end", "status": EXIT_FAILED}] if part == END else []))
+        if is_full(error):
+            raise FullError(store) from error
         raise
 
 
-def _give_up(part: str, reason: str, details: str, emit: Emit) -> None:
-    """Tell that a part cannot be done, however often it is tried."""
-    emit({"event": "set aside", "task": part, "reason": reason, "details": details, "part": part})
+def _given_up(part: str, reason: str, details: str = "") -> Event:
+    """That a part cannot be done, however often it is tried."""
+    return {"event": "set aside", "task": part, "reason": reason, "details": details, "part": part}
 
 
 def _prepare(folder: RunFolder, deep: bool) -> Prepared:
@@ -103,7 +102,7 @@ def _run_share(folder: RunFolder, part: str, member: int, emit: Emit) -> int:
     def emit_of_stage(event: Event) -> None:
         # A stage has ended when its last member has, which no member knows.
         if event["event"] != "stage end":
-            emit({**event, "where": label} if event["event"] in ("stage", "unit") else event)
+            emit({**event, "where": label} if event["event"] in ("stage", "unit", "set aside") else event)
 
     emit({"event": "worker", "job": label, "node": os.environ.get("SLURMD_NODENAME", ""), "why": ""})
     prepared = _prepare(folder, deep=False)
@@ -122,7 +121,7 @@ def _run_share(folder: RunFolder, part: str, member: int, emit: Emit) -> int:
     if not progress.units_left:
         return EXIT_DONE
     if not progress.units_done:
-        _give_up(part, "no unit fitted before the end of a job: a longer walltime is needed", "", emit)
+        emit(_given_up(part, "no unit fitted before the end of a job: a longer walltime is needed"))
         return EXIT_FAILED
     requeue_job(job.job_id)
     return EXIT_INTERRUPTED

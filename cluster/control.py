@@ -13,18 +13,17 @@ from hpcenc.cluster.credentials import remove_credentials
 from hpcenc.cluster.executors import DaskExecutor, Drain
 from hpcenc.cluster.liveness import is_gone, lock_owner
 from hpcenc.cluster.recruiting import drain_seconds
-from hpcenc.cluster.run_folder import Event, RunFolder
+from hpcenc.cluster.run_folder import Event, RunFolder, last_words, reasons_of
 from hpcenc.cluster.runs import ended_with, submitted_job
 from hpcenc.cluster.slurm_pool import SlurmPool, end_workers
 from hpcenc.cluster.submit import EXIT_FAILED, EXIT_INTERRUPTED, Result, prepare_study, run
 from hpcenc.slurm.jobs import requeue_job, this_job
 from hpcenc.slurm.profiles import MergedProfile, SlurmProfile
 from hpcenc.slurm.scripts import worker_name
-from hpcenc.storage.errors import LockError, StudyError
+from hpcenc.storage.errors import FullError, LockError, is_full
 from hpcenc.storage.files import created_with
 from hpcenc.storage.layout import lock_path, runs_folder
 from hpcenc.storage.lock import LockOwner, acquire, hand_over, job_of, read_lock, release
-from hpcenc.tasks.records import one_line
 
 LAST_S = 60
 """Before the end of its walltime a controller waits for no task any more."""
@@ -67,7 +66,7 @@ def _control(folder: RunFolder, profile: SlurmProfile, listen: Callable[[Event],
     owner = take_lock(store, run_id)
     seconds = drain_seconds(profile)
     drain = Drain(job.end_s if job else None, seconds, min(LAST_S, seconds / 4))
-    goes_on = False
+    goes_on, emit = False, folder.emitter(listen)
     try:
         folder.log(
             {"event": "controller", **({"job": job.job_id, "restart": job.restart_count} if job else {})}
@@ -76,11 +75,6 @@ def _control(folder: RunFolder, profile: SlurmProfile, listen: Callable[[Event],
         prepared = prepare_study(
             study, facts["models"], facts["layers"], facts["profile"], profile, deep=True
         )
-
-        def emit(event: Event) -> None:
-            folder.log(event)
-            listen(event)
-
         pool = SlurmPool(facts["profile"], profile, run_id, folder.path, prepared.backend.name, emit)
         description = {"backend": prepared.backend.name, "devices": "those of the workers"}
         with _draining(drain):
@@ -93,9 +87,11 @@ def _control(folder: RunFolder, profile: SlurmProfile, listen: Callable[[Event],
         return result
     except Exception as error:  # or `status` would say for ever that it was killed
         # Its files may not be what they were at the submit; of the node nothing is known.
-        for reason in error.problems if isinstance(error, StudyError) else [one_line(error)]:
-            folder.log({"event": "set aside", "task": "", "reason": reason, "details": ""})
-        folder.log({"event": "end", "status": EXIT_FAILED})
+        told = {"event": "set aside", "task": "", "details": ""}
+        reasons = ({**told, "reason": reason} for reason in reasons_of(error, store))
+        last_words(emit, *reasons, {"event": "end", "status": EXIT_FAILED})
+        if is_full(error):
+            raise FullError(store) from error
         raise
     finally:
         if not goes_on:

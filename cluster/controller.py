@@ -102,7 +102,7 @@ def _note(outcome: Outcome, stage: Stage, emit: Emit, progress: Progress) -> Non
     if record is None and outcome.again:
         emit({"event": "lost", "task": key, "by": outcome.lost_by, "why": reason, "where": outcome.where})
     elif record is None:
-        _set_aside(key, reason, details, emit, progress)
+        _set_aside(key, reason, details, emit, progress, outcome.where)
     else:
         _note_record(record, outcome, stage, emit, progress)
 
@@ -122,12 +122,13 @@ def _note_record(record: TaskRecord, outcome: Outcome, stage: Stage, emit: Emit,
             }
         )
     for failure in record.failed:
-        _set_aside(failure.unit, failure.reason, failure.details, emit, progress)
+        _set_aside(failure.unit, failure.reason, failure.details, emit, progress, outcome.where)
     if record.left:
         emit({"event": "yielded", "task": record.key, "left": list(record.left)})
         progress.units_left += 0 if outcome.again else len(record.left)
 
 
-def _set_aside(what: str, reason: str, details: str, emit: Emit, progress: Progress) -> None:
+def _set_aside(what: str, reason: str, details: str, emit: Emit, progress: Progress, where: str = "") -> None:
     progress.set_aside.append(f"{what}: {reason}")
-    emit({"event": "set aside", "task": what, "reason": reason, "details": details})
+    place = {"where": where} if where else {}
+    emit({"event": "set aside", "task": what, "reason": reason, "details": details, **place})

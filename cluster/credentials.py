@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,16 @@ def make_credentials(folder: Path) -> Any:
     -------
     distributed.Security
         For scheduler, workers and client alike; nothing without the key is let in.
+
+    Raises
+    ------
+    PermissionError
+        If the folder is there already, and not this user's alone.
     """
     from distributed import Security
 
     made = Security.temporary()
-    folder.mkdir(mode=0o700, exist_ok=True)
+    _make_private(folder)
     paths = {}
     for name, content in (("key", made.tls_scheduler_key), ("cert", made.tls_scheduler_cert)):
         paths[name] = folder / f"{name}.pem"
@@ -37,6 +43,16 @@ def make_credentials(folder: Path) -> Any:
         for name, path in paths.items()
     }
     return Security(require_encryption=True, tls_ca_file=str(paths["cert"]), **ends)
+
+
+def _make_private(folder: Path) -> None:
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise PermissionError(
+            f"{folder}: expected a folder of user {os.geteuid()} alone (drwx------) for keys of a run, found "
+            f"{stat.filemode(found.st_mode)} of user {found.st_uid}. Remove it, and the same submit goes on"
+        )
 
 
 def remove_credentials(folder: Path) -> None:

@@ -84,6 +84,9 @@ class Pool(Protocol):
 class LocalPool:
     """Worker processes on this machine, by a Dask LocalCluster.
 
+    They talk by TLS, with keys in their memory alone: to a plain port of a login node any of its users could
+    send code. It takes 0.04 to 0.2 s more to open, and about 1 ms a task.
+
     Parameters
     ----------
     n_workers, n_threads : int
@@ -100,13 +103,14 @@ class LocalPool:
     def open(self, worker: Literal["cpu", "gpu"], slots: int, n_tasks: int) -> Iterator[Crew]:
         """A crew of all workers, but not more than there are tasks."""
         import dask
-        from distributed import Client, LocalCluster
+        from distributed import Client, LocalCluster, Security
 
         variables = {**dict.fromkeys(THREAD_VARIABLES, str(self.n_threads)), **KEEP_FREED_MEMORY}
         settings = {
             **{f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in variables.items()},
             **DASK_SETTINGS,
         }
+        security = Security.temporary()
         with (
             dask.config.set(settings),
             environment(variables),  # what a user has exported comes before Dask's settings
@@ -118,8 +122,10 @@ class LocalPool:
                 memory_limit=0,
                 dashboard_address="127.0.0.1:0",
                 silence_logs=50,
+                security=security,
+                protocol="tls://",
             ) as cluster,
-            Client(cluster) as client,
+            Client(cluster, security=security) as client,
         ):
             yield _LocalCrew(cluster, client)
 

@@ -17,7 +17,7 @@ from hpcenc.cluster.run_folder import new_run_id
 from hpcenc.slurm.commands import ON_LOGIN_S, SlurmError
 from hpcenc.slurm.jobs import JobState, cancel_jobs, job_states, submit_job
 from hpcenc.slurm.profiles import MergedProfile, SlurmProfile
-from hpcenc.slurm.scripts import JobRequest, job_names, render_script, sbatch_options
+from hpcenc.slurm.scripts import JobRequest, checked_folder, job_names, render_script, sbatch_options
 from hpcenc.tasks.records import one_line
 
 WALLTIME_MIN = 2
@@ -53,12 +53,15 @@ def check_profile(merged: MergedProfile, parent: Path, wait_min: float) -> Itera
     ------
     ProfileError
         If the profile is wrong.
+    RequestError
+        If no job could start in the folder.
     SlurmError
         If SLURM cannot be reached.
     """
     profile = merged.checked()
     run_id = new_run_id()
     folder = parent.resolve() / f"hpcenc-test-{run_id}"
+    checked_folder(folder)
     roles: tuple[Role, ...] = ("controller", "cpu") if profile.gpu is None else ("controller", "cpu", "gpu")
     (folder / "logs").mkdir(parents=True)
     asked = {

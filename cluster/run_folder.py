@@ -7,9 +7,10 @@ import errno
 import json
 import os
 import secrets
+import shutil
 import string
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -17,10 +18,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from hpcenc.storage.errors import FullError, StudyError, is_full
 from hpcenc.storage.files import write_atomically
 from hpcenc.storage.layout import runs_folder
 from hpcenc.storage.study import Study
 from hpcenc.tasks.plan import Plan
+from hpcenc.tasks.records import one_line
 
 VERSIONED = (
     "hpcenc",
@@ -59,6 +62,20 @@ class SetAside:
 
     def __str__(self) -> str:
         return f"{self.task}: {self.reason}" if self.task else self.reason
+
+
+def reasons_of(error: Exception, store: Path) -> tuple[str, ...]:
+    """Why a run cannot go on, one line each."""
+    if is_full(error):
+        return (str(FullError(store)),)
+    return error.problems if isinstance(error, StudyError) else (one_line(error),)
+
+
+def last_words(emit: Callable[[Event], None], *events: Event) -> None:
+    """Tell how a run ends; each line that a full disk takes is left out, for the next may be shorter."""
+    for event in events:
+        with contextlib.suppress(OSError):
+            emit(event)
 
 
 def set_aside_in(events: Iterable[Event]) -> tuple[SetAside, ...]:
@@ -101,6 +118,16 @@ class RunFolder:
         # To the millisecond: `latest` goes by the name, and a finished study is submitted in a moment.
         path = runs_folder(store) / f"{started[:23].replace(':', '')}-{run_id}"
         path.mkdir(parents=True)
+        try:
+            return cls._filled(path, store, run_id, started, plan, settings)
+        except BaseException:  # a full disk, above all
+            shutil.rmtree(path)
+            raise
+
+    @classmethod
+    def _filled(
+        cls, path: Path, store: Path, run_id: str, started: str, plan: Plan, settings: Mapping[str, Any]
+    ) -> RunFolder:
         facts = {
             "run_id": run_id,
             "started": started,
@@ -134,6 +161,15 @@ class RunFolder:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._log))
         finally:
             os.close(descriptor)
+
+    def emitter(self, listen: Callable[[Event], None]) -> Callable[[Event], None]:
+        """A function that tells an event and then logs it: a full disk takes the line, not the message."""
+
+        def emit(event: Event) -> None:
+            listen(event)
+            self.log(event)
+
+        return emit
 
     def read(self, name: str) -> dict[str, Any]:
         """``run`` or ``plan``, as written at the start."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,8 +104,16 @@ def cancel_run(study: Study) -> str:
     return f"run {run_id}: cancelled {', '.join(job.job_id for job in alive)}{late}"
 
 
-def log_files(study: Study, job_id: str = "") -> list[Path]:
-    """Logs of the latest run's jobs, or of one of them, in the order of their ids.
+def log_files(study: Study, job_id: str = "", task: str = "") -> list[Path]:
+    """Logs of the latest run's jobs, in the order of their ids.
+
+    Parameters
+    ----------
+    study : Study
+    job_id : str
+        Of one job only.
+    task : str
+        Of the jobs only that tried a task, or did a unit, of this name.
 
     Raises
     ------
@@ -113,12 +122,25 @@ def log_files(study: Study, job_id: str = "") -> list[Path]:
     """
     folder = latest_run(study)
     found = {path.stem.rpartition("-")[2]: path for path in (folder.path / "logs").glob("*.log")}
-    if job_id:
-        found = {name: path for name, path in found.items() if name == job_id}
+    if task and not (tried := _jobs_of(folder, task)):
+        raise StudyError(
+            f"{folder.path}: no job has told of task {task!r} yet. `hpcenc status` names those that failed, "
+            f"{folder.path / 'events.jsonl'} all"
+        )
+    if job_id or task:
+        wanted_jobs = {job_id} if job_id else tried
+        found = {name: path for name, path in found.items() if name in wanted_jobs}
     if not found:
-        wanted = f" of job {job_id}" if job_id else ""
+        wanted = f" of job {job_id}" if job_id else f" of task {task}" if task else ""
         raise StudyError(f"{folder.path / 'logs'}: no log{wanted} yet")
     return [found[name] for name in sorted(found, key=lambda name: (len(name), name))]
+
+
+def _jobs_of(folder: RunFolder, task: str) -> set[str]:
+    """Jobs that tried a task, or a unit; those of a chain are members of arrays, such as ``12_3``."""
+    told = (event for event in folder.events() if task in (event.get("task"), event.get("unit")))
+    found = (re.search(r"\d+(_\d+)?", event.get("where", "")) for event in told)
+    return {match[0] for match in found if match}
 
 
 def latest_run(study: Study) -> RunFolder:

@@ -140,8 +140,9 @@ class SlurmPool:
                 stack.callback(close_in_time, cluster)
                 client = Client(cluster, security=security)
                 stack.callback(close_in_time, client)
-                where = {"host": socket.gethostname(), "dashboard": cluster.dashboard_link}
-                self._emit({"event": "cluster", **where})
+                # Dask's own link has the scheduler's address, or whatever a user's settings make of it.
+                link = f"http://127.0.0.1:{cluster.scheduler_info['services']['dashboard']}/status"
+                self._emit({"event": "cluster", "host": socket.gethostname(), "dashboard": link})
                 backend = self._backend if worker == "gpu" else ""
                 yield SlurmCrew(cluster, client, recruiter, backend, self._emit)
         finally:

@@ -18,13 +18,13 @@ from hpcenc.cluster.granted import memory_bytes
 from hpcenc.cluster.liveness import is_gone, lock_owner
 from hpcenc.cluster.pools import CrewError
 from hpcenc.cluster.pricing import memory_problems, price_run, walltime_problems, worker_memory_problems
-from hpcenc.cluster.run_folder import Event, RunFolder, new_run_id
+from hpcenc.cluster.run_folder import Event, RunFolder, last_words, new_run_id, reasons_of
 from hpcenc.cluster.watching import watched
 from hpcenc.slurm.commands import SlurmError
 from hpcenc.slurm.jobs import this_job
 from hpcenc.slurm.profiles import HERE, SlurmProfile, find_profile
 from hpcenc.storage.digests import FileDigests
-from hpcenc.storage.errors import FullError, StoreError, StudyError, is_full
+from hpcenc.storage.errors import StoreError, StudyError
 from hpcenc.storage.groups import GroupSpec, group_state
 from hpcenc.storage.layout import SWEEPS, lock_path
 from hpcenc.storage.lock import acquire, release
@@ -36,7 +36,7 @@ from hpcenc.tasks.inspection import check_store, digest_memory, inspect
 from hpcenc.tasks.memory import WorkerPeak, worker_peak
 from hpcenc.tasks.plan import Plan, planned_files
 from hpcenc.tasks.planner import make_plan
-from hpcenc.tasks.records import Deadline, look_again, one_line
+from hpcenc.tasks.records import Deadline, look_again
 from hpcenc.tasks.selection import FeatureSet, idle_sweeps, select_feature_sets
 
 EXIT_DONE, EXIT_FAILED, EXIT_WRONG, EXIT_INTERRUPTED = 0, 1, 2, 3
@@ -312,11 +312,7 @@ def run(
         When the job that this runs in ends, if tasks run in it.
 
     """
-
-    def emit(event: Event) -> None:
-        folder.log(event)
-        listen(event)
-
+    emit = folder.emitter(listen)
     progress = Progress(set_aside=list(prepared.plan.set_aside))
     for reason in prepared.plan.set_aside:
         emit({"event": "set aside", "task": "", "reason": reason, "details": ""})
@@ -368,11 +364,11 @@ def conclude(
         return end(EXIT_INTERRUPTED)
     except (CrewError, OSError, SlurmError, StoreError) as error:  # no workers, a full disk, a damaged chunk:
         # what is marked is done
-        reason = str(FullError(prepared.study.store_path)) if is_full(error) else one_line(error)
+        (reason,) = reasons_of(error, prepared.study.store_path)
         progress.set_aside.append(reason)
-        with contextlib.suppress(OSError):  # the run folder is as full as the store
-            emit({"event": "set aside", "task": "", "reason": reason, "details": ""})
-            return end(EXIT_FAILED)
+        told = {"event": "set aside", "task": "", "reason": reason, "details": ""}
+        # The run folder may be as full as the store.
+        last_words(emit, told, {"event": "end", "status": EXIT_FAILED})
         return Result(EXIT_FAILED, folder.path, progress.units_done, tuple(progress.set_aside), None)
     progress.set_aside += report.damaged
     return end(EXIT_FAILED if progress.set_aside else EXIT_DONE, report.files.html)

@@ -18,13 +18,48 @@ LOG_NAME = "logs/%x-%j.log"
 MEMBER_LOG_NAME = "logs/%x-%A_%a.log"
 """Of that of a member of a job array: its id as SLURM shows it."""
 
+
+class RequestError(ValueError):
+    """A job cannot be asked for like this."""
+
+
 CACHES = {
+    "CUDA_CACHE_PATH": "cuda",
     "CUPY_CACHE_DIR": "cupy",
     "MPLCONFIGDIR": "matplotlib",
-    "TRITON_CACHE_DIR": "triton",
+    "NUMBA_CACHE_DIR": "numba",
+    "PYTORCH_KERNEL_CACHE_PATH": "torch-kernels",
     "TORCHINDUCTOR_CACHE_DIR": "torch",
+    "TRITON_CACHE_DIR": "triton",
+    "XDG_CACHE_HOME": "other",
 }
 """Folders that libraries fill as they run. Homes are small and shared, and slow for many workers at once."""
+
+OWN_SCRATCH = """\
+mkdir -p "$node_scratch"/
+mkdir -m 700 "$scratch" 2> /dev/null || :  # a job that starts again may find that of its last time
+found="$(stat -c '%u %A' "$scratch" 2> /dev/null)" || found="no folder"
+if [[ "$found" != "$(id -u) drwx--"[-S]"---" ]]; then
+    echo "hpcenc: $scratch: expected a folder of user $(id -u) alone (drwx------), found $found." \
+        "Remove it, or set another scratch in the profile." >&2
+    exit 1
+fi
+trap 'rm -rf "$scratch"' EXIT"""
+"""Makes the folder of this job, which nobody else may have made before: code is read from it."""
+
+WAIT_FOR_COMMAND = """\
+child=$!
+trap 'was_told=1; kill -USR1 "$child" 2> /dev/null || :' USR1
+trap 'was_told=1; (sleep 3; rm -rf "$scratch") &' TERM
+while
+    was_told= status=0
+    wait "$child" || status=$?
+    [ "$was_told" ]
+do :; done
+exit "$status\""""
+"""Waits for the command, to clean up after it. SLURM sends USR1 to the script alone, TERM to all processes of
+the job: the script only outlives it, for with the script's end SLURM would kill the command. One that is busy
+does not end by TERM, and SLURM kills them both some seconds later: the folder goes before."""
 
 
 @dataclass(frozen=True)
@@ -94,15 +129,15 @@ def sbatch_options(request: JobRequest) -> list[str]:
 
     Raises
     ------
-    ValueError
+    RequestError
         If a text holds what SLURM cannot take: names the field.
     """
     if not re.fullmatch(r"[A-Za-z0-9._-]+", request.name):
-        raise ValueError(f"job name {request.name!r}: expected letters, digits, '.', '_' and '-'")
+        raise RequestError(f"job name {request.name!r}: expected letters, digits, '.', '_' and '-'")
     log_name = MEMBER_LOG_NAME if request.n_members else LOG_NAME
     options = [
         f"--job-name={request.name}",
-        f"--chdir={_checked_folder(request.folder)}",
+        f"--chdir={checked_folder(request.folder)}",
         # Relative to the folder it would be the same, but a `%j` in the folder's own name would be replaced.
         f"--output={str(request.folder).replace('%', '%%')}/{log_name}",
         "--open-mode=append",  # a requeued job goes on in its log
@@ -126,7 +161,7 @@ def sbatch_options(request: JobRequest) -> list[str]:
     further = [request.gpu_request] if request.gpu_request else []
     for text in [*further, *request.extra]:
         if not text.startswith("-"):
-            raise ValueError(f"{text!r}: expected an option of sbatch, such as --gres=gpu:1")
+            raise RequestError(f"{text!r}: expected an option of sbatch, such as --gres=gpu:1")
         options.append(one_line_text("option", text))
     return options
 
@@ -141,7 +176,7 @@ def render_script(
     cache: str | None = None,
     umask: int | None = None,
 ) -> str:
-    """A job script that becomes a command, so that SLURM's signals reach that.
+    """A job script that runs a command, hands SLURM's signals on to it, and ends as it does.
 
     Parameters
     ----------
@@ -155,7 +190,7 @@ def render_script(
         Set for the command, as they are.
     scratch : str
         Folder of the node for temporary files, and for caches if they have no other; variables are expanded
-        by the node's shell, all else is quoted.
+        by the node's shell, all else is quoted. The job has a folder of its own there, which goes with it.
     cache : str, optional
         Folder for caches that later jobs use again.
     umask : int, optional
@@ -163,16 +198,17 @@ def render_script(
 
     Raises
     ------
-    ValueError
-        For a text with a NUL, or a variable that is none.
+    RequestError
+        For a text with a NUL, or that is no UTF-8, or a variable that is none.
     """
     for name in variables or {}:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise ValueError(f"{name!r} is no name of a variable")
+            raise RequestError(f"{name!r} is no name of a variable")
     settings = {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", **(variables or {})}
     texts = [*command, *settings.values()]
-    if any("\0" in text for text in texts):
-        raise ValueError("a NUL in a command or a variable")
+    for text in texts:
+        if "\0" in text or not _is_utf8(text):
+            raise RequestError(f"{text!r}: a job's script cannot hold a NUL, nor a name that is not UTF-8")
     kept = '"$scratch"' if cache is None else _expanded("cache", cache)
     lines = [
         "#!/bin/bash",
@@ -180,13 +216,16 @@ def render_script(
         "export SLURM_JOB_END_TIME",
         *prologue,
         "set -eu",  # from here on: a prologue may have unset variables
-        f'scratch={_expanded("scratch", scratch)}"/hpcenc-$(id -u)-$SLURM_JOB_ID"',
-        'mkdir -p -m 700 "$scratch"',
+        f"node_scratch={_expanded('scratch', scratch)}",
+        'scratch="$node_scratch/hpcenc-$(id -u)-$SLURM_JOB_ID"',
+        OWN_SCRATCH,
         *([] if umask is None else [f"umask {umask:03o}"]),
         *(f"export {name}={kept}/{folder}" for name, folder in CACHES.items()),
+        " ".join(["mkdir -p", *(f'"${name}"' for name in CACHES), "|| :  # who finds none does without"]),
         'export DASK_TEMPORARY_DIRECTORY="$scratch"/dask',
         *(f"export {name}={shlex.quote(value)}" for name, value in settings.items()),
-        f"exec {shlex.join(command)}",
+        f"{shlex.join(command)} &",
+        WAIT_FOR_COMMAND,
     ]
     return "\n".join([*lines, ""])
 
@@ -196,27 +235,43 @@ def one_line_text(what: str, text: str) -> str:
 
     Raises
     ------
-    ValueError
+    RequestError
         If it holds a control character.
     """
     if any(ord(character) < 32 or ord(character) == 127 for character in text):
-        raise ValueError(
+        raise RequestError(
             f"{what} {text!r}: line breaks and other control characters cannot be given to SLURM"
         )
     return text
 
 
-def _checked_folder(folder: Path) -> str:
+def checked_folder(folder: Path) -> str:
+    """A folder that jobs can start in and keep their logs in.
+
+    Raises
+    ------
+    RequestError
+        If its name holds a line break, a backslash or the like, or is no UTF-8.
+    """
     if "\\" in str(folder):  # it would end all replacements in the log's name
-        raise ValueError(f"run folder {str(folder)!r}: SLURM cannot keep logs in a folder with a backslash")
+        raise RequestError(
+            f"run folder {str(folder)!r}: SLURM cannot keep logs in a folder with a backslash; rename it"
+        )
+    if not _is_utf8(str(folder)):
+        raise RequestError(f"run folder {str(folder)!r}: its name is not UTF-8, which jobs need; rename it")
     return one_line_text("run folder", str(folder))
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether a text, which may be a file's name, can be written as UTF-8."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _expanded(what: str, text: str) -> str:
     """A text in double quotes, in which only variables are expanded."""
     one_line_text(what, text)
     if "$(" in text or "`" in text:
-        raise ValueError(
+        raise RequestError(
             f"{what} {text!r}: expected a folder; variables such as $TMPDIR may be in it, no commands"
         )
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')

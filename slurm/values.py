@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9_.+@-]*"
 _VALUE = r"[A-Za-z0-9_.,:/+=@*\[\]-]+"
@@ -135,12 +135,14 @@ check_interface = _text(r"[A-Za-z0-9][A-Za-z0-9_.:@-]*", "a network interface, s
 check_line = _text(r"[^\x00-\x08\x0a-\x1f\x7f]*\S[^\x00-\x08\x0a-\x1f\x7f]*", "one line of shell")
 
 
-def check_directive(text: str) -> str:
-    """An option of sbatch that has no key of its own and that hpcenc leaves alone."""
+def check_directive(text: str, allowed: Container[str] = ()) -> str:
+    """An option of sbatch that has no key of its own and that hpcenc leaves alone, or that is allowed."""
     if not (found := re.fullmatch(rf"--([a-z][a-z-]*)(={_VALUE})?", text)):
         raise ValueError("expected an option of sbatch, such as '--mail-type=FAIL', without blanks or quotes")
     for option in (*_KEY_OF, *_OURS):
-        if option.startswith(found[1]):  # sbatch takes the beginning of an option for the whole
+        if (
+            option.startswith(found[1]) and found[1] not in allowed
+        ):  # sbatch takes the beginning of an option for the whole
             whose = f"it is the key {_KEY_OF[option]!r}" if option in _KEY_OF else "hpcenc sets it itself"
             raise ValueError(f"expected no --{option} here: {whose}")
     return text

@@ -23,6 +23,15 @@ class FullError(OSError):
         return str(self.strerror)
 
 
+def error_words(error: Exception) -> str:
+    """What a user is told of an error: of a full disk how to go on, else its own words."""
+    if not is_full(error) or isinstance(error, FullError):
+        return str(error)
+    path = getattr(error, "filename", None)
+    where = f"{path}: no space is left there" if path is not None else "no space is left on the disk"
+    return f"{where}, or your quota is used up. Make space, and the same command goes on"
+
+
 def is_full(error: BaseException) -> bool:
     """Whether a write failed for want of space, be it at the write, at closing or at syncing the file."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

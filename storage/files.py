@@ -23,11 +23,15 @@ def sync(path: Path) -> None:
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that it holds either its old content or the new, also after a power cut."""
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:  # on a full disk every leftover counts
+        partial.unlink(missing_ok=True)
+        raise
     sync(path.parent)
 
 

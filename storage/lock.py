@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from hpcenc.storage.errors import LockError
+from hpcenc.storage.errors import LockError, is_full
 from hpcenc.storage.files import sync
 
 
@@ -110,9 +110,9 @@ def acquire(path: Path, owner: LockOwner, is_gone: Callable[[LockOwner], bool]) 
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     ours = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    ours.write_text(json.dumps(asdict(owner)))
-    sync(ours)
     try:
+        ours.write_text(json.dumps(asdict(owner)))
+        sync(ours)
         for _ in range(100):
             try:
                 os.link(ours, path)  # atomic, also on NFS
@@ -120,6 +120,8 @@ def acquire(path: Path, owner: LockOwner, is_gone: Callable[[LockOwner], bool]) 
             except FileExistsError:
                 holder = read_lock(path)
             except OSError as error:
+                if is_full(error):
+                    raise
                 raise LockError(
                     f"{path}: cannot be made ({error}). The store's folder must allow hard links."
                 ) from error
@@ -129,7 +131,7 @@ def acquire(path: Path, owner: LockOwner, is_gone: Callable[[LockOwner], bool]) 
                 _remove_stale(path, holder, is_gone)
         raise LockError(f"{path}: the lock changes hands without end; try again")
     finally:
-        ours.unlink()
+        ours.unlink(missing_ok=True)
 
 
 def _remove_stale(path: Path, holder: LockOwner, is_gone: Callable[[LockOwner], bool]) -> None:
@@ -166,9 +168,12 @@ def hand_over(path: Path, to: LockOwner) -> None:
         found = "nobody" if holder is None else f"run {holder.run_id} of {holder.user}"
         raise LockError(f"{path}: expected run {to.run_id} to hold this store, found {found}")
     theirs = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    theirs.write_text(json.dumps(asdict(to)))
-    sync(theirs)
-    theirs.replace(path)
+    try:
+        theirs.write_text(json.dumps(asdict(to)))
+        sync(theirs)
+        theirs.replace(path)
+    finally:
+        theirs.unlink(missing_ok=True)
 
 
 def job_of(run_id: str, job_id: str, cluster: str = "") -> LockOwner:

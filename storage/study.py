@@ -412,7 +412,14 @@ def load_study(path: Path) -> Study:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise StudyError(f"{path}: not valid TOML: {error}") from None
-    return parse_study(data, folder=path.resolve().parent, where=path.name)
+    folder = path.resolve().parent
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise StudyError(
+            f"folder {str(folder)!r}: its name is not UTF-8, which a run's files need; rename it"
+        ) from None
+    return parse_study(data, folder=folder, where=path.name)
 
 
 def parse_study(data: dict[str, Any], folder: Path, where: str = "study") -> Study:

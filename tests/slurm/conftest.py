@@ -79,7 +79,9 @@ def sandbox(running_sandbox: Sandbox, request: pytest.FixtureRequest, tmp_path: 
         left += [text for pid, text in _processes(running_sandbox).items() if pid not in before]
     for node in running_sandbox.nodes:
         running_sandbox.run("scontrol", "update", f"nodename={node}", "state=resume", check=False)
-    left += [*tmp_path.rglob("private/*"), *tmp_path.rglob("*.lock")]
+    # Dask's own locks are in the scratch folders of jobs that were killed outright.
+    locks = (path for path in tmp_path.rglob("*.lock") if path.parent.name != "dask-scratch-space")
+    left += [*tmp_path.rglob("private/*"), *locks]
     assert not left, f"the test left behind: {left}"
 
 
@@ -109,12 +111,12 @@ def _processes(cluster: Sandbox) -> dict[int, str]:
 
 
 @pytest.fixture
-def profile() -> SlurmProfile:
+def profile(tmp_path: Path) -> SlurmProfile:
     """Workers of one thread, two at most, on the loopback."""
     workers = {"partition": "gpu", "walltime": 10, "cores": 1, "memory": "500M", "max_jobs": 2}
     return SlurmProfile.model_validate(
         {
-            "scratch": "/tmp",
+            "scratch": str(tmp_path / "scratch"),  # job ids of another sandbox on this machine are the same
             "controller": {"partition": "cpu", "walltime": 30, "memory": "500M"},
             "cpu": workers,
             "gpu": {**workers, "gpu_request": "--gres=gpu:1"},

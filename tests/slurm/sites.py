@@ -16,7 +16,7 @@ from hpcenc.cluster.run_folder import RunFolder
 from hpcenc.slurm.jobs import JobState
 
 PROFILE = """\
-scratch = "/tmp"
+scratch = "{gate}.scratch"
 prologue = ["until [ -e {gate} ]; do sleep 0.1; done"]
 
 [controller]

@@ -73,6 +73,20 @@ def test_jobs_are_told_and_cancelled_by_name(request_: JobRequest, monkeypatch: 
     cancel_jobs(ids=[other, *jobs])
 
 
+def test_the_scratch_folder_of_a_job_goes_with_it_also_if_it_is_cancelled(
+    request_: JobRequest, tmp_path: Path
+) -> None:
+    script = render_script(gated(request_.folder), walltime_min=5, scratch=str(tmp_path / "scratch"))
+    cancelled, ended = (submit_job(script, sbatch_options(request_)) for _ in range(2))
+    made = tmp_path / "scratch" / f"hpcenc-{os.getuid()}-{cancelled}"
+    wait_for(made.exists, 20, "the folder")
+    cancel_jobs(ids=[cancelled])
+    wait_for(lambda: not made.exists(), 20, "the folder's end")
+    (request_.folder / "go").touch()
+    wait_for(lambda: how_it_ended(ended) == "completed", 20, "the job")
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
 def test_an_impossible_request_gives_sbatchs_words_at_once_and_submits_nothing(
     sandbox: Sandbox, request_: JobRequest
 ) -> None:

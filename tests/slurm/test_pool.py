@@ -16,6 +16,7 @@ from typing import Any
 import dask
 import numpy as np
 import pytest
+from distributed import Client, Security
 from sandbox import Sandbox, processes_of, wait_for
 
 from hpcenc.cluster.attempts import MAX_TRIES
@@ -157,6 +158,22 @@ def test_tasks_run_in_jobs_with_a_gpu_each(
     assert {path.name.rpartition("-")[2] for path in (run.folder / "logs").iterdir()} >= {
         f"{job}.log" for job in jobs
     }
+
+
+def test_nobody_without_the_key_can_send_code_to_a_run(
+    start: Callable[..., Run], make_task: MakeTask, sandbox: Sandbox
+) -> None:
+    run = start(make_task("a", 0))
+    (job,) = run.began("a")
+    (worker,) = processes_of(job, "dask_worker")
+    arguments = Path(f"/proc/{worker}/cmdline").read_text().split("\0")
+    (scheduler,) = (text for text in arguments if "://" in text)
+    assert scheduler.startswith("tls://")
+    plain = scheduler.replace("tls://", "tcp://")
+    for tried, security in ((scheduler, Security.temporary()), (plain, None)):
+        with pytest.raises(OSError, match=r"(?i)timed out|certificate|closed"):
+            Client(tried, security=security, timeout=1)
+    run.end()
 
 
 def test_a_job_that_is_cancelled_is_replaced_and_its_task_not_charged(

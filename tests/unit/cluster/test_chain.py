@@ -102,6 +102,17 @@ def test_what_a_member_finds_its_device_to_be_is_on_record(
     assert (event["job"], event["backend"], event["device"]) == ("12_1", "numpy", "NVIDIA A100")
 
 
+def test_what_a_member_sets_aside_is_told_with_its_job(
+    member: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_stage(stage: Any, store: Any, executor: Any, deadline: Any, emit: Any, progress: Any) -> None:
+        emit({"event": "set aside", "task": "fit s1 block 0", "reason": "", "details": ""})
+
+    monkeypatch.setattr(chain_parts, "run_stage", run_stage)
+    run_part(member.path, "fit")
+    assert [event["where"] for event in member.events() if event["event"] == "set aside"] == ["12_1"]
+
+
 def test_a_part_that_cannot_be_done_says_why(member: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     def run_stage(*arguments: Any) -> None:
         raise RuntimeError("no device")

@@ -6,7 +6,7 @@ import errno
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +156,17 @@ def test_an_error_sets_the_task_aside_with_what_needs_it_and_the_others_go_on(
     told = next(event for event in events if event["event"] == "set aside")
     assert told["reason"] == "ValueError: went wrong in two lines"
     assert "Traceback" in told["details"]
+
+
+def test_what_is_set_aside_is_told_with_the_job_that_tried_it(make_task: MakeTask, store: Path) -> None:
+    class OnSlurm(SerialExecutor):
+        def run(self, *settings: Any) -> Any:
+            return (replace(outcome, where="job 7 on n1") for outcome in super().run(*settings))
+
+    stages = [[make_task("bad", [0], n_failures=9)], [make_task("after bad", [1], needs=[0])]]
+    _, events = run(stages, store, OnSlurm(1))
+    told = [(event["task"], event.get("where")) for event in events if event["event"] == "set aside"]
+    assert told == [("bad", "job 7 on n1"), ("after bad", None)]
 
 
 def test_a_failure_of_the_disk_is_tried_again(make_task: MakeTask, store: Path, tmp_path: Path) -> None:

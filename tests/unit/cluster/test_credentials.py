@@ -19,6 +19,34 @@ def test_keys_are_their_users_alone_and_go_with_the_run(tmp_path: Path) -> None:
     remove_credentials(folder)
 
 
+@pytest.mark.parametrize("how", ["open", "another's", "a link"])
+def test_keys_are_put_into_no_folder_that_somebody_else_could_read(how: str, tmp_path: Path) -> None:
+    folder, other = tmp_path / "private", tmp_path / "other"
+    other.mkdir(0o700)
+    if how == "a link":
+        folder.symlink_to(other)
+    else:
+        folder.mkdir(0o700)
+        if how == "open":
+            folder.chmod(0o710)
+        elif os.getuid() != 0:
+            pytest.skip("needs root, to be another user")
+        else:
+            os.chown(folder, 1, -1)
+    with pytest.raises(PermissionError, match=r"private: expected a folder of user \d+ alone .*Remove it"):
+        make_credentials(folder)
+    assert [*folder.iterdir(), *other.iterdir()] == []
+
+
+def test_the_folder_of_a_run_that_died_is_used_again(tmp_path: Path) -> None:
+    folder = tmp_path / "private"
+    make_credentials(folder)
+    folder.chmod(0o2700)  # as in a folder whose group is inherited
+    before = (folder / "key.pem").read_text()
+    make_credentials(folder)
+    assert (folder / "key.pem").read_text() != before
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, to be another user")
 def test_keys_of_another_user_are_left_to_that_user(tmp_path: Path) -> None:
     folder = tmp_path / "private"

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from distributed import Client, Security
 from distributed.scheduler import KilledWorker
 
 from hpcenc.cluster.attempts import MAX_TRIES, Attempts, run_task
@@ -155,6 +156,19 @@ def make_writer(store: Path) -> Callable[..., Task]:
         return Writer(name, tuple(Unit(name, index, "a" * 64) for index in range(n_units)))
 
     return make
+
+
+def test_nobody_without_the_key_can_send_code_to_workers_on_this_machine() -> None:
+    with LocalPool(1, 1).open("cpu", 1, 1) as crew:
+        (worker,) = crew.workers()
+        scheduler = crew._cluster.scheduler_address  # type: ignore[attr-defined]
+        for address in (worker, scheduler):
+            assert address.startswith("tls://127.0.0.1:")
+        plain = scheduler.replace("tls://", "tcp://")
+        for tried, security in ((scheduler, Security.temporary()), (plain, None)):
+            with pytest.raises(OSError, match=r"(?i)timed out|certificate|closed"):
+                Client(tried, security=security, timeout=1)
+        assert crew.submit(worker, int, 7).result() == 7
 
 
 def test_tasks_in_two_slots_of_a_worker_overlap_and_are_at_most_two(

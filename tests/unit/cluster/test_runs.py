@@ -82,3 +82,23 @@ def test_logs_come_in_the_order_of_their_jobs(study: Study, folder: RunFolder) -
     assert [path.stem for path in log_files(study, "9")] == ["hpcenc-w-a1b2c3d4-9"]
     with pytest.raises(StudyError, match="no log of job 7 yet"):
         log_files(study, "7")
+
+
+def test_logs_of_a_task_are_those_of_the_jobs_that_tried_it(study: Study, folder: RunFolder) -> None:
+    (folder.path / "logs").mkdir()
+    for job in ("9", "10", "12_1", "12_10"):
+        (folder.path / "logs" / f"hpcenc-w-a1b2c3d4-{job}.log").touch()
+    folder.log({"event": "lost", "task": "fit s1 block 0", "by": "crash", "why": "", "where": "job 9 on n1"})
+    folder.log({"event": "unit", "task": "fit s1 block 0", "unit": "fits/x#0", "where": "job 10 on n1"})
+    folder.log({"event": "set aside", "task": "fit s2 block 0", "reason": "", "where": "12_1"})
+    folder.log({"event": "set aside", "task": "never tried", "reason": ""})
+
+    def jobs(task: str) -> list[str]:
+        return [path.stem.rpartition("-")[2] for path in log_files(study, task=task)]
+
+    assert jobs("fit s1 block 0") == ["9", "10"]
+    assert jobs("fits/x#0") == ["10"]
+    assert jobs("fit s2 block 0") == ["12_1"]
+    for task in ("never tried", "fit s1 block", "nosuch"):
+        with pytest.raises(StudyError, match=f"no job has told of task '{task}' yet"):
+            jobs(task)

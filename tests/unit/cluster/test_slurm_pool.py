@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import dask
 import pytest
-from distributed import Scheduler
+from distributed import Client, Scheduler, Security
 from distributed.deploy.spec import ProcessInterface, SpecCluster
 
-from hpcenc.cluster.slurm_pool import UniqueNames, close_in_time
+from hpcenc.cluster.run_folder import Event
+from hpcenc.cluster.slurm_pool import SlurmPool, UniqueNames, close_in_time
+from hpcenc.slurm.profiles import SlurmProfile
 
 
 class Never(ProcessInterface):  # type: ignore[misc]
@@ -42,3 +49,44 @@ def test_no_worker_has_the_name_of_one_before_it() -> None:
         (name,) = cluster.new_worker_spec()
         names.append(name)
     assert len(set(names)) == 3
+
+
+@pytest.fixture
+def pool_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, list[Event]]]:
+    """Scheduler of an open pool that has asked for no job, at another address than 127.0.0.1."""
+    workers = {"partition": "any", "walltime": 10, "cores": 1, "memory": "500M"}
+    site = {"scratch": "/tmp", "controller": {"partition": "any", "walltime": 30}, "cpu": workers}
+    events: list[Event] = []
+    monkeypatch.setattr("hpcenc.cluster.slurm_pool.end_workers", lambda run_id: True)
+    pool = SlurmPool("site", SlurmProfile.model_validate(site), "abcdefgh", tmp_path, "numpy", events.append)
+    settings = {
+        "distributed.scheduler.contact-address": None,
+        "distributed.dashboard.link": "https://hub/{port}",
+    }
+    with dask.config.set(settings), pool.open("cpu", 1, 1) as crew:
+        yield crew._cluster, events  # type: ignore[attr-defined]
+
+
+def test_the_dashboard_is_told_by_its_port_and_listens_on_its_own_machine_only(
+    pool_events: tuple[Any, list[Event]],
+) -> None:
+    cluster, (event,) = pool_events
+    port = cluster.scheduler.http_server.port
+    assert event == {
+        "event": "cluster",
+        "host": socket.gethostname(),
+        "dashboard": f"http://127.0.0.1:{port}/status",
+    }
+    sockets = cluster.scheduler.http_server._sockets.values()
+    assert {each.getsockname()[:2] for each in sockets} == {("127.0.0.1", port)}
+
+
+def test_nobody_without_the_key_can_send_code_to_a_run(pool_events: tuple[Any, list[Event]]) -> None:
+    cluster = pool_events[0]
+    address = cluster.scheduler_address
+    assert address.startswith("tls://")
+    Client(address, security=cluster.security, timeout=5).close()
+    plain = address.replace("tls://", "tcp://")
+    for tried, security in ((address, Security.temporary()), (plain, None)):
+        with pytest.raises(OSError, match=r"(?i)timed out|certificate|closed"):
+            Client(tried, security=security, timeout=1)

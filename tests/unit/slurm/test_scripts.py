@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 
 from hpcenc.slurm import scripts
-from hpcenc.slurm.scripts import JobRequest, controller_name, sbatch_options, worker_name
+from hpcenc.slurm.scripts import JobRequest, RequestError, controller_name, sbatch_options, worker_name
 
 HOSTILE = [
     "a b",
@@ -50,26 +52,135 @@ def test_a_command_gets_its_arguments_and_variables_as_they_are(text: str, tmp_p
     assert not (tmp_path / "hurt").exists()
 
 
-def test_the_command_takes_the_place_of_the_shell_so_that_signals_reach_it(tmp_path: Path) -> None:
-    script = render_script([sys.executable, "-c", "import os; print(os.getppid())"])
-    wrapper = ["bash", "-c", 'echo $$; exec bash "$0"', str(tmp_path / "script")]
-    (tmp_path / "script").write_text(script)
-    environment = {**os.environ, "SLURM_JOB_ID": "7", "TMPDIR": str(tmp_path)}
-    done = subprocess.run(wrapper, env=environment, capture_output=True, text=True, check=True)
-    shell, parent = done.stdout.split()
-    assert parent == str(os.getpid())
-    assert shell != parent
+def start(script: str, folder: Path) -> subprocess.Popen[str]:
+    (folder / "script").write_text(script)
+    environment = {"PATH": os.environ["PATH"], "SLURM_JOB_ID": "7", "TMPDIR": str(folder)}
+    return subprocess.Popen(
+        ["bash", "script"],
+        env=environment,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
-def test_caches_are_in_scratch_and_private(tmp_path: Path) -> None:
+def test_a_job_ends_as_its_command_does(tmp_path: Path) -> None:
+    for end, status in (("exit 3", 3), ("true", 0), ("kill -KILL $$", 128 + signal.SIGKILL)):
+        job = start(render_script(["bash", "-c", end], scratch="$TMPDIR"), tmp_path)
+        assert job.wait(20) == status
+        assert [path.name for path in tmp_path.iterdir()] == ["script"]
+
+
+def test_slurms_word_that_a_job_will_end_reaches_the_command(tmp_path: Path) -> None:
+    command = "told=0; trap 'echo told; told=$((told + 1))' USR1; echo began; "
+    command += "until ((told == 3)); do sleep 0.05; done; exit 5"
+    script = render_script(["bash", "-c", command], scratch="$TMPDIR")
+    job = start(script, tmp_path)
+    assert job.stdout is not None
+    assert job.stdout.readline() == "began\n"
+    for _ in range(3):
+        job.send_signal(signal.SIGUSR1)
+        assert job.stdout.readline() == "told\n"
+    assert job.wait(20) == 5
+
+
+def test_a_script_outlives_its_command_when_slurm_ends_them_both(tmp_path: Path) -> None:
+    end = "import signal, sys, time\ndef end(*_): time.sleep(0.5); print('closed'); sys.exit(3)\n"
+    wait = "signal.signal(signal.SIGTERM, end)\nprint('began')\nwhile True: time.sleep(0.05)"
+    job = start(render_script([sys.executable, "-c", end + wait], scratch="$TMPDIR"), tmp_path)
+    assert job.stdout is not None
+    assert job.stdout.readline() == "began\n"
+    (child,) = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+    for process in (job.pid, int(child)):
+        os.kill(process, signal.SIGTERM)
+    assert (job.wait(20), job.stdout.read()) == (3, "closed\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["script"]
+
+
+def test_the_scratch_folder_goes_before_a_command_that_slurm_will_have_to_kill(tmp_path: Path) -> None:
+    command = ["bash", "-c", "trap '' TERM; echo began; until [ -e go ]; do sleep 0.05; done"]
+    script = render_script(command, scratch="$TMPDIR")
+    assert "(sleep 3; " in script
+    job = start(script.replace("(sleep 3; ", "(sleep 0.1; "), tmp_path)
+    assert job.stdout is not None
+    assert job.stdout.readline() == "began\n"
+    own = tmp_path / f"hpcenc-{os.getuid()}-7"
+    assert own.exists()
+    job.terminate()
+    for _ in range(200):
+        if not own.exists():
+            break
+        time.sleep(0.05)
+    assert not own.exists()
+    assert job.poll() is None
+    (tmp_path / "go").touch()
+    assert job.wait(20) == 0
+
+
+HOME_CACHES = {
+    "CUDA_CACHE_PATH",  # ~/.nv
+    "CUPY_CACHE_DIR",  # ~/.cupy
+    "MPLCONFIGDIR",  # ~/.config and ~/.cache
+    "NUMBA_CACHE_DIR",  # beside the source, or ~/.cache
+    "PYTORCH_KERNEL_CACHE_PATH",  # ~/.cache/torch
+    "TORCHINDUCTOR_CACHE_DIR",
+    "TRITON_CACHE_DIR",  # ~/.triton
+    "XDG_CACHE_HOME",  # ~/.cache
+}
+"""What tells libraries where else than there to keep what they compile."""
+
+
+def test_all_caches_are_in_scratch_and_private_and_go_with_the_job(tmp_path: Path) -> None:
     scratch = tmp_path / "local disk"
-    scratch.mkdir()
-    show = "import os; print(os.environ['CUPY_CACHE_DIR'], os.environ['PYTHONSAFEPATH'], sep='|')"
+    show = (
+        "import json, os; from pathlib import Path; "
+        f"caches = {{name: os.environ[name] for name in {sorted(HOME_CACHES)}}}; "
+        "own = Path(os.environ['DASK_TEMPORARY_DIRECTORY']).parent; (own / 'x').touch(); "
+        "made = [Path(cache).is_dir() for cache in caches.values()]; "
+        "print(json.dumps([caches, str(own), own.stat().st_mode, made, os.environ['PYTHONSAFEPATH']]))"
+    )
     script = render_script([sys.executable, "-c", show], scratch="$NODE_DISK")
-    found, safe = run(script, tmp_path, NODE_DISK=str(scratch)).strip().split("|")
-    assert Path(found).parent.parent == scratch
-    assert Path(found).parent.stat().st_mode & 0o777 == 0o700
-    assert safe == "1"
+    caches, own, mode, made, safe = json.loads(run(script, tmp_path, NODE_DISK=str(scratch)))
+    assert {Path(cache).parent for cache in caches.values()} == {Path(own)}
+    assert len(set(caches.values())) == len(HOME_CACHES)
+    assert (Path(own).parent, mode & 0o777, set(made), safe) == (scratch, 0o700, {True}, "1")
+    assert list(scratch.iterdir()) == []
+
+
+def test_a_job_that_starts_again_takes_what_its_last_time_left(tmp_path: Path) -> None:
+    own = tmp_path / f"hpcenc-{os.getuid()}-7"
+    own.mkdir(0o700)
+    own.chmod(0o2700)  # as in a folder whose group is inherited
+    run(render_script(["true"], scratch="$TMPDIR"), tmp_path)
+    assert not own.exists()
+
+
+@pytest.mark.parametrize("how", ["open", "another's", "a link", "a file"])
+def test_a_scratch_folder_that_somebody_else_could_have_made_is_refused(how: str, tmp_path: Path) -> None:
+    own, other = tmp_path / f"hpcenc-{os.getuid()}-7", tmp_path / "other"
+    other.mkdir(0o700)
+    if how == "a link":
+        own.symlink_to(other)
+    elif how == "a file":
+        own.touch(0o700)
+    else:
+        own.mkdir(0o700)
+        if how == "open":
+            own.chmod(0o750)
+        elif os.getuid() != 0:
+            pytest.skip("needs root, to be another user")
+        else:
+            os.chown(own, 1, -1)
+    job = start(render_script(["touch", str(other / "hurt")], scratch="$TMPDIR"), tmp_path)
+    (said,) = job.communicate(timeout=20)[1].splitlines()
+    assert job.returncode == 1
+    assert said.startswith(
+        f"hpcenc: {own}: expected a folder of user {os.getuid()} alone (drwx------), found "
+    )
+    assert said.endswith("Remove it, or set another scratch in the profile.")
+    assert os.path.lexists(own)
+    assert list(other.iterdir()) == []
 
 
 def test_a_prologue_comes_first_and_may_leave_variables_unset(tmp_path: Path) -> None:
@@ -86,15 +197,25 @@ def test_a_command_knows_when_its_job_ends(tmp_path: Path) -> None:
 
 
 def test_a_cache_of_its_own_and_a_umask(tmp_path: Path) -> None:
-    show = "import os; print(os.environ['CUPY_CACHE_DIR'], oct(os.umask(0)))"
-    script = render_script([sys.executable, "-c", show], cache="$HOME/fast", umask=0o007)
-    assert run(script, tmp_path, HOME=str(tmp_path)).split() == [f"{tmp_path}/fast/cupy", "0o7"]
+    show = "import os; print(*(os.environ[name] for name in {}), oct(os.umask(0)), sep='|')"
+    command = [sys.executable, "-c", show.format(sorted(HOME_CACHES))]
+    script = render_script(command, scratch="$TMPDIR", cache="$HOME/fast", umask=0o007)
+    *caches, umask = run(script, tmp_path, HOME=str(tmp_path)).strip().split("|")
+    assert {Path(cache).parent for cache in caches} == {tmp_path / "fast"}
+    assert umask == "0o7"
+    assert all(Path(cache).is_dir() for cache in caches)  # for the jobs after this one
 
 
 @pytest.mark.parametrize("scratch", ["$(touch hurt)", "`touch hurt`", "a\nb"])
 def test_a_scratch_that_is_a_command_is_refused(scratch: str) -> None:
     with pytest.raises(ValueError, match="scratch"):
         render_script(["true"], scratch=scratch)
+
+
+@pytest.mark.parametrize("text", ["M\udce4dchen", "a\0b"])
+def test_a_script_holds_no_name_that_would_become_another(text: str) -> None:
+    with pytest.raises(RequestError, match="NUL, nor a name that is not UTF-8"):
+        render_script(["true", text])
 
 
 def test_a_variable_must_have_the_name_of_one() -> None:
@@ -141,6 +262,7 @@ def test_a_request_becomes_arguments() -> None:
         ({"name": "a b"}, "job name"),
         ({"folder": Path("/data/a\nb")}, "run folder"),
         ({"folder": Path("/data/a\\b")}, "backslash"),
+        ({"folder": Path("/data/M\udce4dchen")}, "UTF-8"),
         ({"partition": "gpu\n--uid=0"}, "partition"),
         ({"gpu_request": "gpu:1"}, "'gpu:1': expected an option of sbatch"),
         ({"extra": ("--x\x00",)}, "option"),
