@@ -41,7 +41,7 @@ def this_process(run_id: str, job_id: str = "", restart_count: int = 0, cluster:
         host=host,
         boot_id=boot_id,
         pid=os.getpid(),
-        user=_user(),
+        user=user_name(),
         process_start=process_start(os.getpid()),
         job_id=job_id,
         restart_count=restart_count,
@@ -49,7 +49,7 @@ def this_process(run_id: str, job_id: str = "", restart_count: int = 0, cluster:
     )
 
 
-def _user() -> str:
+def user_name() -> str:
     """Name of the user, or the number where a container does not know the name."""
     try:
         return getpass.getuser()
@@ -178,7 +178,7 @@ def job_of(run_id: str, job_id: str, cluster: str = "") -> LockOwner:
         host="",
         boot_id="",
         pid=0,
-        user=_user(),
+        user=user_name(),
         process_start="",
         job_id=job_id,
         cluster=cluster,
