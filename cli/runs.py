@@ -60,7 +60,7 @@ def wait(study: StudyFile = STUDY_NAME) -> None:
 
 def cancel(study: StudyFile = STUDY_NAME) -> None:
     """End the latest submit with all its jobs. What is done stays done; submit again goes on from there."""
-    from hpcenc.cluster.runs import cancel_run
+    from hpcenc.cluster.ending import cancel_run
     from hpcenc.storage.study import load_study
 
     with clear_errors():

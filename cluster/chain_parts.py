@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from hpcenc.cluster.chain import BEGIN, END
-from hpcenc.cluster.control import end_leftovers, take_lock
+from hpcenc.cluster.control import take_lock
 from hpcenc.cluster.controller import Emit, Progress, run_stage
+from hpcenc.cluster.ending import end_leftovers
 from hpcenc.cluster.executors import SerialExecutor
 from hpcenc.cluster.granted import n_cores
 from hpcenc.cluster.recruiting import MARGIN_S

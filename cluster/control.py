@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from hpcenc.cluster.chain import SHARES
-from hpcenc.cluster.credentials import remove_credentials
+from hpcenc.cluster.ending import end_leftovers
 from hpcenc.cluster.executors import DaskExecutor, Drain
 from hpcenc.cluster.liveness import is_gone, lock_owner
 from hpcenc.cluster.recruiting import drain_seconds
 from hpcenc.cluster.run_folder import Event, RunFolder
-from hpcenc.cluster.runs import ended_with, submitted_job
-from hpcenc.cluster.slurm_pool import SlurmPool, end_workers
+from hpcenc.cluster.runs import submitted_job
+from hpcenc.cluster.slurm_pool import SlurmPool
 from hpcenc.cluster.submit import EXIT_FAILED, EXIT_INTERRUPTED, Result, prepare_study, run
 from hpcenc.slurm.jobs import requeue_job, this_job
 from hpcenc.slurm.profiles import MergedProfile, SlurmProfile
-from hpcenc.slurm.scripts import worker_name
-from hpcenc.storage.errors import LockError, StudyError
+from hpcenc.storage.errors import StudyError
 from hpcenc.storage.files import created_with
-from hpcenc.storage.layout import lock_path, runs_folder
+from hpcenc.storage.layout import lock_path
 from hpcenc.storage.lock import LockOwner, acquire, hand_over, job_of, read_lock, release
 from hpcenc.tasks.records import one_line
 
@@ -117,38 +114,6 @@ def take_lock(store: Path, run_id: str) -> LockOwner:
     else:
         acquire(lock_path(store), owner, is_gone)
     return owner
-
-
-def end_leftovers(store: Path, own: str) -> None:
-    """End the workers of runs that died: they would write beside ours, or wait in the queue.
-
-    Parameters
-    ----------
-    store : Path
-    own : str
-        Id of the run that calls this, whose own arrays wait already if it is a chain of them.
-
-    Raises
-    ------
-    LockError
-        If they are another user's and do not end.
-    """
-    for path in runs_folder(store).glob("*"):
-        folder = RunFolder(path)
-        try:
-            facts = folder.read("run")
-        except (OSError, ValueError):
-            continue
-        is_chain = (path / SHARES).exists()
-        if (path / "private").exists():  # a run that ended well has removed it
-            if not end_workers(facts["run_id"]) and (user := path.stat().st_uid) != os.getuid():
-                raise LockError(
-                    f"{store}: run {facts['run_id']} died, and its workers are still there. Only its user, "
-                    f"of id {user}, may end them: scancel --name={worker_name(facts['run_id'])}"
-                )
-            remove_credentials(path / "private")
-        elif is_chain and facts["run_id"] != own and ended_with(folder) is None:
-            end_workers(facts["run_id"])
 
 
 @contextlib.contextmanager

@@ -145,7 +145,7 @@ class SlurmPool:
                 backend = self._backend if worker == "gpu" else ""
                 yield SlurmCrew(cluster, client, recruiter, backend, self._emit)
         finally:
-            end_workers(self._run_id)
+            end_jobs(worker_name(self._run_id))
             remove_credentials(private)
 
 
@@ -156,8 +156,3 @@ def close_in_time(part: Any) -> None:
     """
     with contextlib.suppress(TimeoutError):
         part.close(timeout=CLOSE_S)
-
-
-def end_workers(run_id: str) -> bool:
-    """Cancel all worker jobs of a run, and wait for their ends; whether all have come."""
-    return end_jobs(worker_name(run_id))
