@@ -40,7 +40,8 @@ def control(path: Path, listen: Callable[[Event], None] = lambda _: None) -> Res
     Returns
     -------
     Result
-        With exit status 3 if something is left; SLURM was asked then to start the job again.
+        With exit status 3 if something is left; SLURM was asked then to start the job again, unless it or
+        its user ended the job by SIGTERM.
 
     Raises
     ------
@@ -82,11 +83,14 @@ def _control(folder: RunFolder, profile: SlurmProfile, listen: Callable[[Event],
         description = {"backend": prepared.backend.name, "devices": "those of the workers"}
         with _draining(drain):
             result = run(prepared, DaskExecutor(pool, drain), folder, description, listen)
-        if result.exit_status == EXIT_INTERRUPTED and drain.has_begun() and own_job is not None:
+        if result.exit_status == EXIT_INTERRUPTED and own_job is not None:
+            # Also after SIGTERM: of a job that was cancelled squeue says that it is gone, but it may have
+            # been preempted, and SLURM start it again.
             goes_on = True
             hand_over(lock_path(store), job_of(run_id, own_job.job_id, owner.cluster))
-            emit({"event": "requeued"})
-            requeue_job(own_job.job_id)
+            if drain.has_begun() and not result.stopped:
+                emit({"event": "requeued"})
+                requeue_job(own_job.job_id)
         return result
     except Exception as error:  # or `status` would say for ever that it was killed
         # Its files may not be what they were at the submit; of the node nothing is known.

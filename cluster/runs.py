@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hpcenc.cluster.liveness import is_gone
 from hpcenc.cluster.run_folder import RunFolder
-from hpcenc.slurm.commands import ON_LOGIN_S
+from hpcenc.slurm.commands import SlurmError
 from hpcenc.slurm.jobs import job_states
 from hpcenc.slurm.scripts import controller_name
 from hpcenc.storage.errors import StudyError
@@ -34,10 +34,12 @@ class Ended:
 
 
 def wait_for_end(study: Study) -> Ended:
-    """Wait until the latest run has ended, or its controller's job has.
+    """Wait until the latest run has ended, or its controller's job has, however long SLURM is away.
 
     Raises
     ------
+    SlurmError
+        If there is no SLURM here.
     StudyError
         If nothing was ever submitted.
     """
@@ -113,5 +115,10 @@ def _controller_is_gone(study: Study, folder: RunFolder) -> bool:
     holder = read_lock(lock_path(study.store_path))
     if holder is not None and holder.run_id == run_id and not is_gone(holder):
         return False
-    states = job_states(name=controller_name(run_id), patience_s=ON_LOGIN_S)
+    try:
+        states = job_states(name=controller_name(run_id), patience_s=0)
+    except SlurmError as error:
+        if error.transient:  # nobody knows, and there is time
+            return False
+        raise
     return all(job.ending != "running" for job in states)

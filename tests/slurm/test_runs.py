@@ -119,6 +119,34 @@ def test_a_cancelled_run_takes_its_workers_along(site: Site, check_done: Callabl
     check_done()
 
 
+def test_a_run_that_is_cancelled_while_its_controller_ends_by_its_walltime_does_not_come_back(
+    site: Site,
+) -> None:
+    site.open()
+    site.hold_workers()
+    job = site.submit()
+    wait_for(site.worker_jobs, 60, "workers")
+    site.sandbox.run("scancel", "--signal=USR1", "--batch", job)
+    site.hpcenc("cancel")
+    assert site.sandbox.jobs(ended=False) == []
+    assert site.sandbox.state(job) == "CANCELLED"
+    assert "interrupted" in site.hpcenc("status")
+
+
+def test_a_run_whose_job_slurm_starts_again_waits_and_keeps_its_store(site: Site) -> None:
+    site.open()
+    site.hold_workers()
+    job = site.submit()
+    wait_for(site.worker_jobs, 60, "workers")
+    site.sandbox.run("scontrol", "requeue", job)
+    site.await_state(job, "PENDING")
+    assert site.events()[-1] == {**site.events()[-1], "event": "end", "status": 3}
+    assert f"waiting for its controller, job {job}" in site.hpcenc("status")
+    site.hpcenc("submit", status=2)
+    assert f"(job {job}, which waits) holds this store" in site.errors
+    site.hpcenc("cancel")
+
+
 @pytest.mark.parametrize(
     "how", ["killed", "killed by a signal of its own", "requeued", "told that its walltime ends"]
 )

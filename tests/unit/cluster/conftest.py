@@ -53,6 +53,10 @@ path = Path(sys.argv[0]).parent / "jobs.json"
 jobs = json.loads(path.read_text())
 with (path.parent / "calls").open("a") as calls:
     print(verb, *sys.argv[1:], file=calls)
+away = path.parent / "away"
+if n_times := int(away.read_text() if away.exists() else 0):
+    away.write_text(str(n_times - 1))
+    sys.exit("slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
 if verb == "squeue":
     ids = sys.argv[sys.argv.index("--jobs") + 1].split(",") if "--jobs" in options else []
     found = [job for job in jobs if options.get("--name") == job["name"] or job["id"] in ids]
@@ -84,6 +88,10 @@ class Queue:
     def add(self, job_id: str, name: str, state: str = "RUNNING", user: str = "me") -> None:
         jobs = [*self._jobs(), {"id": job_id, "name": name, "state": state, "user": user}]
         (self._folder / "jobs.json").write_text(json.dumps(jobs))
+
+    def goes_away(self, times: int) -> None:
+        """Let the next calls fail."""
+        (self._folder / "away").write_text(str(times))
 
     def states(self) -> dict[str, str]:
         return {job["id"]: job["state"] for job in self._jobs()}

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from small_study import write_small_study
 
+from hpcenc.cluster.attempts import Outcome
 from hpcenc.cluster.control import control
+from hpcenc.cluster.executors import Drain
 from hpcenc.cluster.run_folder import RunFolder
 from hpcenc.cluster.runs import ended_with
 from hpcenc.cluster.submit import prepare
 from hpcenc.storage.layout import lock_path
+from hpcenc.storage.lock import acquire, job_of, read_lock
+from hpcenc.tasks.records import Task, TaskRecord
 
 WORKERS = {"partition": "any", "walltime": 10, "cores": 1, "memory": "2G"}
 SITE = {
@@ -23,6 +28,54 @@ SITE = {
     "controller": {"partition": "any", "walltime": 30},
     "cpu": WORKERS,
 }
+
+
+class Signalled:
+    """An executor whose run is told to end while a task is at work."""
+
+    name, n_workers, n_threads = "site", 1, 1
+
+    def __init__(self, drain: Drain, *signals: signal.Signals) -> None:
+        self._drain, self._signals = drain, signals
+
+    def run(self, tasks: Sequence[Task], *others: Any) -> Iterator[Outcome]:
+        for each in self._signals:
+            os.kill(os.getpid(), each)
+        assert self._drain.has_begun() == (signal.SIGUSR1 in self._signals)
+        for task in tasks:
+            yield Outcome(task, TaskRecord(task.key, left=tuple(str(unit) for unit in task.units)))
+
+
+@pytest.mark.parametrize(
+    ("signals", "requeued"),
+    [
+        ([signal.SIGUSR1], True),
+        ([signal.SIGUSR1, signal.SIGTERM], False),
+        ([signal.SIGTERM], False),
+    ],
+)
+def test_a_controller_asks_for_another_start_if_its_walltime_ended_it_and_not_if_it_was_cancelled(
+    signals: list[signal.Signals],
+    requeued: bool,
+    tmp_path: Path,
+    begin_run: Callable[..., RunFolder],
+    queue: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "alpha")
+    monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
+    prepared = prepare(write_small_study(tmp_path), profile="serial")
+    folder = begin_run(prepared, SITE)
+    folder.log({"event": "submitted", "job": "77"})
+    waiting, lock = job_of("abcdefgh", "77", "alpha"), lock_path(prepared.study.store_path)
+    acquire(lock, waiting, lambda _: False)
+    monkeypatch.setattr("hpcenc.cluster.control.DaskExecutor", lambda pool, drain: Signalled(drain, *signals))
+    assert control(folder.path).exit_status == 3
+    assert queue.calls("scontrol") == (["requeue 77"] if requeued else [])
+    assert [event["event"] for event in folder.events()][-1] == ("requeued" if requeued else "end")
+    # No other run may begin as long as SLURM may start the job again, which squeue says.
+    assert read_lock(lock) == waiting
 
 
 def test_a_controller_that_ends_by_any_error_says_so_and_gives_the_store_back(

@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 
+from hpcenc.cluster import runs
 from hpcenc.cluster.run_folder import RunFolder
-from hpcenc.cluster.runs import ended_with, latest_run, log_files
+from hpcenc.cluster.runs import ended_with, latest_run, log_files, wait_for_end
+from hpcenc.slurm import commands
 from hpcenc.storage.errors import StudyError
 from hpcenc.storage.study import Study
 from hpcenc.tasks.plan import Plan
@@ -39,6 +41,19 @@ def test_a_run_has_ended_unless_it_goes_on(
 def test_nothing_submitted_is_told(study: Study) -> None:
     with pytest.raises(StudyError, match="nothing was submitted yet"):
         latest_run(study)
+
+
+def test_waiting_outlasts_a_slurm_that_is_away(
+    study: Study, folder: RunFolder, queue: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "QUEUE_S", 0.0)
+    monkeypatch.setattr(runs, "POLL_S", 0.01)
+    monkeypatch.setattr(commands, "sleep", lambda seconds: None)
+    queue.goes_away(times=8)  # which is longer than the patience of commands on a login node
+    assert wait_for_end(study).exit_status == 3
+    assert len(queue.calls("squeue")) == 9
+    folder.log({"event": "end", "status": 0})
+    assert wait_for_end(study).exit_status == 0
 
 
 def test_logs_come_in_the_order_of_their_jobs(study: Study, folder: RunFolder) -> None:
