@@ -17,10 +17,10 @@ from hpcenc.cluster.slurm_pool import SlurmPool
 from hpcenc.cluster.submit import EXIT_FAILED, EXIT_INTERRUPTED, Result, prepare_study, run
 from hpcenc.slurm.jobs import requeue_job, this_job
 from hpcenc.slurm.profiles import MergedProfile, SlurmProfile
-from hpcenc.storage.errors import StudyError
+from hpcenc.storage.errors import LockError, StudyError
 from hpcenc.storage.files import created_with
 from hpcenc.storage.layout import lock_path
-from hpcenc.storage.lock import LockOwner, acquire, hand_over, job_of, read_lock, release
+from hpcenc.storage.lock import LockOwner, acquire, hand_over, holds, job_of, read_lock, release
 from hpcenc.tasks.records import one_line
 
 LAST_S = 60
@@ -46,7 +46,7 @@ def control(path: Path, listen: Callable[[Event], None] = lambda _: None) -> Res
     Raises
     ------
     LockError
-        If another run holds the store.
+        If another run holds the store, or another controller has taken this run over.
     StudyError
         If the study's files changed so that they no longer fit.
     """
@@ -79,11 +79,19 @@ def _control(folder: RunFolder, profile: SlurmProfile, listen: Callable[[Event],
             folder.log(event)
             listen(event)
 
-        pool = SlurmPool(facts["profile"], profile, run_id, folder.path, prepared.backend.name, emit)
+        def check_lock() -> None:
+            if not holds(lock_path(store), owner):
+                raise LockError(
+                    f"run {run_id}: another controller has taken it over, or the lock was removed; this one "
+                    f"(process {owner.pid} on {owner.host}) ends, and leaves jobs and keys as they are"
+                )
+
+        backend = prepared.backend.name
+        pool = SlurmPool(facts["profile"], profile, run_id, folder.path, backend, emit, check_lock)
         description = {"backend": prepared.backend.name, "devices": "those of the workers"}
         with _draining(drain):
             result = run(prepared, DaskExecutor(pool, drain), folder, description, listen)
-        if result.exit_status == EXIT_INTERRUPTED and own_job is not None:
+        if result.exit_status == EXIT_INTERRUPTED and own_job is not None and holds(lock_path(store), owner):
             # Also after SIGTERM: of a job that was cancelled squeue says that it is gone, but it may have
             # been preempted, and SLURM start it again.
             goes_on = True
@@ -93,6 +101,8 @@ def _control(folder: RunFolder, profile: SlurmProfile, listen: Callable[[Event],
                 requeue_job(own_job.job_id)
         return result
     except Exception as error:  # or `status` would say for ever that it was killed
+        if not (goes_on or holds(lock_path(store), owner)):
+            raise  # the run is another controller's, who tells how it ends
         # Its files may not be what they were at the submit; of the node nothing is known.
         for reason in error.problems if isinstance(error, StudyError) else [one_line(error)]:
             folder.log({"event": "set aside", "task": "", "reason": reason, "details": ""})

@@ -89,6 +89,8 @@ class SlurmPool:
         Of the fits: workers of the GPU kind must have it working.
     emit : callable
         Is told what becomes of jobs, event by event.
+    check_lock : callable
+        Raises `LockError` if another controller has the run by now: jobs and keys are that one's then.
     """
 
     def __init__(
@@ -99,19 +101,27 @@ class SlurmPool:
         run_folder: Path,
         backend: str,
         emit: Callable[[Event], None],
+        check_lock: Callable[[], None] = lambda: None,
     ) -> None:
         self.name, self._profile, self._run_id, self._folder = name, profile, run_id, run_folder
-        self._backend, self._emit = backend, emit
+        self._backend, self._emit, self._check_lock = backend, emit, check_lock
         self._excluded: set[str] = set()  # nodes, for all stages
         workers = profile.workers("gpu")
         self.n_workers, self.n_threads = workers.max_jobs, workers.cores
 
     @contextlib.contextmanager
     def open(self, worker: Literal["cpu", "gpu"], slots: int, n_tasks: int) -> Iterator[Crew]:
-        """A crew without workers yet; all its jobs are cancelled at the end."""
+        """A crew without workers yet; all its jobs are cancelled at the end.
+
+        Raises
+        ------
+        LockError
+            If another controller has the run.
+        """
         import dask
         from distributed import Client
 
+        self._check_lock()
         workers = self._profile.workers(worker)
         recruiter = Recruiter(self._profile, workers, self._run_id, self._folder, slots, self._excluded)
         (self._folder / "logs").mkdir(exist_ok=True)
@@ -143,8 +153,9 @@ class SlurmPool:
                 where = {"host": socket.gethostname(), "dashboard": cluster.dashboard_link}
                 self._emit({"event": "cluster", **where})
                 backend = self._backend if worker == "gpu" else ""
-                yield SlurmCrew(cluster, client, recruiter, backend, self._emit)
+                yield SlurmCrew(cluster, client, recruiter, backend, self._emit, self._check_lock)
         finally:
+            self._check_lock()
             end_jobs(worker_name(self._run_id))
             remove_credentials(private)
 

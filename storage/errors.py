@@ -51,4 +51,4 @@ class BoldError(ValueError):
 
 
 class LockError(RuntimeError):
-    """Another run holds the store."""
+    """Another run holds the store, or another process of this one."""

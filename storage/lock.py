@@ -91,6 +91,14 @@ def read_lock(path: Path) -> LockOwner | None:
         ) from None
 
 
+def holds(path: Path, owner: LockOwner) -> bool:
+    """Whether a lock is an owner's still; a file that cannot be read just now says nothing else."""
+    try:
+        return read_lock(path) == owner
+    except LockError:
+        return True
+
+
 def acquire(path: Path, owner: LockOwner, is_gone: Callable[[LockOwner], bool]) -> None:
     """Take a lock, or take it over from an owner that is certainly gone.
 

@@ -183,6 +183,32 @@ def test_a_controller_that_ends_early_loses_nothing(
     assert not {site.sandbox.state(each) for each in before} & {"PENDING", "RUNNING", "COMPLETED"}
 
 
+def test_a_controller_that_outlived_its_node_leaves_its_run_to_the_next_one(
+    site: Site, check_done: Callable[[], None]
+) -> None:
+    site.open()
+    site.hold_workers()
+    job = site.submit()
+    wait_for(site.worker_jobs, 60, "workers")
+    (first,) = processes_of(job, "control")
+    node = next(line.node for line in site.sandbox.jobs() if line.job_id == job)
+    site.sandbox.kill_node(node)
+    site.sandbox.node_state(node, "down")
+    try:
+        site.await_state(job, "PENDING")
+        site.sandbox.hurry(job)
+        site.await_event("controller", 2)
+        wait_for(lambda: first not in processes_of(job, "control"), 60, "the first controller's end")
+        assert site.events()[-1]["event"] != "end"
+        site.release_workers()
+        assert "exit status 0" in site.hpcenc("wait")
+    finally:
+        site.sandbox.start_node(node)
+        site.sandbox.node_state(node, "resume")
+    site.await_no_jobs()
+    check_done()
+
+
 def test_results_are_for_the_group_that_the_profile_names(site: Site, check_done: Callable[[], None]) -> None:
     gid = grp.getgrnam("daemon").gr_gid if os.getuid() == 0 else os.getgroups()[-1]
     path = site.profiles / "site.toml"

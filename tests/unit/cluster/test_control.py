@@ -12,13 +12,15 @@ import pytest
 from small_study import write_small_study
 
 from hpcenc.cluster.attempts import Outcome
-from hpcenc.cluster.control import control
+from hpcenc.cluster.control import control, take_lock
 from hpcenc.cluster.executors import Drain
 from hpcenc.cluster.run_folder import RunFolder
 from hpcenc.cluster.runs import ended_with
+from hpcenc.cluster.slurm_pool import SlurmPool
 from hpcenc.cluster.submit import prepare
+from hpcenc.storage.errors import LockError
 from hpcenc.storage.layout import lock_path
-from hpcenc.storage.lock import acquire, job_of, read_lock
+from hpcenc.storage.lock import LockOwner, acquire, job_of, read_lock
 from hpcenc.tasks.records import Task, TaskRecord
 
 WORKERS = {"partition": "any", "walltime": 10, "cores": 1, "memory": "2G"}
@@ -76,6 +78,48 @@ def test_a_controller_asks_for_another_start_if_its_walltime_ended_it_and_not_if
     assert [event["event"] for event in folder.events()][-1] == ("requeued" if requeued else "end")
     # No other run may begin as long as SLURM may start the job again, which squeue says.
     assert read_lock(lock) == waiting
+
+
+@pytest.mark.parametrize("found", ["by its look at the queue", "at its walltime"])
+def test_a_controller_whose_run_another_one_has_taken_over_leaves_it_all_to_that_one(
+    found: str,
+    tmp_path: Path,
+    begin_run: Callable[..., RunFolder],
+    queue: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "alpha")
+    monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
+    prepared = prepare(write_small_study(tmp_path), profile="serial")
+    folder = begin_run(prepared, SITE)
+    folder.log({"event": "submitted", "job": "77"})
+    lock = lock_path(prepared.study.store_path)
+    acquire(lock, job_of("abcdefgh", "77", "alpha"), lambda _: False)
+    second: list[LockOwner] = []
+
+    def make_executor(pool: SlurmPool, drain: Drain) -> Signalled:
+        # The job was started again on another node, though this process lives.
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+        second.append(take_lock(prepared.study.store_path, "abcdefgh"))
+        queue.add("78", "hpcenc-w-abcdefgh")
+        (folder.path / "private").mkdir()
+        if found == "at its walltime":
+            return Signalled(drain, signal.SIGUSR1)
+        with pool.open("cpu", 1, 1):
+            raise AssertionError("it has no workers any more")
+
+    monkeypatch.setattr("hpcenc.cluster.control.DaskExecutor", make_executor)
+    if found == "at its walltime":
+        control(folder.path)
+    else:
+        with pytest.raises(LockError, match="run abcdefgh: another controller has taken it over"):
+            control(folder.path)
+        assert [event["event"] for event in folder.events()] == ["submitted", "controller"]
+    assert read_lock(lock) == second[0]
+    assert queue.states() == {"78": "RUNNING"}
+    assert queue.calls("scontrol") == []
+    assert (folder.path / "private").exists()
 
 
 def test_a_controller_that_ends_by_any_error_says_so_and_gives_the_store_back(

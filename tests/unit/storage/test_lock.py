@@ -19,6 +19,7 @@ from hpcenc.storage.lock import (
     LockOwner,
     acquire,
     hand_over,
+    holds,
     job_of,
     process_start,
     read_lock,
@@ -136,6 +137,17 @@ def test_taking_a_lock_that_is_ours_already_succeeds(path: Path) -> None:
     acquire(path, ours, lambda owner: False)
     acquire(path, ours, lambda owner: False)
     assert read_lock(path) == ours
+
+
+def test_a_lock_is_its_holders_until_it_is_another_ones_or_nobodys(path: Path) -> None:
+    owner = this_process("run-1", job_id="77")
+    acquire(path, owner, is_gone)
+    assert holds(path, owner)
+    assert not holds(path, replace(owner, restart_count=1))
+    path.write_text("{")  # a file system that stumbles
+    assert holds(path, owner)
+    path.unlink()
+    assert not holds(path, owner)
 
 
 def test_releasing_the_lock_of_another_run_does_nothing(path: Path) -> None:
