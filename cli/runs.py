@@ -86,6 +86,9 @@ def control(
     part: Annotated[
         str, typer.Option("--part", help="Of a chain of job arrays; the whole if left out.")
     ] = "",
+    digest: Annotated[
+        str, typer.Option("--digest", help="SHA-256 that its run.json must have; any if left out.")
+    ] = "",
 ) -> None:
     """Run what a run folder says: what jobs call."""
 
@@ -96,11 +99,11 @@ def control(
         if part:
             from hpcenc.cluster.chain_parts import run_part
 
-            status = run_part(folder, part, tell)
+            status = run_part(folder, part, tell, digest)
         else:
             from hpcenc.cluster.control import control as take
 
-            status = take(folder, tell).exit_status
+            status = take(folder, tell, digest).exit_status
     raise typer.Exit(status)
 
 

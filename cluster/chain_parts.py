@@ -33,7 +33,9 @@ from hpcenc.tasks.backends import ON_DEVICES, describe_backend
 from hpcenc.tasks.records import Deadline, one_line
 
 
-def run_part(path: Path, part: str, listen: Callable[[Event], None] = lambda _: None) -> int:
+def run_part(
+    path: Path, part: str, listen: Callable[[Event], None] = lambda _: None, digest: str = ""
+) -> int:
     """Do one job's part of a chain.
 
     Parameters
@@ -44,6 +46,8 @@ def run_part(path: Path, part: str, listen: Callable[[Event], None] = lambda _: 
         ``begin``, ``end``, or a stage, of which this member of the job array does its share.
     listen : callable
         Is told what happens, event by event.
+    digest : str, optional
+        Of ``run.json`` at the submit.
 
     Returns
     -------
@@ -54,10 +58,10 @@ def run_part(path: Path, part: str, listen: Callable[[Event], None] = lambda _: 
     Raises
     ------
     StudyError
-        If the study's files changed so that they no longer fit.
+        If the study's files changed so that they no longer fit, or ``run.json`` did.
     """
     member = os.environ.get("SLURM_ARRAY_TASK_ID", "")
-    folder = RunFolder(path, f"{part}-{member}" if member else part)
+    folder = RunFolder(path, f"{part}-{member}" if member else part, digest)
 
     def emit(event: Event) -> None:
         folder.log(event)

@@ -27,7 +27,7 @@ LAST_S = 60
 """Before the end of its walltime a controller waits for no task any more."""
 
 
-def control(path: Path, listen: Callable[[Event], None] = lambda _: None) -> Result:
+def control(path: Path, listen: Callable[[Event], None] = lambda _: None, digest: str = "") -> Result:
     """Take a run from its folder to its end, or as far as this job's walltime goes.
 
     Parameters
@@ -36,6 +36,8 @@ def control(path: Path, listen: Callable[[Event], None] = lambda _: None) -> Res
         The run folder. What the study file says by now does not count.
     listen : callable
         Is told what happens, event by event.
+    digest : str, optional
+        Of ``run.json`` at the submit.
 
     Returns
     -------
@@ -48,10 +50,14 @@ def control(path: Path, listen: Callable[[Event], None] = lambda _: None) -> Res
     LockError
         If another run holds the store, or another controller has taken this run over.
     StudyError
-        If the study's files changed so that they no longer fit.
+        If the study's files changed so that they no longer fit, or ``run.json`` did.
     """
-    folder = RunFolder(path)
-    facts = folder.read("run")
+    folder = RunFolder(path, digest=digest)
+    try:
+        facts = folder.read("run")
+    except StudyError as error:
+        _tell_failure(folder, error)
+        raise
     profile = MergedProfile(facts["profile"], facts["site"]).checked()
     with created_with(profile.umask):
         return _control(folder, profile, listen)
@@ -103,14 +109,19 @@ def _control(folder: RunFolder, profile: SlurmProfile, listen: Callable[[Event],
     except Exception as error:  # or `status` would say for ever that it was killed
         if not (goes_on or holds(lock_path(store), owner)):
             raise  # the run is another controller's, who tells how it ends
-        # Its files may not be what they were at the submit; of the node nothing is known.
-        for reason in error.problems if isinstance(error, StudyError) else [one_line(error)]:
-            folder.log({"event": "set aside", "task": "", "reason": reason, "details": ""})
-        folder.log({"event": "end", "status": EXIT_FAILED})
+        _tell_failure(folder, error)
         raise
     finally:
         if not goes_on:
             release(lock_path(store), owner)
+
+
+def _tell_failure(folder: RunFolder, error: Exception) -> None:
+    """Log why a run cannot go on: its files may not be what they were at the submit; of the node nothing is
+    known."""
+    for reason in error.problems if isinstance(error, StudyError) else [one_line(error)]:
+        folder.log({"event": "set aside", "task": "", "reason": reason, "details": ""})
+    folder.log({"event": "end", "status": EXIT_FAILED})
 
 
 def take_lock(store: Path, run_id: str) -> LockOwner:

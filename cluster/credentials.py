@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from pathlib import Path
 from typing import Any
+
+from hpcenc.storage.errors import StoreError
 
 
 def make_credentials(folder: Path) -> Any:
@@ -19,24 +22,29 @@ def make_credentials(folder: Path) -> Any:
     Returns
     -------
     distributed.Security
-        For scheduler, workers and client alike; nothing without the key is let in.
+        For scheduler and client, which never read the files; nothing without the key is let in.
+
+    Raises
+    ------
+    StoreError
+        If there is such a folder, and others can write it: the run folder may be the group's.
     """
     from distributed import Security
 
     made = Security.temporary()
     folder.mkdir(mode=0o700, exist_ok=True)
-    paths = {}
+    state = folder.lstat()
+    if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid() or state.st_mode & 0o077:
+        found = f"{stat.filemode(state.st_mode)} of user {state.st_uid}"
+        raise StoreError(
+            f"{folder}: expected a folder of yours of mode 700, for the run's keys, found {found}. Ask who "
+            "made it, and remove it"
+        )
     for name, content in (("key", made.tls_scheduler_key), ("cert", made.tls_scheduler_cert)):
-        paths[name] = folder / f"{name}.pem"
-        descriptor = os.open(paths[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        descriptor = os.open(folder / f"{name}.pem", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with open(descriptor, "w") as file:
             file.write(content)
-    ends = {
-        f"tls_{role}_{name}": str(path)
-        for role in ("scheduler", "worker", "client")
-        for name, path in paths.items()
-    }
-    return Security(require_encryption=True, tls_ca_file=str(paths["cert"]), **ends)
+    return made
 
 
 def remove_credentials(folder: Path) -> None:

@@ -73,6 +73,9 @@ class UniqueNames(SLURMCluster):  # type: ignore[misc]
     def _new_worker_name(self, worker_number: int) -> str:
         return f"worker-{next(self._numbers)}"
 
+    def _get_worker_security(self, security: Any) -> None:
+        """Write no keys: those that the script of a worker's job names are there."""
+
 
 class SlurmPool:
     """Workers in SLURM jobs.
@@ -144,7 +147,6 @@ class SlurmPool:
                     protocol="tls://",
                     interface=network.interface,
                     scheduler_options=scheduler,
-                    shared_temp_directory=str(private),
                     silence_logs=50,
                 )
                 stack.callback(close_in_time, cluster)

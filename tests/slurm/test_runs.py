@@ -236,6 +236,21 @@ def test_a_study_that_changed_while_it_waited_ends_with_the_reason(site: Site) -
     assert "mylab_A.npy" in said.partition("set aside: ")[2]
 
 
+@pytest.mark.parametrize("way", [(), ("--array",)], ids=["controller", "array"])
+def test_a_run_json_that_was_changed_while_it_waited_is_refused(way: tuple[str, ...], site: Site) -> None:
+    site.submit(*way)
+    path = site.run_folder / "run.json"
+    path.write_text(path.read_text().replace('"prologue": [', '"prologue": ["touch hurt", ', 1))
+    site.open()
+    assert "exit status 1" in site.hpcenc("wait", status=1)
+    site.await_no_jobs()
+    assert "run.json: expected what was submitted" in site.hpcenc("status").partition("set aside: ")[2]
+    assert not list(site.results.rglob("hurt"))
+    site.submit(*way)  # the store is free again
+    site.hpcenc("wait")
+    site.await_no_jobs()
+
+
 def test_a_client_that_went_away_finds_the_run_when_it_is_back(
     site: Site, check_done: Callable[[], None]
 ) -> None:

@@ -18,7 +18,7 @@ from hpcenc.cluster.run_folder import RunFolder
 from hpcenc.cluster.runs import ended_with
 from hpcenc.cluster.slurm_pool import SlurmPool
 from hpcenc.cluster.submit import prepare
-from hpcenc.storage.errors import LockError
+from hpcenc.storage.errors import LockError, StudyError
 from hpcenc.storage.layout import lock_path
 from hpcenc.storage.lock import LockOwner, acquire, job_of, read_lock
 from hpcenc.tasks.records import Task, TaskRecord
@@ -120,6 +120,21 @@ def test_a_controller_whose_run_another_one_has_taken_over_leaves_it_all_to_that
     assert queue.states() == {"78": "RUNNING"}
     assert queue.calls("scontrol") == []
     assert (folder.path / "private").exists()
+
+
+def test_a_controller_runs_nothing_of_a_run_json_that_was_changed(
+    tmp_path: Path, begin_run: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    prepared = prepare(write_small_study(tmp_path), profile="serial")
+    folder = begin_run(prepared, SITE)
+    path = folder.path / "run.json"
+    path.write_text(path.read_text().replace('"scratch"', '"prologue": ["touch hurt"], "scratch"'))
+    with pytest.raises(StudyError, match=r"run.json: expected what was submitted, found another text"):
+        control(folder.path, digest=folder.digest)
+    assert ended_with(folder) == 1
+    assert [event["event"] for event in folder.events()] == ["set aside", "end"]
+    assert read_lock(lock_path(prepared.study.store_path)) is None
 
 
 def test_a_controller_that_ends_by_any_error_says_so_and_gives_the_store_back(

@@ -7,16 +7,35 @@ from pathlib import Path
 import pytest
 
 from hpcenc.cluster.credentials import make_credentials, remove_credentials
+from hpcenc.storage.errors import StoreError
 
 
 def test_keys_are_their_users_alone_and_go_with_the_run(tmp_path: Path) -> None:
     folder = tmp_path / "private"
-    make_credentials(folder)
+    made = make_credentials(folder)
+    # The run folder may be the group's, who could put other files there before they are read.
+    assert not [
+        path for path in made.get_tls_config_for_role("scheduler").values() if str(folder) in str(path)
+    ]
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
     remove_credentials(folder)
     assert not folder.exists()
     remove_credentials(folder)
+
+
+@pytest.mark.parametrize("what", ["open to the group", "a link"])
+def test_keys_are_not_put_where_others_can_take_or_replace_them(what: str, tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "private", tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
+    if what == "a link":
+        folder.symlink_to(elsewhere)
+    else:
+        folder.mkdir()
+        folder.chmod(0o770)
+    with pytest.raises(StoreError, match=r"expected a folder of yours of mode 700, .* found .* of user"):
+        make_credentials(folder)
+    assert list(elsewhere.iterdir()) == []
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, to be another user")

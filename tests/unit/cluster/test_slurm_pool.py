@@ -70,6 +70,8 @@ def test_a_pool_whose_run_another_controller_has_leaves_its_jobs_and_keys(
         run()
     assert queue.states() == {"12": "RUNNING"}
     assert private.exists() == bool(looks)
+    keys = {"key.pem", "cert.pem"} if looks else set()
+    assert {path.name for path in private.glob("*")} == keys
     left[0] = 9
     run()
     assert queue.states() == {"12": "CANCELLED"}
