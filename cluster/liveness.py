@@ -20,15 +20,17 @@ def is_gone(owner: LockOwner) -> bool:
     """Whether a run's process is no more; False when in doubt.
 
     From elsewhere, a job is gone when its own cluster's squeue says so. On the machine that it runs on,
-    its process tells: a job goes on after a command in it was killed. But a job that waits, or was started
-    anew, takes its run up again. Without a job, a machine that was started anew has ended the process; any
-    other is in doubt.
+    its process tells: a job goes on after a command in it was killed, and this process may be in that job,
+    started anew. But another job that waits, or was started anew, takes its run up again. Without a job, a
+    machine that was started anew has ended the process; any other is in doubt.
     """
     host, boot_id = this_host()
     if owner.host == host and owner.boot_id and owner.boot_id == boot_id:
         if not _has_ended(owner):
             return False
-        if not owner.job_id or runs_on(owner.job_id, owner.restart_count):
+        job = this_job()
+        in_our_job = job is not None and job.job_id == owner.job_id
+        if not owner.job_id or in_our_job or runs_on(owner.job_id, owner.restart_count):
             return True
     if owner.job_id:
         its_own = owner.cluster in ("", cluster_name())

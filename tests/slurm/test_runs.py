@@ -204,7 +204,6 @@ def test_a_controller_that_outlived_its_node_leaves_its_run_to_the_next_one(
         assert "exit status 0" in site.hpcenc("wait")
     finally:
         site.sandbox.start_node(node)
-        site.sandbox.node_state(node, "resume")
     site.await_no_jobs()
     check_done()
 

@@ -125,6 +125,17 @@ def test_a_job_that_slurm_starts_again_keeps_its_store_on_its_first_machine_too(
     assert is_gone(owner)
 
 
+def test_a_job_that_was_started_anew_takes_the_store_of_its_process_of_before(
+    ours: LockOwner, squeue_says: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    squeue_says.write_text("RUNNING             1\n")
+    owner = replace(ours, job_id="4711", pid=ended_pid())
+    assert not is_gone(owner)
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    assert is_gone(owner)
+    assert not is_gone(replace(owner, pid=os.getpid()))
+
+
 def test_another_users_job_that_squeue_denies_is_in_doubt_where_jobs_are_private(
     ours: LockOwner, squeue_says: Path
 ) -> None:
