@@ -72,7 +72,7 @@ def await_end(study: Path, tell: Callable[[str], None]) -> NoReturn:
 
 def cancel(study: StudyFile = STUDY_NAME) -> None:
     """End the latest submit with all its jobs. What is done stays done; submit again goes on from there."""
-    from hpcenc.cluster.runs import cancel_run
+    from hpcenc.cluster.ending import cancel_run
     from hpcenc.storage.study import load_study
 
     with clear_errors():
@@ -106,6 +106,9 @@ def control(
     part: Annotated[
         str, typer.Option("--part", help="Of a chain of job arrays; the whole if left out.")
     ] = "",
+    digest: Annotated[
+        str, typer.Option("--digest", help="SHA-256 that its run.json must have; any if left out.")
+    ] = "",
 ) -> None:
     """Run what a run folder says: what jobs call."""
 
@@ -117,11 +120,11 @@ def control(
         if part:
             from hpcenc.cluster.chain_parts import run_part
 
-            status = run_part(folder, part, tell)
+            status = run_part(folder, part, tell, digest)
         else:
             from hpcenc.cluster.control import control as take
 
-            status = take(folder, tell).exit_status
+            status = take(folder, tell, digest).exit_status
     raise typer.Exit(status)
 
 

@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,7 +15,7 @@ from hpcenc.cli.arguments import STUDY_NAME, JsonOption, LayersOption, ModelsOpt
 from hpcenc.cli.refusal import clear_errors, notes_of, refuse, say
 
 if TYPE_CHECKING:
-    from hpcenc.cluster.batch import Way
+    from hpcenc.cluster.batch import Submitted, Way
     from hpcenc.cluster.submit import Prepared, Result
 
 ProfileOption = Annotated[
@@ -122,7 +121,7 @@ def submit(
 
             submitted = submit_batch(prepared, sys.argv[1:], sbatch_arg or (), way)
             if not submitted.job_id:
-                _finish(prepared, _control_here(submitted.folder, as_json), as_json)
+                _finish(prepared, _control_here(submitted, as_json), as_json)
             runs.tell_submitted(submitted, study, as_json, prepared.idle_sweeps)
             if wait:
                 runs.await_end(study, say if as_json else print)
@@ -144,12 +143,12 @@ def _run_here(prepared: Prepared, quiet: bool) -> Result:
         return run_here(prepared, command=sys.argv[1:], listen=listen)
 
 
-def _control_here(folder: Path, quiet: bool) -> Result:
+def _control_here(submitted: Submitted, quiet: bool) -> Result:
     from hpcenc.cli.progress import listener
     from hpcenc.cluster.control import control
 
     with listener(quiet) as listen:
-        return control(folder, listen)
+        return control(submitted.folder, listen, submitted.digest)
 
 
 @contextmanager

@@ -76,6 +76,8 @@ def status_lines(status: Status) -> Iterator[str]:
     if holder is not None and holder.job_id and not holder.host:
         waiting = "job arrays at work; the last is" if status.is_chain else "waiting for its controller,"
         state = f"{waiting} job {holder.job_id}"
+    elif status.ended is None and status.waiting_job:
+        state, holder = f"waiting for its controller, job {status.waiting_job}", None
     holding = f"; run {holder.run_id} on {holder.host} holds the store" if holder and holder.host else ""
     yield f"run {status.run['run_id']} of {status.run['started']}: {state}{holding}"
     for stage, (done, n_units) in status.stages.items():

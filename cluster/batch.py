@@ -38,11 +38,14 @@ class Submitted:
     ----------
     job_id : str
         Of the controller, or of the last job of a chain of arrays; empty if the controller is to run here.
+    digest : str
+        Of what the folder says is to be run.
     """
 
     run_id: str
     job_id: str
     folder: Path
+    digest: str = ""
 
 
 def submit_batch(
@@ -108,11 +111,11 @@ def _submit(
         folder = RunFolder.create(store, run_id, prepared.plan, settings)
         (folder.path / "logs").mkdir()
         if way == "here":
-            return Submitted(run_id, "", folder.path)
+            return Submitted(run_id, "", folder.path, folder.digest)
         if way == "array":
-            first, last = submit_chain(prepared.plan, store, profile, run_id, folder.path, extra)
+            first, last = submit_chain(prepared.plan, store, profile, run_id, folder, extra)
         else:
-            script = controller_script(profile, folder.path)
+            script = controller_script(profile, folder)
             (folder.path / "controller.sh").write_text(script)
             options = [*sbatch_options(controller_request(profile, run_id, folder.path)), *extra, "--hold"]
             first = last = submit_job(script, options, ON_LOGIN_S)
@@ -133,7 +136,7 @@ def _submit(
     except BaseException as error:
         _cancel(run_id, error)
         raise
-    return Submitted(run_id, last, folder.path)
+    return Submitted(run_id, last, folder.path, folder.digest)
 
 
 def _cancel(run_id: str, error: BaseException) -> None:
@@ -178,16 +181,17 @@ def job_texts(prepared: Prepared, extra: Sequence[str] = (), way: Way = "job") -
     profile = read_profile(prepared.profile, overrides=prepared.study.cluster.slurm).checked()
     run_id = "00000000"
     folder = runs_folder(store) / f"...-{run_id}"
+    run = RunFolder(folder, digest="DIGEST-OF-run.json")
     jobs: list[tuple[str, str, list[str]]] = []
     if way == "array":
-        chain = chain_jobs(prepared.plan, share_out(prepared.plan, store, profile), profile, run_id, folder)
+        chain = chain_jobs(prepared.plan, share_out(prepared.plan, store, profile), profile, run_id, run)
         for place, job in enumerate(chain):
             before = [f"ID-OF-{other.part}" for other in chain[:place]]
             jobs.append((job.part, job.script, job.options(before, extra)))
     else:
         if way == "job":
             options = [*sbatch_options(controller_request(profile, run_id, folder)), *extra, "--hold"]
-            jobs.append(("controller", controller_script(profile, folder), options))
+            jobs.append(("controller", controller_script(profile, run), options))
         kinds: tuple[Literal["cpu", "gpu"], ...] = ("cpu",) if profile.gpu is None else ("cpu", "gpu")
         for kind in kinds:
             recruiter = Recruiter(profile, profile.workers(kind), run_id, folder)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hpcenc.cluster.recruiting import Recruiter, control_command, controller_request, controller_script
+from hpcenc.cluster.run_folder import RunFolder
 from hpcenc.slurm.commands import ON_LOGIN_S
 from hpcenc.slurm.jobs import submit_job
 from hpcenc.slurm.profiles import SlurmProfile
@@ -78,17 +79,17 @@ class ChainJob:
 
 
 def chain_jobs(
-    plan: Plan, shares: Shares, profile: SlurmProfile, run_id: str, folder: Path
+    plan: Plan, shares: Shares, profile: SlurmProfile, run_id: str, folder: RunFolder
 ) -> list[ChainJob]:
     """All jobs of a run, in the order in which they run."""
-    alone = replace(controller_request(profile, run_id, folder), signal_s=None)
+    alone = replace(controller_request(profile, run_id, folder.path), signal_s=None)
     begin, end = (
         ChainJob(part, controller_script(profile, folder, "--part", part), alone) for part in (BEGIN, END)
     )
     arrays = []
     for stage in plan.stages:
         if stage.name in shares:
-            recruiter = Recruiter(profile, profile.workers(stage.worker), run_id, folder)
+            recruiter = Recruiter(profile, profile.workers(stage.worker), run_id, folder.path)
             # SLURM starts a member again: no controller would replace one that lost its node.
             request = replace(recruiter.request, requeue=True, n_members=len(shares[stage.name]))
             script = recruiter.script_of(control_command(folder, "--part", stage.name))
@@ -97,7 +98,7 @@ def chain_jobs(
 
 
 def submit_chain(
-    plan: Plan, store: Path, profile: SlurmProfile, run_id: str, folder: Path, extra: Sequence[str]
+    plan: Plan, store: Path, profile: SlurmProfile, run_id: str, folder: RunFolder, extra: Sequence[str]
 ) -> tuple[str, str]:
     """Submit all jobs of a run, the first on hold.
 
@@ -122,6 +123,6 @@ def submit_chain(
     for job in jobs:
         ids.append(submit_job(job.script, job.options(ids, extra), ON_LOGIN_S))
     arrays = {job.part: job_id for job, job_id in zip(jobs, ids, strict=True) if job.part in shares}
-    write_atomically(folder / SHARES, json.dumps(shares).encode())
-    write_atomically(folder / ARRAYS, json.dumps(arrays).encode())
+    write_atomically(folder.path / SHARES, json.dumps(shares).encode())
+    write_atomically(folder.path / ARRAYS, json.dumps(arrays).encode())
     return ids[0], ids[-1]

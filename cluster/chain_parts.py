@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from hpcenc.cluster.chain import BEGIN, END
-from hpcenc.cluster.control import end_leftovers, take_lock
+from hpcenc.cluster.control import take_lock
 from hpcenc.cluster.controller import Emit, Progress, run_stage
+from hpcenc.cluster.ending import end_leftovers
 from hpcenc.cluster.executors import SerialExecutor
 from hpcenc.cluster.granted import n_cores
 from hpcenc.cluster.recruiting import MARGIN_S
@@ -33,7 +34,9 @@ from hpcenc.tasks.backends import ON_DEVICES, describe_backend
 from hpcenc.tasks.records import Deadline
 
 
-def run_part(path: Path, part: str, listen: Callable[[Event], None] = lambda _: None) -> int:
+def run_part(
+    path: Path, part: str, listen: Callable[[Event], None] = lambda _: None, digest: str = ""
+) -> int:
     """Do one job's part of a chain.
 
     Parameters
@@ -44,6 +47,8 @@ def run_part(path: Path, part: str, listen: Callable[[Event], None] = lambda _: 
         ``begin``, ``end``, or a stage, of which this member of the job array does its share.
     listen : callable
         Is told what happens, event by event.
+    digest : str, optional
+        Of ``run.json`` at the submit.
 
     Returns
     -------
@@ -54,10 +59,10 @@ def run_part(path: Path, part: str, listen: Callable[[Event], None] = lambda _: 
     Raises
     ------
     StudyError
-        If the study's files changed so that they no longer fit.
+        If the study's files changed so that they no longer fit, or ``run.json`` did.
     """
     member = os.environ.get("SLURM_ARRAY_TASK_ID", "")
-    folder = RunFolder(path, f"{part}-{member}" if member else part)
+    folder = RunFolder(path, f"{part}-{member}" if member else part, digest)
     emit = folder.emitter(listen)
     try:
         if part == BEGIN:

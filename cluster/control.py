@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from hpcenc.cluster.chain import SHARES
-from hpcenc.cluster.credentials import remove_credentials
+from hpcenc.cluster.ending import end_leftovers
 from hpcenc.cluster.executors import DaskExecutor, Drain
 from hpcenc.cluster.liveness import is_gone, lock_owner
 from hpcenc.cluster.recruiting import drain_seconds
 from hpcenc.cluster.run_folder import Event, RunFolder, last_words, reasons_of
-from hpcenc.cluster.runs import ended_with, submitted_job
-from hpcenc.cluster.slurm_pool import SlurmPool, end_workers
+from hpcenc.cluster.runs import submitted_job
+from hpcenc.cluster.slurm_pool import SlurmPool
 from hpcenc.cluster.submit import EXIT_FAILED, EXIT_INTERRUPTED, Result, prepare_study, run
 from hpcenc.slurm.jobs import requeue_job, this_job
 from hpcenc.slurm.profiles import MergedProfile, SlurmProfile
-from hpcenc.slurm.scripts import worker_name
-from hpcenc.storage.errors import FullError, LockError, is_full
+from hpcenc.storage.errors import FullError, LockError, StudyError, is_full
 from hpcenc.storage.files import created_with
-from hpcenc.storage.layout import lock_path, runs_folder
-from hpcenc.storage.lock import LockOwner, acquire, hand_over, job_of, read_lock, release
+from hpcenc.storage.layout import lock_path
+from hpcenc.storage.lock import LockOwner, acquire, hand_over, holds, job_of, read_lock, release
 
 LAST_S = 60
 """Before the end of its walltime a controller waits for no task any more."""
 
 
-def control(path: Path, listen: Callable[[Event], None] = lambda _: None) -> Result:
+def control(path: Path, listen: Callable[[Event], None] = lambda _: None, digest: str = "") -> Result:
     """Take a run from its folder to its end, or as far as this job's walltime goes.
 
     Parameters
@@ -38,21 +35,28 @@ def control(path: Path, listen: Callable[[Event], None] = lambda _: None) -> Res
         The run folder. What the study file says by now does not count.
     listen : callable
         Is told what happens, event by event.
+    digest : str, optional
+        Of ``run.json`` at the submit.
 
     Returns
     -------
     Result
-        With exit status 3 if something is left; SLURM was asked then to start the job again.
+        With exit status 3 if something is left; SLURM was asked then to start the job again, unless it or
+        its user ended the job by SIGTERM.
 
     Raises
     ------
     LockError
-        If another run holds the store.
+        If another run holds the store, or another controller has taken this run over.
     StudyError
-        If the study's files changed so that they no longer fit.
+        If the study's files changed so that they no longer fit, or ``run.json`` did.
     """
-    folder = RunFolder(path)
-    facts = folder.read("run")
+    folder = RunFolder(path, digest=digest)
+    try:
+        facts = folder.read("run")
+    except StudyError as error:
+        _tell_failure(folder.emitter(listen), error.problems)
+        raise
     profile = MergedProfile(facts["profile"], facts["site"]).checked()
     with created_with(profile.umask):
         return _control(folder, profile, listen)
@@ -75,27 +79,46 @@ def _control(folder: RunFolder, profile: SlurmProfile, listen: Callable[[Event],
         prepared = prepare_study(
             study, facts["models"], facts["layers"], facts["profile"], profile, deep=True
         )
-        pool = SlurmPool(facts["profile"], profile, run_id, folder.path, prepared.backend.name, emit)
+
+        def check_lock() -> None:
+            if not holds(lock_path(store), owner):
+                raise LockError(
+                    f"run {run_id}: another controller has taken it over, or the lock was removed; this one "
+                    f"(process {owner.pid} on {owner.host}) ends, and leaves jobs and keys as they are"
+                )
+
+        backend = prepared.backend.name
+        pool = SlurmPool(facts["profile"], profile, run_id, folder.path, backend, emit, check_lock)
         description = {"backend": prepared.backend.name, "devices": "those of the workers"}
         with _draining(drain):
             result = run(prepared, DaskExecutor(pool, drain), folder, description, listen)
-        if result.exit_status == EXIT_INTERRUPTED and drain.has_begun() and own_job is not None:
+        if result.exit_status == EXIT_INTERRUPTED and own_job is not None and holds(lock_path(store), owner):
+            # Also after SIGTERM: of a job that was cancelled squeue says that it is gone, but it may have
+            # been preempted, and SLURM start it again.
             goes_on = True
             hand_over(lock_path(store), job_of(run_id, own_job.job_id, owner.cluster))
-            emit({"event": "requeued"})
-            requeue_job(own_job.job_id)
+            if drain.has_begun() and not result.stopped:
+                emit({"event": "requeued"})
+                requeue_job(own_job.job_id)
         return result
     except Exception as error:  # or `status` would say for ever that it was killed
-        # Its files may not be what they were at the submit; of the node nothing is known.
-        told = {"event": "set aside", "task": "", "details": ""}
-        reasons = ({**told, "reason": reason} for reason in reasons_of(error, store))
-        last_words(emit, *reasons, {"event": "end", "status": EXIT_FAILED})
+        if not (goes_on or holds(lock_path(store), owner)):
+            raise  # the run is another controller's, who tells how it ends
+        _tell_failure(emit, reasons_of(error, store))
         if is_full(error):
             raise FullError(store) from error
         raise
     finally:
         if not goes_on:
             release(lock_path(store), owner)
+
+
+def _tell_failure(emit: Callable[[Event], None], reasons: Sequence[str]) -> None:
+    """Tell why a run cannot go on: its files may not be what they were at the submit; of the node nothing is
+    known."""
+    told = {"event": "set aside", "task": "", "details": ""}
+    ends = {"event": "end", "status": EXIT_FAILED}
+    last_words(emit, *({**told, "reason": reason} for reason in reasons), ends)
 
 
 def take_lock(store: Path, run_id: str) -> LockOwner:
@@ -113,38 +136,6 @@ def take_lock(store: Path, run_id: str) -> LockOwner:
     else:
         acquire(lock_path(store), owner, is_gone)
     return owner
-
-
-def end_leftovers(store: Path, own: str) -> None:
-    """End the workers of runs that died: they would write beside ours, or wait in the queue.
-
-    Parameters
-    ----------
-    store : Path
-    own : str
-        Id of the run that calls this, whose own arrays wait already if it is a chain of them.
-
-    Raises
-    ------
-    LockError
-        If they are another user's and do not end.
-    """
-    for path in runs_folder(store).glob("*"):
-        folder = RunFolder(path)
-        try:
-            facts = folder.read("run")
-        except (OSError, ValueError):
-            continue
-        is_chain = (path / SHARES).exists()
-        if (path / "private").exists():  # a run that ended well has removed it
-            if not end_workers(facts["run_id"]) and (user := path.stat().st_uid) != os.getuid():
-                raise LockError(
-                    f"{store}: run {facts['run_id']} died, and its workers are still there. Only its user, "
-                    f"of id {user}, may end them: scancel --name={worker_name(facts['run_id'])}"
-                )
-            remove_credentials(path / "private")
-        elif is_chain and facts["run_id"] != own and ended_with(folder) is None:
-            end_workers(facts["run_id"])
 
 
 @contextlib.contextmanager

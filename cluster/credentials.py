@@ -8,6 +8,8 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from hpcenc.storage.errors import StoreError
+
 
 def make_credentials(folder: Path) -> Any:
     """Make a key and a certificate, and keep them where only this user can read them.
@@ -20,36 +22,29 @@ def make_credentials(folder: Path) -> Any:
     Returns
     -------
     distributed.Security
-        For scheduler, workers and client alike; nothing without the key is let in.
+        For scheduler and client, which never read the files; nothing without the key is let in.
 
     Raises
     ------
-    PermissionError
-        If the folder is there already, and not this user's alone.
+    StoreError
+        If the folder is there already, and not this user's alone: the run folder may be the group's.
     """
     from distributed import Security
 
     made = Security.temporary()
     _make_private(folder)
-    paths = {}
     for name, content in (("key", made.tls_scheduler_key), ("cert", made.tls_scheduler_cert)):
-        paths[name] = folder / f"{name}.pem"
-        descriptor = os.open(paths[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        descriptor = os.open(folder / f"{name}.pem", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with open(descriptor, "w") as file:
             file.write(content)
-    ends = {
-        f"tls_{role}_{name}": str(path)
-        for role in ("scheduler", "worker", "client")
-        for name, path in paths.items()
-    }
-    return Security(require_encryption=True, tls_ca_file=str(paths["cert"]), **ends)
+    return made
 
 
 def _make_private(folder: Path) -> None:
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
-        raise PermissionError(
+        raise StoreError(
             f"{folder}: expected a folder of user {os.geteuid()} alone (drwx------) for keys of a run, found "
             f"{stat.filemode(found.st_mode)} of user {found.st_uid}. Remove it, and the same submit goes on"
         )

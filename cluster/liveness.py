@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-from hpcenc.slurm.jobs import cluster_name, this_job
+from hpcenc.slurm.jobs import cluster_name, runs_on, this_job
 from hpcenc.slurm.jobs import is_gone as job_is_gone
-from hpcenc.storage.lock import LockOwner, process_start, this_host, this_process
+from hpcenc.storage.lock import LockOwner, process_start, this_host, this_process, user_name
 
 
 def lock_owner(run_id: str) -> LockOwner:
@@ -19,16 +19,22 @@ def lock_owner(run_id: str) -> LockOwner:
 def is_gone(owner: LockOwner) -> bool:
     """Whether a run's process is no more; False when in doubt.
 
-    On the machine that it runs on, its process tells, in a job too: a job goes on after a command in
-    it was killed, and a requeued job is the same job again. From elsewhere, a job is gone when its own
-    cluster's squeue says so. Without a job, a machine that was started anew has ended the process; any
-    other is in doubt.
+    From elsewhere, a job is gone when its own cluster's squeue says so. On the machine that it runs on,
+    its process tells: a job goes on after a command in it was killed, and this process may be in that job,
+    started anew. But another job that waits, or was started anew, takes its run up again. Without a job, a
+    machine that was started anew has ended the process; any other is in doubt.
     """
     host, boot_id = this_host()
     if owner.host == host and owner.boot_id and owner.boot_id == boot_id:
-        return _has_ended(owner)
+        if not _has_ended(owner):
+            return False
+        job = this_job()
+        in_our_job = job is not None and job.job_id == owner.job_id
+        if not owner.job_id or in_our_job or runs_on(owner.job_id, owner.restart_count):
+            return True
     if owner.job_id:
-        return owner.cluster in ("", cluster_name()) and job_is_gone(owner.job_id)
+        its_own = owner.cluster in ("", cluster_name())
+        return its_own and job_is_gone(owner.job_id, ours=owner.user == user_name())
     return owner.host == host and bool(owner.boot_id) and bool(boot_id)
 
 

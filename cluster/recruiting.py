@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpcenc.cluster.pools import KEEP_FREED_MEMORY
+from hpcenc.cluster.run_folder import RunFolder
 from hpcenc.cluster.threads import THREAD_VARIABLES
 from hpcenc.slurm.jobs import submit_job
 from hpcenc.slurm.profiles import SlurmProfile, Workers
@@ -119,9 +120,14 @@ def controller_request(profile: SlurmProfile, run_id: str, folder: Path) -> JobR
     )
 
 
-def control_command(folder: Path, *options: str) -> list[str]:
-    """What a job calls that takes a run, or a part of one, from its folder."""
-    return [sys.executable, "-m", "hpcenc.cli.app", "control", str(folder), *options]
+def control_command(folder: RunFolder, *options: str) -> list[str]:
+    """What a job calls that takes a run, or a part of one, from its folder.
+
+    SLURM keeps it from the submit on, also for a job that it starts again: what ``run.json`` must be then is
+    safe from who may write the folder.
+    """
+    command = [sys.executable, "-m", "hpcenc.cli.app", "control", str(folder.path)]
+    return [*command, "--digest", folder.digest, *options]
 
 
 def drain_seconds(profile: SlurmProfile) -> int:
@@ -129,7 +135,7 @@ def drain_seconds(profile: SlurmProfile) -> int:
     return min(DRAIN_S, 60 * profile.controller.walltime_min // 4)
 
 
-def controller_script(profile: SlurmProfile, folder: Path, *options: str) -> str:
+def controller_script(profile: SlurmProfile, folder: RunFolder, *options: str) -> str:
     """Script of the controller's job."""
     return render_script(
         control_command(folder, *options),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import secrets
@@ -105,10 +106,13 @@ class RunFolder:
     part : str, optional
         Of a run whose parts are jobs on several nodes, which one this is: it keeps its events in a file of
         its own, for appending to one file from several nodes is not safe on network file systems.
+    digest : str, optional
+        Of ``run.json`` as it was submitted. Who runs what it says needs this, for it names commands, and
+        the group may write the folder.
     """
 
-    def __init__(self, path: Path, part: str = "") -> None:
-        self.path = path
+    def __init__(self, path: Path, part: str = "", digest: str = "") -> None:
+        self.path, self.digest = path, digest
         self._log = path / (f"events-{part}.jsonl" if part else "events.jsonl")
 
     @classmethod
@@ -136,15 +140,16 @@ class RunFolder:
             "versions": package_versions(),
             **settings,
         }
-        write_atomically(path / "run.json", json.dumps(facts, indent=2).encode())
+        content = json.dumps(facts, indent=2).encode()
+        write_atomically(path / "run.json", content)
         stages = {
             stage.name: [[unit.group, unit.index, unit.digest] for task in stage.tasks for unit in task.units]
             for stage in plan.stages
             if stage.lasting
         }
-        content = {"stages": stages, "set_aside": plan.set_aside}
-        write_atomically(path / "plan.json", json.dumps(content).encode())
-        return cls(path)
+        planned = {"stages": stages, "set_aside": plan.set_aside}
+        write_atomically(path / "plan.json", json.dumps(planned).encode())
+        return cls(path, digest=_digest(content))
 
     @classmethod
     def latest(cls, store: Path) -> RunFolder | None:
@@ -172,9 +177,22 @@ class RunFolder:
         return emit
 
     def read(self, name: str) -> dict[str, Any]:
-        """``run`` or ``plan``, as written at the start."""
-        content: dict[str, Any] = json.loads((self.path / f"{name}.json").read_text())
-        return content
+        """``run`` or ``plan``, as written at the start.
+
+        Raises
+        ------
+        StudyError
+            If ``run.json`` is not what was submitted.
+        """
+        path = self.path / f"{name}.json"
+        content = path.read_bytes()
+        if name == "run" and self.digest and _digest(content) != self.digest:
+            raise StudyError(
+                f"{path}: expected what was submitted, found another text; nothing of it is run. Ask who may "
+                "write there, and submit again"
+            )
+        found: dict[str, Any] = json.loads(content)
+        return found
 
     def study(self) -> Study:
         """The study as it was when the run began: what its file says by now does not count."""
@@ -187,6 +205,10 @@ class RunFolder:
         logs = [list(_events_of(path)) for path in sorted(self.path.glob("events*.jsonl"))]
         # One log is in its order already, also where the clock was set back.
         yield from logs[0] if len(logs) == 1 else sorted(chain(*logs), key=lambda event: str(event["time"]))
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _events_of(path: Path) -> Iterator[Event]:

@@ -1,4 +1,4 @@
-"""What a user does with a run that was submitted to SLURM: wait for it, end it, read its logs."""
+"""What a user does with a run that was submitted to SLURM: wait for it, read its logs."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 
 from hpcenc.cluster.liveness import is_gone
 from hpcenc.cluster.run_folder import RunFolder
-from hpcenc.slurm.commands import ON_LOGIN_S
-from hpcenc.slurm.jobs import end_jobs, job_states
-from hpcenc.slurm.scripts import controller_name, job_names
+from hpcenc.slurm.commands import SlurmError
+from hpcenc.slurm.jobs import job_states
+from hpcenc.slurm.scripts import controller_name
 from hpcenc.storage.errors import StudyError
 from hpcenc.storage.layout import lock_path
-from hpcenc.storage.lock import read_lock, release
+from hpcenc.storage.lock import read_lock
 from hpcenc.storage.study import Study
 
 EXIT_INTERRUPTED = 3
@@ -35,10 +35,12 @@ class Ended:
 
 
 def wait_for_end(study: Study) -> Ended:
-    """Wait until the latest run has ended, or its controller's job has.
+    """Wait until the latest run has ended, or its controller's job has, however long SLURM is away.
 
     Raises
     ------
+    SlurmError
+        If there is no SLURM here.
     StudyError
         If nothing was ever submitted.
     """
@@ -56,52 +58,6 @@ def wait_for_end(study: Study) -> Ended:
                     EXIT_INTERRUPTED, f"run {folder.path.name} was interrupted; the same submit resumes"
                 )
         time.sleep(POLL_S)
-
-
-def cancel_run(study: Study) -> str:
-    """End the latest run and all its jobs; what is done stays done.
-
-    Returns
-    -------
-    str
-        What was done, for the user.
-
-    Raises
-    ------
-    SlurmError
-        If SLURM cannot be reached, or a job is another user's.
-    StudyError
-        If nothing was ever submitted, or the run's controller is not in a job of SLURM's.
-    """
-    folder = latest_run(study)
-    facts = folder.read("run")
-    if "site" not in facts:
-        raise StudyError(f"{folder.path}: not a run on SLURM; end it by Ctrl-C where it runs")
-    run_id = facts["run_id"]
-    holder = read_lock(lock_path(study.store_path))
-    if submitted_job(folder) == "" and holder is not None and holder.run_id == run_id and not is_gone(holder):
-        raise StudyError(
-            f"run {run_id}: its controller is process {holder.pid} on {holder.host}, which would ask for new "
-            f"workers; end it there by Ctrl-C or `kill {holder.pid}`. If that machine is gone for good, "
-            f"remove {lock_path(study.store_path)} first"
-        )
-    names = job_names(run_id)
-    jobs = [job for name in names for job in job_states(name=name, patience_s=ON_LOGIN_S)]
-    alive = [job for job in jobs if job.ending == "running"]
-    # The controller first: it ends its workers itself, and asks for no more of them.
-    ended = [end_jobs(name) for name in names]
-    if (folder.path / "private").exists():
-        from hpcenc.cluster.credentials import remove_credentials
-
-        remove_credentials(folder.path / "private")
-    holder = read_lock(lock_path(study.store_path))  # which its job may have taken meanwhile
-    if holder is not None and holder.run_id == run_id:
-        release(lock_path(study.store_path), holder)
-    if not alive:
-        return f"run {run_id}: no job of it waits or runs"
-    folder.log({"event": "cancelled", "jobs": [job.job_id for job in alive]})
-    late = "" if all(ended) else "; SLURM has not come to the end of all of them yet"
-    return f"run {run_id}: cancelled {', '.join(job.job_id for job in alive)}{late}"
 
 
 def log_files(study: Study, job_id: str = "", task: str = "") -> list[Path]:
@@ -181,5 +137,10 @@ def _controller_is_gone(study: Study, folder: RunFolder) -> bool:
     holder = read_lock(lock_path(study.store_path))
     if holder is not None and holder.run_id == run_id and not is_gone(holder):
         return False
-    states = job_states(name=controller_name(run_id), patience_s=ON_LOGIN_S)
+    try:
+        states = job_states(name=controller_name(run_id), patience_s=0)
+    except SlurmError as error:
+        if error.transient:  # nobody knows, and there is time
+            return False
+        raise
     return all(job.ending != "running" for job in states)

@@ -95,11 +95,17 @@ class SlurmCrew:
     replaces = True
 
     def __init__(
-        self, cluster: Any, client: Any, recruiter: Recruiter, backend: str, emit: Callable[[Event], None]
+        self,
+        cluster: Any,
+        client: Any,
+        recruiter: Recruiter,
+        backend: str,
+        emit: Callable[[Event], None],
+        check_lock: Callable[[], None] = lambda: None,
     ) -> None:
         self.n_workers = recruiter.workers.max_jobs
         self._cluster, self._client, self._recruiter = cluster, client, recruiter
-        self._backend, self._emit = backend, emit
+        self._backend, self._emit, self._check_lock = backend, emit, check_lock
         self._members: dict[str, _Member] = {}
         self._wanted = 0
         self._failed_starts = 0
@@ -123,6 +129,8 @@ class SlurmCrew:
         ------
         CrewError
             If SLURM refuses the jobs, or several in a row came to nothing, and no worker is at work.
+        LockError
+            If another controller has the run.
         """
         known = dict(self._cluster.scheduler_info["workers"])
         joined = {info["name"]: address for address, info in known.items()}
@@ -303,6 +311,7 @@ class SlurmCrew:
 
     def _look_at_queue(self, joined: set[str]) -> None:
         """What squeue says of jobs that no worker of has joined."""
+        self._check_lock()  # or jobs of another controller of this run would be taken for strays
         self._looked_s = time.monotonic()
         # As of before the question: of what is submitted meanwhile the answer need not know.
         jobs = {name: job.job_id for name, job in list(self._cluster.workers.items()) if job.job_id}

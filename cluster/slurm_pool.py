@@ -73,6 +73,9 @@ class UniqueNames(SLURMCluster):  # type: ignore[misc]
     def _new_worker_name(self, worker_number: int) -> str:
         return f"worker-{next(self._numbers)}"
 
+    def _get_worker_security(self, security: Any) -> None:
+        """Write no keys: those that the script of a worker's job names are there."""
+
 
 class SlurmPool:
     """Workers in SLURM jobs.
@@ -89,6 +92,8 @@ class SlurmPool:
         Of the fits: workers of the GPU kind must have it working.
     emit : callable
         Is told what becomes of jobs, event by event.
+    check_lock : callable
+        Raises `LockError` if another controller has the run by now: jobs and keys are that one's then.
     """
 
     def __init__(
@@ -99,19 +104,27 @@ class SlurmPool:
         run_folder: Path,
         backend: str,
         emit: Callable[[Event], None],
+        check_lock: Callable[[], None] = lambda: None,
     ) -> None:
         self.name, self._profile, self._run_id, self._folder = name, profile, run_id, run_folder
-        self._backend, self._emit = backend, emit
+        self._backend, self._emit, self._check_lock = backend, emit, check_lock
         self._excluded: set[str] = set()  # nodes, for all stages
         workers = profile.workers("gpu")
         self.n_workers, self.n_threads = workers.max_jobs, workers.cores
 
     @contextlib.contextmanager
     def open(self, worker: Literal["cpu", "gpu"], slots: int, n_tasks: int) -> Iterator[Crew]:
-        """A crew without workers yet; all its jobs are cancelled at the end."""
+        """A crew without workers yet; all its jobs are cancelled at the end.
+
+        Raises
+        ------
+        LockError
+            If another controller has the run.
+        """
         import dask
         from distributed import Client
 
+        self._check_lock()
         workers = self._profile.workers(worker)
         recruiter = Recruiter(self._profile, workers, self._run_id, self._folder, slots, self._excluded)
         (self._folder / "logs").mkdir(exist_ok=True)
@@ -134,7 +147,6 @@ class SlurmPool:
                     protocol="tls://",
                     interface=network.interface,
                     scheduler_options=scheduler,
-                    shared_temp_directory=str(private),
                     silence_logs=50,
                 )
                 stack.callback(close_in_time, cluster)
@@ -144,9 +156,10 @@ class SlurmPool:
                 link = f"http://127.0.0.1:{cluster.scheduler_info['services']['dashboard']}/status"
                 self._emit({"event": "cluster", "host": socket.gethostname(), "dashboard": link})
                 backend = self._backend if worker == "gpu" else ""
-                yield SlurmCrew(cluster, client, recruiter, backend, self._emit)
+                yield SlurmCrew(cluster, client, recruiter, backend, self._emit, self._check_lock)
         finally:
-            end_workers(self._run_id)
+            self._check_lock()
+            end_jobs(worker_name(self._run_id))
             remove_credentials(private)
 
 
@@ -157,8 +170,3 @@ def close_in_time(part: Any) -> None:
     """
     with contextlib.suppress(TimeoutError):
         part.close(timeout=CLOSE_S)
-
-
-def end_workers(run_id: str) -> bool:
-    """Cancel all worker jobs of a run, and wait for their ends; whether all have come."""
-    return end_jobs(worker_name(run_id))

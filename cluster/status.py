@@ -12,10 +12,10 @@ from hpcenc.cluster.accounting import Account, account
 from hpcenc.cluster.chain import SHARES
 from hpcenc.cluster.liveness import is_gone
 from hpcenc.cluster.run_folder import Event, RunFolder, SetAside, set_aside_in
-from hpcenc.cluster.runs import ended_with
+from hpcenc.cluster.runs import EXIT_INTERRUPTED, ended_with
 from hpcenc.slurm.commands import SlurmError
 from hpcenc.slurm.jobs import JobState, job_states
-from hpcenc.slurm.scripts import job_names
+from hpcenc.slurm.scripts import controller_name, job_names
 from hpcenc.storage.errors import StudyError
 from hpcenc.storage.layout import lock_path
 from hpcenc.storage.lock import LockOwner, read_lock
@@ -35,6 +35,8 @@ class Status:
         Units of every stage whose results last.
     holder : LockOwner or None
         The run that holds the store now; None too if it was killed and left its lock behind.
+    ended : int or None
+        Exit status; None if it has not ended, or SLURM starts its controller's job again.
     account : Account
         Pace, and what its workers cost.
     jobs : tuple of JobState
@@ -64,6 +66,13 @@ class Status:
     def is_going_on(self) -> bool:
         """Whether it may still do something by itself."""
         return self.ended is None and (self.holder is not None or bool(self.jobs) or bool(self.jobs_unknown))
+
+    @property
+    def waiting_job(self) -> str:
+        """The controller's job if SLURM is to start it, for the first time or again; else empty."""
+        name = controller_name(self.run["run_id"])
+        waiting = (job.job_id for job in self.jobs if job.name == name and job.state == "PENDING")
+        return "" if self.is_chain else next(waiting, "")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -97,6 +106,8 @@ def read_status(study: Study) -> Status:
     run = folder.read("run")
     jobs, unknown = _jobs(run) if "site" in run else ((), "")
     ended = ended_with(folder)
+    if ended == EXIT_INTERRUPTED and any(job.name == controller_name(run["run_id"]) for job in jobs):
+        ended = None  # SLURM starts the controller's job again
     holder = None if holder is None or is_gone(holder) else holder
     now = datetime.now(UTC)
     if events and (ended is not None or not (holder or jobs or unknown)):  # its workers are gone, too

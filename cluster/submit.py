@@ -84,6 +84,8 @@ class Result:
         0 done, 1 something was set aside, 3 interrupted and resumable.
     report : Path or None
         The HTML page, if the run came to it.
+    stopped : bool
+        Whether SIGTERM or Ctrl-C ended it.
     """
 
     exit_status: int
@@ -91,6 +93,7 @@ class Result:
     units_done: int
     set_aside: tuple[str, ...]
     report: Path | None
+    stopped: bool = False
 
 
 def prepare(
@@ -361,7 +364,7 @@ def conclude(
 
             report = build_report(prepared.study, folder.read("run"), folder.events(), progress.set_aside)
     except KeyboardInterrupt:
-        return end(EXIT_INTERRUPTED)
+        return replace(end(EXIT_INTERRUPTED), stopped=True)
     except (CrewError, OSError, SlurmError, StoreError) as error:  # no workers, a full disk, a damaged chunk:
         # what is marked is done
         (reason,) = reasons_of(error, prepared.study.store_path)

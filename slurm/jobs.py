@@ -13,6 +13,9 @@ from typing import Literal
 
 from hpcenc.slurm.commands import ON_LOGIN_S, PATIENCE_S, SlurmError, run_command
 
+SQUEUE = ("squeue", "--noheader", "--all")
+"""Jobs of hidden partitions, too: they are not gone."""
+
 UNKNOWN_JOB = "invalid job id specified"
 """What SLURM says of a job that it has forgotten."""
 
@@ -107,21 +110,34 @@ def cluster_name() -> str:
     """Name of the SLURM cluster that is spoken to from here; empty if it cannot be told."""
     if name := os.environ.get("SLURM_CLUSTER_NAME"):
         return name
-    try:
-        config = run_command(["scontrol", "show", "config"], patience_s=0)
-    except SlurmError:
-        return ""
-    found = re.search(r"^ClusterName\s*=\s*(\S+)", config, re.MULTILINE)
-    return found[1] if found else ""
+    return _setting("ClusterName")
 
 
-def is_gone(job_id: str) -> bool:
-    """Whether squeue answered that a job is neither waiting nor running; in doubt it is not gone."""
+def is_gone(job_id: str, ours: bool = True) -> bool:
+    """Whether squeue answered that a job is neither waiting nor running; in doubt it is not gone.
+
+    Parameters
+    ----------
+    job_id : str
+    ours : bool
+        Whether it is a job of this user. Where sites keep jobs private, SLURM denies living ones of others.
+    """
     try:
-        command = ["squeue", "--noheader", "--format=%T", "--jobs", job_id]
-        return not run_command(command, patience_s=0).strip()
+        if run_command([*SQUEUE, "--format=%T", "--jobs", job_id], patience_s=0).strip():
+            return False
     except SlurmError as error:
-        return UNKNOWN_JOB in error.stderr.lower()
+        if UNKNOWN_JOB not in error.stderr.lower():
+            return False
+    return ours or (bool(private := _setting("PrivateData")) and "jobs" not in private.split(","))
+
+
+def runs_on(job_id: str, restart_count: int) -> bool:
+    """Whether squeue answered that a job runs, and was not started again since that count of restarts."""
+    command = [*SQUEUE, "--Format=State:20,RestartCnt:20", "--jobs", job_id]
+    try:
+        return run_command(command, patience_s=0).split() == ["RUNNING", str(restart_count)]
+    except SlurmError:
+        return False
 
 
 def submit_job(script: str, options: Sequence[str], patience_s: float = PATIENCE_S) -> str:
@@ -188,7 +204,7 @@ def job_states(
     """
     chosen = [f"--name={name}"] if name is not None else [f"--jobs={','.join(ids)}"]
     separated = _SEPARATOR.join(_FIELDS)
-    command = ["squeue", "--noheader", "--array", "--states=all", *chosen, f"--format={separated}"]
+    command = [*SQUEUE, "--array", "--states=all", *chosen, f"--format={separated}"]
     try:
         text = run_command(command, patience_s=patience_s)
     except SlurmError as error:
@@ -247,10 +263,12 @@ def end_jobs(name: str, seconds: float = 60.0) -> bool:
     """
     cancel_jobs(name=name)
     end = time.monotonic() + seconds
-    while any(job.ending == "running" for job in job_states(name=name)):
+    while alive := [job for job in job_states(name=name) if job.ending == "running"]:
         if time.monotonic() > end:
             return False
         time.sleep(0.5)
+        if any(job.state != "COMPLETING" for job in alive):
+            cancel_jobs(name=name)  # one was submitted, or SLURM started it again, since the last time
     return True
 
 
@@ -276,8 +294,18 @@ def requeue_job(job_id: str) -> None:
     run_command(["scontrol", "requeue", job_id])
 
 
+def _setting(key: str) -> str:
+    """What SLURM's configuration says; empty if it cannot be told."""
+    try:
+        config = run_command(["scontrol", "show", "config"], patience_s=0)
+    except SlurmError:
+        return ""
+    found = re.search(rf"^{key}\s*=\s*(\S+)", config, re.MULTILINE)
+    return found[1] if found else ""
+
+
 def _ids_by_comment(token: str, patience_s: float) -> list[str]:
-    command = ["squeue", "--noheader", "--me", "--states=all", "--format=%F|%k"]  # of an array its one id
+    command = [*SQUEUE, "--me", "--states=all", "--format=%F|%k"]  # of an array its one id
     lines = run_command(command, patience_s=patience_s).splitlines()
     pairs = (line.split(_SEPARATOR, 1) for line in lines if _SEPARATOR in line)
     return list(dict.fromkeys(job_id for job_id, comment in pairs if comment.strip() == token))

@@ -60,4 +60,4 @@ class BoldError(ValueError):
 
 
 class LockError(RuntimeError):
-    """Another run holds the store."""
+    """Another run holds the store, or another process of this one."""

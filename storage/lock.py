@@ -41,7 +41,7 @@ def this_process(run_id: str, job_id: str = "", restart_count: int = 0, cluster:
         host=host,
         boot_id=boot_id,
         pid=os.getpid(),
-        user=_user(),
+        user=user_name(),
         process_start=process_start(os.getpid()),
         job_id=job_id,
         restart_count=restart_count,
@@ -49,7 +49,7 @@ def this_process(run_id: str, job_id: str = "", restart_count: int = 0, cluster:
     )
 
 
-def _user() -> str:
+def user_name() -> str:
     """Name of the user, or the number where a container does not know the name."""
     try:
         return getpass.getuser()
@@ -89,6 +89,14 @@ def read_lock(path: Path) -> LockOwner | None:
         raise LockError(
             f"{path}: not a lock file of hpcenc ({error}). If no run is at work, remove it."
         ) from None
+
+
+def holds(path: Path, owner: LockOwner) -> bool:
+    """Whether a lock is an owner's still; a file that cannot be read just now says nothing else."""
+    try:
+        return read_lock(path) == owner
+    except LockError:
+        return True
 
 
 def acquire(path: Path, owner: LockOwner, is_gone: Callable[[LockOwner], bool]) -> None:
@@ -183,7 +191,7 @@ def job_of(run_id: str, job_id: str, cluster: str = "") -> LockOwner:
         host="",
         boot_id="",
         pid=0,
-        user=_user(),
+        user=user_name(),
         process_start="",
         job_id=job_id,
         cluster=cluster,

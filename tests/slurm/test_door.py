@@ -21,6 +21,7 @@ from hpcenc.slurm.jobs import (
     is_gone,
     job_states,
     requeue_job,
+    runs_on,
     submit_job,
 )
 from hpcenc.slurm.scripts import JobRequest, render_script, sbatch_options, worker_name
@@ -66,6 +67,8 @@ def test_jobs_are_told_and_cancelled_by_name(request_: JobRequest, monkeypatch: 
     assert {job.job_id for job in found} == set(jobs)
     assert all(job.node.startswith("n") and job.start_s and job.ending == "running" for job in found)
     assert not is_gone(jobs[0])
+    assert runs_on(jobs[0], 0)
+    assert not runs_on(jobs[0], 1)
     cancel_jobs(name=request_.name)
     wait_for(lambda: all(is_gone(job) for job in jobs), 20, "their ends")
     assert [how_it_ended(job) for job in jobs] == ["cancelled", "cancelled"]

@@ -119,6 +119,34 @@ def test_a_cancelled_run_takes_its_workers_along(site: Site, check_done: Callabl
     check_done()
 
 
+def test_a_run_that_is_cancelled_while_its_controller_ends_by_its_walltime_does_not_come_back(
+    site: Site,
+) -> None:
+    site.open()
+    site.hold_workers()
+    job = site.submit()
+    wait_for(site.worker_jobs, 60, "workers")
+    site.sandbox.run("scancel", "--signal=USR1", "--batch", job)
+    site.hpcenc("cancel")
+    assert site.sandbox.jobs(ended=False) == []
+    assert site.sandbox.state(job) == "CANCELLED"
+    assert "interrupted" in site.hpcenc("status")
+
+
+def test_a_run_whose_job_slurm_starts_again_waits_and_keeps_its_store(site: Site) -> None:
+    site.open()
+    site.hold_workers()
+    job = site.submit()
+    wait_for(site.worker_jobs, 60, "workers")
+    site.sandbox.run("scontrol", "requeue", job)
+    site.await_state(job, "PENDING")
+    assert site.events()[-1] == {**site.events()[-1], "event": "end", "status": 3}
+    assert f"waiting for its controller, job {job}" in site.hpcenc("status")
+    site.hpcenc("submit", status=2)
+    assert f"(job {job}, which waits) holds this store" in site.errors
+    site.hpcenc("cancel")
+
+
 @pytest.mark.parametrize(
     "how", ["killed", "killed by a signal of its own", "requeued", "told that its walltime ends"]
 )
@@ -155,6 +183,31 @@ def test_a_controller_that_ends_early_loses_nothing(
     assert not {site.sandbox.state(each) for each in before} & {"PENDING", "RUNNING", "COMPLETED"}
 
 
+def test_a_controller_that_outlived_its_node_leaves_its_run_to_the_next_one(
+    site: Site, check_done: Callable[[], None]
+) -> None:
+    site.open()
+    site.hold_workers()
+    job = site.submit()
+    wait_for(site.worker_jobs, 60, "workers")
+    (first,) = processes_of(job, "control")
+    node = next(line.node for line in site.sandbox.jobs() if line.job_id == job)
+    site.sandbox.kill_node(node)
+    site.sandbox.node_state(node, "down")
+    try:
+        site.await_state(job, "PENDING")
+        site.sandbox.hurry(job)
+        site.await_event("controller", 2)
+        wait_for(lambda: first not in processes_of(job, "control"), 60, "the first controller's end")
+        assert site.events()[-1]["event"] != "end"
+        site.release_workers()
+        assert "exit status 0" in site.hpcenc("wait")
+    finally:
+        site.sandbox.start_node(node)
+    site.await_no_jobs()
+    check_done()
+
+
 def test_results_are_for_the_group_that_the_profile_names(site: Site, check_done: Callable[[], None]) -> None:
     gid = grp.getgrnam("daemon").gr_gid if os.getuid() == 0 else os.getgroups()[-1]
     path = site.profiles / "site.toml"
@@ -180,6 +233,21 @@ def test_a_study_that_changed_while_it_waited_ends_with_the_reason(site: Site) -
     said = site.hpcenc("status")
     assert "done, something was set aside" in said
     assert "mylab_A.npy" in said.partition("set aside: ")[2]
+
+
+@pytest.mark.parametrize("way", [(), ("--array",)], ids=["controller", "array"])
+def test_a_run_json_that_was_changed_while_it_waited_is_refused(way: tuple[str, ...], site: Site) -> None:
+    site.submit(*way)
+    path = site.run_folder / "run.json"
+    path.write_text(path.read_text().replace('"prologue": [', '"prologue": ["touch hurt", ', 1))
+    site.open()
+    assert "exit status 1" in site.hpcenc("wait", status=1)
+    site.await_no_jobs()
+    assert "run.json: expected what was submitted" in site.hpcenc("status").partition("set aside: ")[2]
+    assert not list(site.results.rglob("hurt"))
+    site.submit(*way)  # the store is free again
+    site.hpcenc("wait")
+    site.await_no_jobs()
 
 
 def test_a_client_that_went_away_finds_the_run_when_it_is_back(

@@ -81,6 +81,14 @@ def test_a_status_tells_how_to_see_the_dashboard_while_there_is_one() -> None:
     assert "dashboard" not in status(0, None, dashboard=where)
 
 
+def test_a_controller_that_slurm_starts_again_is_waited_for_whoever_has_the_store() -> None:
+    waits = JobState("7", "hpcenc-abcdefgh", "PENDING", "BeginTime", "", 1_795_000_000.0, None, None)
+    for holder in (None, HOLDER, job_of("abcdefgh", "7")):
+        first = status(None, holder, jobs=(waits,)).splitlines()[0]
+        assert first.endswith(": waiting for its controller, job 7")
+    assert "killed" in status(None)
+
+
 def test_a_status_tells_why_jobs_wait_and_where_they_run() -> None:
     waits = JobState("7", "hpcenc-abcdefgh", "PENDING", "Priority", "", 1_795_000_000.0, None, None)
     runs = JobState("8", "hpcenc-w-abcdefgh", "RUNNING", "", "n2", 1_795_000_000.0, None, None)

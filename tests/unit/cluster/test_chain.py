@@ -17,6 +17,7 @@ from hpcenc.cluster.controller import Progress
 from hpcenc.cluster.run_folder import RunFolder
 from hpcenc.cluster.submit import Prepared, prepare, submit
 from hpcenc.slurm.profiles import SlurmProfile
+from hpcenc.storage.errors import StudyError
 from hpcenc.tasks.backends import BackendError
 
 WORKERS = {"partition": "any", "walltime": 10, "cores": 1, "memory": "2G", "max_jobs": 3}
@@ -111,6 +112,15 @@ def test_what_a_member_sets_aside_is_told_with_its_job(
     monkeypatch.setattr(chain_parts, "run_stage", run_stage)
     run_part(member.path, "fit")
     assert [event["where"] for event in member.events() if event["event"] == "set aside"] == ["12_1"]
+
+
+@pytest.mark.parametrize("part", ["begin", "fit", "end"])
+def test_no_part_runs_anything_of_a_run_json_that_was_changed(part: str, member: RunFolder) -> None:
+    path = member.path / "run.json"
+    path.write_text(path.read_text().replace('"scratch"', '"prologue": ["touch hurt"], "scratch"'))
+    with pytest.raises(StudyError, match=r"run.json: expected what was submitted, found another text"):
+        run_part(member.path, part, digest=member.digest)
+    assert {event["event"] for event in member.events()} <= {"worker", "set aside", "end"}
 
 
 def test_a_part_that_cannot_be_done_says_why(member: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:

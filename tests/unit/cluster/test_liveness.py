@@ -109,8 +109,45 @@ def test_a_job_of_another_cluster_is_in_doubt(
 
 
 def test_a_killed_command_is_gone_though_its_job_goes_on(ours: LockOwner, squeue_says: Path) -> None:
-    squeue_says.write_text("RUNNING\n")
+    squeue_says.write_text("RUNNING             0\n")
     assert is_gone(replace(ours, job_id="4711", pid=ended_pid()))
+
+
+def test_a_job_that_slurm_starts_again_keeps_its_store_on_its_first_machine_too(
+    ours: LockOwner, squeue_says: Path
+) -> None:
+    owner = replace(ours, job_id="4711", pid=ended_pid())
+    assert not is_gone(owner)  # squeue fails
+    for answer in ("PENDING             1\n", "COMPLETING          0\n", "RUNNING             1\n"):
+        squeue_says.write_text(answer)
+        assert not is_gone(owner)
+    squeue_says.write_text("")
+    assert is_gone(owner)
+
+
+def test_a_job_that_was_started_anew_takes_the_store_of_its_process_of_before(
+    ours: LockOwner, squeue_says: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    squeue_says.write_text("RUNNING             1\n")
+    owner = replace(ours, job_id="4711", pid=ended_pid())
+    assert not is_gone(owner)
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    assert is_gone(owner)
+    assert not is_gone(replace(owner, pid=os.getpid()))
+
+
+def test_another_users_job_that_squeue_denies_is_in_doubt_where_jobs_are_private(
+    ours: LockOwner, squeue_says: Path
+) -> None:
+    squeue_says.write_text("")
+    owner = replace(ours, host="node07", boot_id="another", job_id="4711", user="ana")
+    scontrol = squeue_says.parent / "scontrol"
+    scontrol.write_text("#!/bin/sh\necho 'PrivateData             = jobs'\n")
+    scontrol.chmod(0o755)
+    assert not is_gone(owner)
+    assert is_gone(replace(owner, user=ours.user))
+    scontrol.write_text("#!/bin/sh\necho 'PrivateData             = none'\n")
+    assert is_gone(owner)
 
 
 def test_a_command_that_runs_is_not_gone_whatever_squeue_says(ours: LockOwner, squeue_says: Path) -> None:

@@ -1,31 +1,16 @@
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hpcenc.cluster import runs
 from hpcenc.cluster.run_folder import RunFolder
-from hpcenc.cluster.runs import cancel_run, ended_with, latest_run, log_files
+from hpcenc.cluster.runs import ended_with, latest_run, log_files, wait_for_end
+from hpcenc.slurm import commands
 from hpcenc.storage.errors import StudyError
-from hpcenc.storage.layout import lock_path
-from hpcenc.storage.lock import acquire, this_process
-from hpcenc.storage.study import Study, parse_study
+from hpcenc.storage.study import Study
 from hpcenc.tasks.plan import Plan
-
-
-@pytest.fixture
-def study(tmp_path: Path) -> Study:
-    data = {
-        "name": "x",
-        "tr_s": 1.0,
-        "runs": [{"name": run, "n_trs": 40} for run in "ABC"],
-        "subjects": {"ids": ["s1"]},
-        "bold": {"path": "{subject}/{run}.npy"},
-        "feature_files": {"mylab": {"path": "{run}.npy"}},
-    }
-    return parse_study(data, tmp_path)
 
 
 @pytest.fixture
@@ -58,18 +43,17 @@ def test_nothing_submitted_is_told(study: Study) -> None:
         latest_run(study)
 
 
-def test_a_run_on_this_machine_is_not_cancelled_from_elsewhere(study: Study, folder: RunFolder) -> None:
-    with pytest.raises(StudyError, match="not a run on SLURM; end it by Ctrl-C"):
-        cancel_run(study)
-
-
-def test_a_controller_in_a_terminal_is_not_cancelled_from_elsewhere(study: Study) -> None:
-    folder = RunFolder.create(study.store_path, "a1b2c3d4", Plan((), (), ()), {"site": {}})
-    acquire(lock_path(study.store_path), this_process("a1b2c3d4"), lambda _: False)
-    before = list(folder.path.iterdir())
-    with pytest.raises(StudyError, match=f"its controller is process {os.getpid()} on .*end it there"):
-        cancel_run(study)
-    assert list(folder.path.iterdir()) == before
+def test_waiting_outlasts_a_slurm_that_is_away(
+    study: Study, folder: RunFolder, queue: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "QUEUE_S", 0.0)
+    monkeypatch.setattr(runs, "POLL_S", 0.01)
+    monkeypatch.setattr(commands, "sleep", lambda seconds: None)
+    queue.goes_away(times=8)  # which is longer than the patience of commands on a login node
+    assert wait_for_end(study).exit_status == 3
+    assert len(queue.calls("squeue")) == 9
+    folder.log({"event": "end", "status": 0})
+    assert wait_for_end(study).exit_status == 0
 
 
 def test_logs_come_in_the_order_of_their_jobs(study: Study, folder: RunFolder) -> None:

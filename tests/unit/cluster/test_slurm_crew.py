@@ -15,6 +15,7 @@ from hpcenc.cluster.pools import CrewError
 from hpcenc.cluster.slurm_crew import ENLIST_S, HUNG_S, QUEUE_S, REFUSED_S, SlurmCrew
 from hpcenc.slurm.commands import SlurmError
 from hpcenc.slurm.jobs import JobState
+from hpcenc.storage.errors import LockError
 
 
 @dataclass
@@ -98,6 +99,7 @@ class Scene:
     enlist: list[Callable[[str], Answer]]
     cancelled: list[str]
     clock: list[float]
+    lost: list[LockError]
 
     def told(self, event: str) -> list[dict[str, Any]]:
         return [each for each in self.events if each["event"] == event]
@@ -126,9 +128,26 @@ def scene(monkeypatch: pytest.MonkeyPatch) -> Scene:
     monkeypatch.setattr(f"{module}.cancel_jobs", lambda ids, patience_s: cancelled.extend(ids))
     monkeypatch.setattr(f"{module}.time.monotonic", lambda: clock[0])
     cluster, recruiter, events = Cluster(), Recruiter(), []  # type: ignore[var-annotated]
-    crew = SlurmCrew(cluster, Client(), recruiter, "", events.append)  # type: ignore[arg-type]
+    lost: list[LockError] = []
+
+    def check_lock() -> None:
+        for error in lost:
+            raise error
+
+    crew = SlurmCrew(cluster, Client(), recruiter, "", events.append, check_lock)  # type: ignore[arg-type]
     crew.want(4)
-    return Scene(crew, cluster, recruiter, events, queue, enlist, cancelled, clock)
+    return Scene(crew, cluster, recruiter, events, queue, enlist, cancelled, clock, lost)
+
+
+def test_a_crew_whose_run_another_controller_has_takes_none_of_its_jobs_for_strays(scene: Scene) -> None:
+    scene.queue["99"] = state("99")
+    scene.workers_later()
+    scene.lost.append(LockError("another controller"))
+    assert scene.crew.workers() == set()  # it is looked at as often as the queue
+    for _ in range(2):
+        with pytest.raises(LockError, match="another controller"):
+            scene.workers_later()
+    assert scene.cancelled == []
 
 
 def test_what_a_worker_says_of_its_device_is_on_record(scene: Scene) -> None:

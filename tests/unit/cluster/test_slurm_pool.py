@@ -17,6 +17,16 @@ from distributed.deploy.spec import ProcessInterface, SpecCluster
 from hpcenc.cluster.run_folder import Event
 from hpcenc.cluster.slurm_pool import SlurmPool, UniqueNames, close_in_time
 from hpcenc.slurm.profiles import SlurmProfile
+from hpcenc.storage.errors import LockError
+
+PROFILE = SlurmProfile.model_validate(
+    {
+        "scratch": "/tmp",
+        "controller": {"partition": "any", "walltime": 30},
+        "cpu": {"partition": "any", "walltime": 10, "cores": 1, "memory": "2G"},
+        "network": {"interface": "lo"},
+    }
+)
 
 
 class Never(ProcessInterface):  # type: ignore[misc]
@@ -41,6 +51,37 @@ def test_a_cluster_that_waits_for_a_submission_is_not_waited_for(monkeypatch: py
     assert time.monotonic() - began < 10
 
 
+@pytest.mark.parametrize("looks", [0, 1])
+def test_a_pool_whose_run_another_controller_has_leaves_its_jobs_and_keys(
+    looks: int, tmp_path: Path, queue: Any
+) -> None:
+    private = tmp_path / "private"
+    left = [looks]
+
+    def check_lock() -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise LockError("another controller")
+
+    def run() -> None:
+        with SlurmPool("site", PROFILE, "abcdefgh", tmp_path, "numpy", lambda _: None, check_lock).open(
+            "cpu", 1, 1
+        ):
+            pass
+
+    queue.add("12", "hpcenc-w-abcdefgh")
+    with pytest.raises(LockError, match="another controller"):
+        run()
+    assert queue.states() == {"12": "RUNNING"}
+    assert private.exists() == bool(looks)
+    keys = {"key.pem", "cert.pem"} if looks else set()
+    assert {path.name for path in private.glob("*")} == keys
+    left[0] = 9
+    run()
+    assert queue.states() == {"12": "CANCELLED"}
+    assert not private.exists()
+
+
 def test_no_worker_has_the_name_of_one_before_it() -> None:
     cluster = object.__new__(UniqueNames)
     cluster.worker_spec, cluster.new_spec, cluster._i, cluster._name = {}, {}, 0, "x"
@@ -57,7 +98,7 @@ def pool_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tup
     workers = {"partition": "any", "walltime": 10, "cores": 1, "memory": "500M"}
     site = {"scratch": "/tmp", "controller": {"partition": "any", "walltime": 30}, "cpu": workers}
     events: list[Event] = []
-    monkeypatch.setattr("hpcenc.cluster.slurm_pool.end_workers", lambda run_id: True)
+    monkeypatch.setattr("hpcenc.cluster.slurm_pool.end_jobs", lambda name: True)
     pool = SlurmPool("site", SlurmProfile.model_validate(site), "abcdefgh", tmp_path, "numpy", events.append)
     settings = {
         "distributed.scheduler.contact-address": None,

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -110,6 +111,24 @@ def test_a_living_run_holds_the_store_and_a_dead_one_does_not(study: Study) -> N
     ended.wait()
     acquire(path, replace(this_process("abcdefgh"), pid=ended.pid), lambda _: False)
     assert read_status(study).holder is None
+
+
+@pytest.mark.parametrize(
+    ("last", "ended"), [({"event": "end", "status": 3}, 3), ({"event": "end", "status": 1}, 1)]
+)
+def test_an_interrupted_run_whose_controller_waits_to_be_started_again_is_going_on(
+    study: Study, queue: Any, last: dict[str, Any], ended: int
+) -> None:
+    folder = RunFolder.create(study.store_path, "abcdefgh", PLAN, {"site": {}})
+    folder.log(last)
+    found = read_status(study)
+    assert (found.ended, found.is_going_on) == (ended, False)
+    queue.add("78", "hpcenc-w-abcdefgh", "PENDING")
+    assert read_status(study).ended == ended
+    queue.add("77", "hpcenc-abcdefgh", "PENDING")
+    found = read_status(study)
+    assert found.is_going_on == (ended == 3)
+    assert found.ended == (None if ended == 3 else ended)
 
 
 def test_workers_of_a_run_that_died_are_counted_to_its_last_word(study: Study) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcenc.slurm import commands
+from hpcenc.slurm import commands, jobs
 from hpcenc.slurm.commands import SlurmError
 from hpcenc.slurm.jobs import (
     Job,
@@ -17,6 +17,7 @@ from hpcenc.slurm.jobs import (
     how_it_ended,
     is_gone,
     job_states,
+    runs_on,
     submit_job,
     this_job,
 )
@@ -69,6 +70,46 @@ def test_a_job_that_the_controller_has_forgotten_is_gone(squeue: Squeue) -> None
     assert is_gone("4711")
 
 
+@pytest.mark.parametrize("answer", [("", "", 0), ("", UNKNOWN_JOB, 1)])
+@pytest.mark.parametrize(
+    ("config", "gone"),
+    [
+        ("PrivateData             = none\n", True),
+        ("PrivateData             = usage,users\n", True),
+        ("PrivateData             = jobs,usage\n", False),
+        ("", False),
+    ],
+)
+def test_another_users_job_is_gone_only_where_it_would_be_seen(
+    fake: Fake, answer: tuple[str, str, int], config: str, gone: bool
+) -> None:
+    fake("squeue", answer)
+    fake("scontrol", (f"Configuration data\nPriorityType = x\n{config}", "", 0))
+    assert is_gone("4711", ours=False) == gone
+    assert is_gone("4711")
+
+
+def test_a_job_runs_on_if_it_was_not_started_again(fake: Fake) -> None:
+    fake("squeue", ("RUNNING             2                   \n", "", 0))
+    assert runs_on("4711", 2)
+    assert not runs_on("4711", 1)
+    for answer in (("PENDING             2\n", "", 0), ("", "", 0), ("", CONTROLLER_DOWN, 1)):
+        fake("squeue", answer)
+        assert not runs_on("4711", 2)
+
+
+def test_jobs_of_hidden_partitions_are_looked_at(fake: Fake, no_pause: list[float]) -> None:
+    calls = fake("squeue", ("", "", 0))
+    fake("sbatch", ("", TIMED_OUT, 1), ("4712\n", "", 0))
+    is_gone("4711")
+    runs_on("4711", 0)
+    job_states(name="w")
+    job_states(ids=["4711"])
+    submit_job("#!/bin/sh\n", [])  # looks for a job whose answer was lost
+    assert len(calls()) >= 5
+    assert all("--all" in call for call in calls())
+
+
 @pytest.mark.parametrize(
     ("stderr", "status"),
     [
@@ -107,7 +148,7 @@ def test_squeue_is_asked_for_the_job_without_the_users_defaults(
     seen = squeue(stdout="RUNNING\n")
     is_gone("4711_3")
     arguments, environment = json.loads(seen.read_text())
-    assert arguments == ["--noheader", "--format=%T", "--jobs", "4711_3"]
+    assert arguments == ["--noheader", "--all", "--format=%T", "--jobs", "4711_3"]
     left = {name for name in environment if name.startswith(("SQUEUE_", "SLURM_", "SBATCH_", "SACCT_"))}
     assert left == {"SLURM_CONF", "SLURM_TIME_FORMAT"}
     assert environment["LC_ALL"] == "C"
@@ -181,6 +222,18 @@ def test_jobs_that_do_not_end_are_told(fake: Fake) -> None:
     assert not end_jobs("w", seconds=0)
     fake("squeue", ("12|w|CANCELLED|None|n1|1795000000|1795000010|1795003610|\n", "", 0))
     assert end_jobs("w", seconds=0)
+
+
+def test_a_job_that_comes_back_while_its_end_is_waited_for_is_cancelled_again(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs.time, "sleep", lambda seconds: None)
+    line = "12|w|{}|None|n1|1795000000|1795000010|1795003610|\n"
+    cancelled = fake("scancel", ("", "", 0))
+    states = ("COMPLETING", "COMPLETING", "PENDING", "CANCELLED")
+    fake("squeue", *((line.format(state), "", 0) for state in states))
+    assert end_jobs("w")
+    assert len(cancelled()) == 2
 
 
 def test_states_are_parsed(fake: Fake) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from hpcenc.storage.lock import (
     LockOwner,
     acquire,
     hand_over,
+    holds,
     job_of,
     process_start,
     read_lock,
@@ -135,6 +137,17 @@ def test_taking_a_lock_that_is_ours_already_succeeds(path: Path) -> None:
     acquire(path, ours, lambda owner: False)
     acquire(path, ours, lambda owner: False)
     assert read_lock(path) == ours
+
+
+def test_a_lock_is_its_holders_until_it_is_another_ones_or_nobodys(path: Path) -> None:
+    owner = this_process("run-1", job_id="77")
+    acquire(path, owner, is_gone)
+    assert holds(path, owner)
+    assert not holds(path, replace(owner, restart_count=1))
+    path.write_text("{")  # a file system that stumbles
+    assert holds(path, owner)
+    path.unlink()
+    assert not holds(path, owner)
 
 
 def test_releasing_the_lock_of_another_run_does_nothing(path: Path) -> None:
@@ -255,6 +268,61 @@ def test_of_two_takers_of_a_stale_lock_one_wins(tmp_path: Path, racers: Racers) 
         assert holder is not None
         assert holder.run_id == f"racer-{answers.index('won')}"
         racers.tell("release", path)
+
+
+PAUSED = """
+import sys, time
+from pathlib import Path
+from hpcenc.storage.errors import LockError
+from hpcenc.storage.lock import acquire, this_process
+name, path, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+remove = Path.unlink
+def pause_and_remove(file, missing_ok=False):
+    if file == path:
+        (folder / f"{name} removes").touch()
+        while not (folder / f"{name} may").exists():
+            time.sleep(0.01)
+    remove(file, missing_ok)
+Path.unlink = pause_and_remove
+def is_gone(owner):
+    (folder / f"{name} looked").touch()
+    return owner.run_id == "run-1"
+try:
+    acquire(path, this_process(name), is_gone)
+    print("won")
+except LockError as error:
+    print("refused" if "holds this store" in str(error) else error)
+"""
+
+
+def test_a_taker_that_pauses_before_it_removes_a_stale_lock_does_not_remove_the_winners(
+    path: Path, tmp_path: Path
+) -> None:
+    write_lock(path, dead_process("run-1"))
+
+    def start(name: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", PAUSED, name, str(path), str(tmp_path)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    def await_file(name: str) -> None:
+        end = time.monotonic() + 30
+        while not (tmp_path / name).exists():
+            assert time.monotonic() < end, name
+            time.sleep(0.01)
+
+    (tmp_path / "quick may").touch()
+    slow = start("slow")
+    await_file("slow removes")
+    quick = start("quick")
+    await_file("quick looked")
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        quick.wait(0.5)  # it would be through by now, if nothing kept it
+    (tmp_path / "slow may").touch()
+    answers = [process.communicate(timeout=30)[0].strip() for process in (slow, quick)]
+    assert sorted(answers) == ["refused", "won"]
+    holder = read_lock(path)
+    assert holder is not None
+    assert holder.run_id == ("slow", "quick")[answers.index("won")]
 
 
 def test_a_lock_is_handed_to_the_job_of_its_run_and_back_to_a_process(path: Path) -> None:
