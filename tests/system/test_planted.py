@@ -120,6 +120,12 @@ def test_delay_curves_peak_where_the_planted_course_answers_most(
     simulated.check_delays(feature_set, region)
 
 
+def test_regions_of_other_lags_peak_at_other_delays(simulated: Simulated) -> None:
+    """Which one answer between the two lags, each within a TR of it, would not show."""
+    planted = simulated.planted.lag("visual") - simulated.planted.lag("auditory")
+    assert simulated.peak("vision2", "visual") - simulated.peak("audio2", "auditory") == planted > 1
+
+
 @pytest.mark.parametrize(("space", "region"), [("vision", "visual"), ("audio", "auditory")])
 def test_the_planted_layer_is_found_by_the_nested_choice(
     simulated: Simulated, space: str, region: str
