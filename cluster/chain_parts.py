@@ -71,7 +71,8 @@ def run_part(
             return _end(folder, emit)
         return _run_share(folder, part, int(member), emit)
     except Exception as error:
-        store = folder.study().store_path
+        # Where nothing is full, run.json may be what cannot be read.
+        store = folder.study().store_path if is_full(error) else folder.path
         given_up = [_given_up(part, reason, traceback.format_exc()) for reason in reasons_of(error, store)]
         last_words(emit, *given_up, *([{"event": "end", "status": EXIT_FAILED}] if part == END else []))
         if is_full(error):
