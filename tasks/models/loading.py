@@ -207,7 +207,11 @@ def _check_size(model: str, path: Path, weights: Weights, n_layers: int) -> None
             f"expected {n_layers} of {WIDTH}. Expected one of\n{describe_files(model)}"
         )
     if model == "clip" and weights.config != (expected := clip.official_config(n_layers)):
-        other = [f"{key} {value}, expected {expected[key]}" for key, value in weights.config.items()]
+        other = [
+            f"{key} {value}, expected {expected[key]}"
+            for key, value in weights.config.items()
+            if value != expected[key]
+        ]
         raise CheckpointError(
             f"clip: {str(path)!r} is not a ViT-B/32 of 224 pixels ({'; '.join(other)}). "
             f"Expected one of\n{describe_files(model)}"

@@ -88,8 +88,21 @@ def norm_rows(fits: Sequence[FitScores], regions: Masks) -> tuple[NormRow, ...]:
 
 
 def mean_norms(fit: FitScores, vertices: NDArray[np.bool_]) -> tuple[tuple[int, ...], NDArray[np.float64]]:
-    """Delays, and the mean norm of the weights at each over some vertices, in the last fold whose weights are
-    kept."""
+    """Mean norm of the weights at each delay, in the last fold whose weights are kept.
+
+    Parameters
+    ----------
+    fit : FitScores
+    vertices : array of bool, shape (n_voxels,)
+        Over which the mean is taken.
+
+    Returns
+    -------
+    delays : tuple of int
+        In TRs.
+    norms : array of shape (n_delays,)
+        Of weights of z-scored BOLD on z-scored features; NaN where no vertex has one.
+    """
     names = [name for name in fit.more if name.startswith(WEIGHT_NORM)]
     means = []
     for name in names:

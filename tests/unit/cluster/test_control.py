@@ -48,6 +48,19 @@ class Signalled:
             yield Outcome(task, TaskRecord(task.key, left=tuple(str(unit) for unit in task.units)))
 
 
+@pytest.fixture
+def submitted(
+    tmp_path: Path, begin_run: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> RunFolder:
+    """The folder of a run whose controller this process is, in job 77 of cluster alpha."""
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "alpha")
+    monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
+    folder = begin_run(prepare(write_small_study(tmp_path), profile="serial"), SITE)
+    folder.log({"event": "submitted", "job": "77"})
+    return folder
+
+
 @pytest.mark.parametrize(
     ("signals", "requeued"),
     [
@@ -59,18 +72,12 @@ class Signalled:
 def test_a_controller_asks_for_another_start_if_its_walltime_ended_it_and_not_if_it_was_cancelled(
     signals: list[signal.Signals],
     requeued: bool,
-    tmp_path: Path,
-    begin_run: Callable[..., RunFolder],
+    submitted: RunFolder,
     queue: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("SLURM_JOB_ID", "77")
-    monkeypatch.setenv("SLURM_CLUSTER_NAME", "alpha")
-    monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
-    prepared = prepare(write_small_study(tmp_path), profile="serial")
-    folder = begin_run(prepared, SITE)
-    folder.log({"event": "submitted", "job": "77"})
-    waiting, lock = job_of("abcdefgh", "77", "alpha"), lock_path(prepared.study.store_path)
+    folder = submitted
+    waiting, lock = job_of("abcdefgh", "77", "alpha"), lock_path(folder.study().store_path)
     acquire(lock, waiting, lambda _: False)
     monkeypatch.setattr("hpcenc.cluster.control.DaskExecutor", lambda pool, drain: Signalled(drain, *signals))
     assert control(folder.path).exit_status == 3
@@ -83,25 +90,19 @@ def test_a_controller_asks_for_another_start_if_its_walltime_ended_it_and_not_if
 @pytest.mark.parametrize("found", ["by its look at the queue", "at its walltime"])
 def test_a_controller_whose_run_another_one_has_taken_over_leaves_it_all_to_that_one(
     found: str,
-    tmp_path: Path,
-    begin_run: Callable[..., RunFolder],
+    submitted: RunFolder,
     queue: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("SLURM_JOB_ID", "77")
-    monkeypatch.setenv("SLURM_CLUSTER_NAME", "alpha")
-    monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
-    prepared = prepare(write_small_study(tmp_path), profile="serial")
-    folder = begin_run(prepared, SITE)
-    folder.log({"event": "submitted", "job": "77"})
-    lock = lock_path(prepared.study.store_path)
+    folder = submitted
+    lock = lock_path(folder.study().store_path)
     acquire(lock, job_of("abcdefgh", "77", "alpha"), lambda _: False)
     second: list[LockOwner] = []
 
     def make_executor(pool: SlurmPool, drain: Drain) -> Signalled:
         # The job was started again on another node, though this process lives.
         monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-        second.append(take_lock(prepared.study.store_path, "abcdefgh"))
+        second.append(take_lock(folder.study().store_path, "abcdefgh"))
         queue.add("78", "hpcenc-w-abcdefgh")
         (folder.path / "private").mkdir()
         if found == "at its walltime":

@@ -164,3 +164,17 @@ def test_runs_are_scaled_by_the_rows_that_are_no_rest() -> None:
     assert values.shape == (4, 1, 3)
     assert np.isnan(values[:, 0, 1]).all()
     assert (values[1, 0, [0, 2]] < values[2, 0, [0, 2]]).all()
+
+
+@pytest.mark.parametrize(("share", "ratio"), [(0.1, 0.84), (0.2, 0.95), (0.4, 1.0)])
+def test_a_perfect_model_has_the_ratios_over_reliable_vertices_that_the_report_tells(
+    share: float, ratio: float
+) -> None:
+    rng = np.random.default_rng(1)
+    signal = np.sqrt(share) * autoregressive(rng, (73, 1500), 0.85, axis=0)
+    showings = signal + np.sqrt(1 - share) * autoregressive(rng, (4, 73, 1500), 0.4, axis=1)
+    reliable = share_interval(showings)[0] > 0
+    ceiling = ceiling_r(explainable_share(showings))
+    centred = [values - values.mean(axis=0) for values in (signal, showings[3])]
+    r = (centred[0] * centred[1]).sum(axis=0) / np.prod([np.linalg.norm(each, axis=0) for each in centred], 0)
+    assert r[reliable].mean() / ceiling[reliable].mean() == pytest.approx(ratio, abs=0.02)

@@ -72,7 +72,8 @@ def write_official_width(path, patch_size=32, image_size=224):
 def test_another_vit_of_the_same_width_is_refused(tmp_path, patch_size, image_size):
     path = tmp_path / "open_clip_model.safetensors"
     write_official_width(path, patch_size, image_size)
-    with pytest.raises(CheckpointError, match="not a ViT-B/32 of 224 pixels"):
+    other = f"patch_size {patch_size}, expected 32" if patch_size != 32 else "image_size 256, expected 224"
+    with pytest.raises(CheckpointError, match=rf"not a ViT-B/32 of 224 pixels \({other}\)"):
         load_extractor(ModelSpec("clip", n_layers=1, checkpoint=str(path)))
 
 
