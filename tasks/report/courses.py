@@ -78,7 +78,7 @@ def make_courses(
     for name in study.vertices:
         mask = _named_vertex(voxels, name)
         if not mask.any():
-            missing.append(f"{name}: the study's voxels are without it")
+            missing.append(f"{name}: not among the study's voxels, as the medial wall is not")
             continue
         bests = [best for best in _best_vertices(shown, mask).values() if best is not None]
         best = max(bests, key=lambda each: each.r, default=None)
