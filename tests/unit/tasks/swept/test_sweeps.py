@@ -148,7 +148,8 @@ def test_courses_are_of_the_best_vertex_of_each_region_and_of_those_that_are_nam
     assert of_late.voxel == int(best[wanted].argmax())
     (named,) = (course for what, course in found.items() if "voxel 3, which the study names" in what)
     assert (named.voxel, named.subject) == (3, "average")
-    assert missing == tuple(f"{name}: not among the study's voxels, as the medial wall is not" for name in names[1:])
+    why = "not among the study's voxels, as the medial wall is not"
+    assert missing == tuple(f"{name}: {why}" for name in names[1:])
 
 
 def test_sweeps_are_of_the_subjects_that_are_named(folder: Path, tmp_path: Path) -> None:
