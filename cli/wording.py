@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     from hpcenc.cluster.accounting import Account
     from hpcenc.cluster.run_folder import SetAside
-    from hpcenc.cluster.status import Status
+    from hpcenc.cluster.status import Status, Units
 
 
 def plan_lines(priced: Mapping[str, Any]) -> Iterator[str]:
@@ -80,16 +80,27 @@ def status_lines(status: Status) -> Iterator[str]:
         state, holder = f"waiting for its controller, job {status.waiting_job}", None
     holding = f"; run {holder.run_id} on {holder.host} holds the store" if holder and holder.host else ""
     yield f"run {status.run['run_id']} of {status.run['started']}: {state}{holding}"
-    for stage, (done, n_units) in status.stages.items():
-        yield f"  {stage:10} {done:6} of {n_units} units done"
-    for group, (done, n_units) in status.fits.items():
-        if done < n_units:
-            yield f"  {group}: {done} of {n_units} blocks done"
+    for stage, units in status.stages.items():
+        yield f"  {stage:10} {units.done:6} of {units.units} units done{_further(units)}"
+    for group, blocks in status.fits.items():
+        if blocks.done < blocks.units:
+            yield f"  {group}: {blocks.done} of {blocks.units} blocks done{_further(blocks)}"
     yield from _set_aside_lines(status.set_aside)
     yield from _account_lines(status.account)
     yield from _job_lines(status)
     if status.dashboard is not None and status.ended is None:
         yield f"  {dashboard_line(status.dashboard)}"
+
+
+def _further(units: Units) -> str:
+    """What became of units that are not done."""
+    told = {
+        "running": units.running,
+        "failed, to be tried again": units.failed,
+        "lost, to be tried again": units.lost,
+        "set aside": units.set_aside,
+    }
+    return "".join(f", {n_units} {what}" for what, n_units in told.items() if n_units)
 
 
 def _set_aside_lines(set_aside: Iterable[SetAside]) -> Iterator[str]:
@@ -107,9 +118,9 @@ def _account_lines(account: Account) -> Iterator[str]:
     if account.stage and account.units_per_min is not None and account.minutes_left is not None:
         pace, left = account.units_per_min, account.minutes_left
         yield f"  at work: {account.stage}, {pace:.1f} units a minute, about {left:.0f} min left of it"
-    if account.worker_hours:
-        busy = "" if account.busy_share is None else f", {account.busy_share:.0%} of that at work on units"
-        yield f"  workers: {account.n_workers} now, {account.worker_hours:.2f} hours so far{busy}"
+    for kind, time in account.workers.items():
+        busy = "" if time.busy_share is None else f", {time.busy_share:.0%} of that at work on units"
+        yield f"  {kind.upper()} workers: {time.n_now} now, {time.hours:.2f} hours so far{busy}"
     for by, n_tries in account.lost.items():
         yield f"  lost and tried again: {n_tries} by {by.replace('_', ' ')}"
 

@@ -15,13 +15,13 @@ from typing import Literal
 
 from hpcenc.cluster.chain import chain_jobs, share_out, submit_chain
 from hpcenc.cluster.liveness import is_gone
-from hpcenc.cluster.recruiting import Recruiter, controller_request, controller_script
+from hpcenc.cluster.recruiting import Recruiter, controller_request, controller_script, keep_script
 from hpcenc.cluster.run_folder import RunFolder, new_run_id
 from hpcenc.cluster.submit import Prepared, run_settings
 from hpcenc.slurm.commands import ON_LOGIN_S, SlurmError
 from hpcenc.slurm.jobs import cancel_jobs, check_job, cluster_name, release_job, submit_job
 from hpcenc.slurm.profiles import MergedProfile, SlurmProfile, read_profile
-from hpcenc.slurm.scripts import checked_folder, job_names, render_script, sbatch_options
+from hpcenc.slurm.scripts import checked_folder, controller_name, job_names, render_script, sbatch_options
 from hpcenc.storage.errors import StudyError
 from hpcenc.storage.files import created_with
 from hpcenc.storage.layout import lock_path, runs_folder
@@ -116,9 +116,9 @@ def _submit(
             first, last = submit_chain(prepared.plan, store, profile, run_id, folder, extra)
         else:
             script = controller_script(profile, folder)
-            (folder.path / "controller.sh").write_text(script)
             options = [*sbatch_options(controller_request(profile, run_id, folder.path)), *extra, "--hold"]
             first = last = submit_job(script, options, ON_LOGIN_S)
+            keep_script(folder.path, controller_name(run_id), last, script, options)
     except BaseException as error:
         try:
             if folder is not None and way != "here":

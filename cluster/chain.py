@@ -11,7 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hpcenc.cluster.recruiting import Recruiter, control_command, controller_request, controller_script
+from hpcenc.cluster.recruiting import (
+    Recruiter,
+    control_command,
+    controller_request,
+    controller_script,
+    keep_script,
+)
 from hpcenc.cluster.run_folder import RunFolder
 from hpcenc.slurm.commands import ON_LOGIN_S
 from hpcenc.slurm.jobs import submit_job
@@ -121,7 +127,9 @@ def submit_chain(
     jobs = chain_jobs(plan, shares, profile, run_id, folder)
     ids: list[str] = []
     for job in jobs:
-        ids.append(submit_job(job.script, job.options(ids, extra), ON_LOGIN_S))
+        options = job.options(ids, extra)
+        ids.append(submit_job(job.script, options, ON_LOGIN_S))
+        keep_script(folder.path, job.request.name, ids[-1], job.script, options)
     arrays = {job.part: job_id for job, job_id in zip(jobs, ids, strict=True) if job.part in shares}
     write_atomically(folder.path / SHARES, json.dumps(shares).encode())
     write_atomically(folder.path / ARRAYS, json.dumps(arrays).encode())

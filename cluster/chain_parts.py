@@ -12,6 +12,7 @@ from hpcenc.cluster.chain import BEGIN, END
 from hpcenc.cluster.control import take_lock
 from hpcenc.cluster.controller import Emit, Progress, run_stage
 from hpcenc.cluster.ending import end_leftovers
+from hpcenc.cluster.enlistment import worker_kind
 from hpcenc.cluster.executors import SerialExecutor
 from hpcenc.cluster.granted import n_cores
 from hpcenc.cluster.recruiting import MARGIN_S
@@ -32,6 +33,9 @@ from hpcenc.storage.layout import lock_path
 from hpcenc.storage.lock import release
 from hpcenc.tasks.backends import ON_DEVICES, describe_backend
 from hpcenc.tasks.records import Deadline
+
+PLACED = ("stage", "began", "unit", "lost", "set aside")
+"""Events of a stage that a member tells with its own job."""
 
 
 def run_part(
@@ -108,9 +112,10 @@ def _run_share(folder: RunFolder, part: str, member: int, emit: Emit) -> int:
     def emit_of_stage(event: Event) -> None:
         # A stage has ended when its last member has, which no member knows.
         if event["event"] != "stage end":
-            emit({**event, "where": label} if event["event"] in ("stage", "unit", "set aside") else event)
+            emit({**event, "where": label} if event["event"] in PLACED else event)
 
-    emit({"event": "worker", "job": label, "node": os.environ.get("SLURMD_NODENAME", ""), "why": ""})
+    node = os.environ.get("SLURMD_NODENAME", "")
+    emit({"event": "worker", "job": label, "node": node, "kind": worker_kind(), "why": ""})
     prepared = _prepare(folder, deep=False)
     store, keys = prepared.study.store_path, set(folder.read("shares")[part][member])
     stage = next(stage for stage in prepared.plan.pending(store) if stage.name == part)

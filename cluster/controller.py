@@ -71,9 +71,13 @@ def run_stage(
     left = [unit for task in ready for unit in task.units if not unit.done(store)]
     emit({"event": "stage", "stage": stage.name, "tasks": len(ready), "units": len(left)})
     done_before = progress.units_done
+
+    def began(task: Task, where: str) -> None:
+        emit({"event": "began", "task": task.key, "units": _names(task), **_place(where)})
+
     if ready:
         # Closed at once if this ends early, so that no worker goes on.
-        with closing(executor.run(ready, store, deadline, stage.slots, stage.worker)) as outcomes:
+        with closing(executor.run(ready, store, deadline, stage.slots, stage.worker, began)) as outcomes:
             for outcome in outcomes:
                 if outcome.lost_by == "full" and not outcome.again:
                     raise FullError(store)
@@ -90,7 +94,7 @@ def _ready(tasks: Sequence[Task], store: Path, emit: Emit, progress: Progress) -
     for task in tasks:
         missing = [missing_need(task, unit, store) for unit in task.units if not unit.done(store)]
         if missing and all(need is not None for need in missing):
-            _set_aside(task.key, f"needs {missing[0]}, which was not made", "", emit, progress)
+            _set_aside(task.key, _names(task), f"needs {missing[0]}, which was not made", "", emit, progress)
         else:
             ready.append(task)
     return ready
@@ -100,9 +104,10 @@ def _note(outcome: Outcome, stage: Stage, emit: Emit, progress: Progress) -> Non
     record, key = outcome.record, outcome.task.key
     reason, _, details = outcome.message.partition("\n")
     if record is None and outcome.again:
-        emit({"event": "lost", "task": key, "by": outcome.lost_by, "why": reason, "where": outcome.where})
+        lost = {"task": key, "units": _names(outcome.task), "by": outcome.lost_by, "why": reason}
+        emit({"event": "lost", **lost, "where": outcome.where})
     elif record is None:
-        _set_aside(key, reason, details, emit, progress, outcome.where)
+        _set_aside(key, _names(outcome.task), reason, details, emit, progress, outcome.where)
     else:
         _note_record(record, outcome, stage, emit, progress)
 
@@ -118,17 +123,28 @@ def _note_record(record: TaskRecord, outcome: Outcome, stage: Stage, emit: Emit,
                 "unit": unit.unit,
                 "seconds": round(unit.seconds, 3),
                 "facts": dict(unit.facts),
-                **({"where": outcome.where} if outcome.where else {}),
+                **_place(outcome.where),
             }
         )
     for failure in record.failed:
-        _set_aside(failure.unit, failure.reason, failure.details, emit, progress, outcome.where)
+        what, details = [failure.unit], failure.details
+        _set_aside(failure.unit, what, failure.reason, details, emit, progress, outcome.where)
     if record.left:
         emit({"event": "yielded", "task": record.key, "left": list(record.left)})
         progress.units_left += 0 if outcome.again else len(record.left)
 
 
-def _set_aside(what: str, reason: str, details: str, emit: Emit, progress: Progress, where: str = "") -> None:
+def _set_aside(
+    what: str, units: list[str], reason: str, details: str, emit: Emit, progress: Progress, where: str = ""
+) -> None:
     progress.set_aside.append(f"{what}: {reason}")
-    place = {"where": where} if where else {}
-    emit({"event": "set aside", "task": what, "reason": reason, "details": details, **place})
+    told = {"task": what, "units": units, "reason": reason, "details": details}
+    emit({"event": "set aside", **told, **_place(where)})
+
+
+def _names(task: Task) -> list[str]:
+    return [str(unit) for unit in task.units]
+
+
+def _place(where: str) -> dict[str, str]:
+    return {"where": where} if where else {}

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+from hpcenc.cluster.recruiting import KIND_VARIABLE
 from hpcenc.slurm.jobs import this_job
 from hpcenc.tasks.backends import ON_DEVICES, BackendError, describe_backend
 
@@ -21,6 +22,8 @@ class Enlistment:
 
     Attributes
     ----------
+    kind : str
+        ``gpu`` if its job was asked for a GPU, else ``cpu``.
     gpu : str
         What SLURM gave it, as CUDA numbers it on its node; empty if nothing.
     end_s : float or None
@@ -32,6 +35,7 @@ class Enlistment:
     """
 
     node: str
+    kind: str
     gpu: str
     end_s: float | None
     refusal: str
@@ -62,11 +66,17 @@ def enlist(code: str, backend: str) -> Enlistment:
             refusal = f"{node}: {error}"
     return Enlistment(
         node=node,
+        kind=worker_kind(),
         gpu=os.environ.get("CUDA_VISIBLE_DEVICES", ""),
         end_s=job.end_s if job else None,
         refusal=refusal,
         backend=described,
     )
+
+
+def worker_kind() -> str:
+    """Of the worker that this process is, as its job's script says."""
+    return os.environ[KIND_VARIABLE]
 
 
 @cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +31,13 @@ LOST_S = 30.0
 """How long a task may wait for word of a worker that is gone before it counts as lost with it."""
 
 
+Began = Callable[[Task, str], None]
+
+
+def ignore(task: Task, where: str) -> None:
+    """Listen to nothing."""
+
+
 class Executor(Protocol):
     """Runs the tasks of one stage after another."""
 
@@ -45,6 +52,7 @@ class Executor(Protocol):
         deadline: Deadline | None,
         slots: int = 1,
         worker: Literal["cpu", "gpu"] = "cpu",
+        began: Began = ignore,
     ) -> Generator[Outcome, None, None]:
         """Run tasks until each has had its last word, and yield what becomes of every try as it is known.
 
@@ -58,6 +66,8 @@ class Executor(Protocol):
             Tasks that a worker process has at a time; no more, and possibly fewer.
         worker : {"cpu", "gpu"}
             Kind of worker that they want.
+        began : callable
+            Is told of every try as it begins: the task, and the worker by `Crew.name_of`.
         """
 
 
@@ -83,11 +93,13 @@ class SerialExecutor:
         deadline: Deadline | None,
         slots: int = 1,
         worker: Literal["cpu", "gpu"] = "cpu",
+        began: Began = ignore,
     ) -> Generator[Outcome, None, None]:
         """Run tasks in their order, one at a time whatever the slots."""
         attempts = Attempts(tasks)
         with limited_threads(self.n_threads):
             while (found := attempts.next()) is not None:
+                began(found[0], "")
                 outcome = run_task(found[0], store, deadline)
                 deadline = deadline and deadline.after(outcome.record)
                 yield attempts.judge(outcome)
@@ -116,10 +128,12 @@ class DaskExecutor:
         deadline: Deadline | None,
         slots: int = 1,
         worker: Literal["cpu", "gpu"] = "cpu",
+        began: Began = ignore,
     ) -> Generator[Outcome, None, None]:
         """Run tasks with a bounded number in flight, so that a lost worker costs little."""
         with self._pool.open(worker, slots, len(tasks)) as crew:
-            yield from _Drive(crew, Attempts(tasks), store, deadline, slots, self._drain).outcomes()
+            drive = _Drive(crew, Attempts(tasks), store, deadline, slots, self._drain, began)
+            yield from drive.outcomes()
 
 
 class Drain:
@@ -167,6 +181,7 @@ class _Drive:
     deadline: Deadline | None
     slots: int
     drain: Drain
+    began: Began
 
     def __post_init__(self) -> None:
         self._hands: dict[str, _Hand] = {}
@@ -269,6 +284,7 @@ class _Drive:
         future = self.crew.submit(worker, _run_there, task, self.store, deadline)
         hand.running[future] = task
         self._where[future] = worker
+        self.began(task, self.crew.name_of(worker))
         future.add_done_callback(self._ended.put)
 
     def _collect(self) -> Iterator[Outcome]:

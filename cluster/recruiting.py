@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +13,7 @@ from hpcenc.cluster.pools import KEEP_FREED_MEMORY
 from hpcenc.cluster.run_folder import RunFolder
 from hpcenc.cluster.threads import THREAD_VARIABLES
 from hpcenc.slurm.jobs import submit_job
-from hpcenc.slurm.profiles import SlurmProfile, Workers
+from hpcenc.slurm.profiles import GpuWorkers, SlurmProfile, Workers
 from hpcenc.slurm.scripts import JobRequest, controller_name, render_script, sbatch_options, worker_name
 
 MARGIN_S = 30.0
@@ -22,6 +24,10 @@ DEATH_TIMEOUT_S = 120
 
 DRAIN_S = 300
 """Before the end of its walltime a controller begins nothing more, and asks SLURM to start it again."""
+
+
+KIND_VARIABLE = "HPCENC_WORKER"
+"""Set in the jobs of workers: whether they have a GPU, ``gpu``, or not, ``cpu``."""
 
 
 @dataclass
@@ -90,6 +96,7 @@ class Recruiter:
             variables={
                 **dict.fromkeys(THREAD_VARIABLES, str(self.workers.cores)),
                 **KEEP_FREED_MEMORY,
+                KIND_VARIABLE: "gpu" if isinstance(self.workers, GpuWorkers) else "cpu",
                 "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "false",
             },
             scratch=self.profile.scratch,
@@ -99,7 +106,19 @@ class Recruiter:
 
     def submit(self, scheduler: str, name: str) -> str:
         """Submit a job and give its id; does not wait for a SLURM that is away."""
-        return submit_job(self.script(scheduler, name), sbatch_options(self.request), patience_s=0)
+        script, options = self.script(scheduler, name), sbatch_options(self.request)
+        job_id = submit_job(script, options, patience_s=0)
+        with contextlib.suppress(OSError):  # on a full disk the job is there all the same
+            keep_script(self.run_folder, worker_name(self.run_id), job_id, script, options)
+        return job_id
+
+
+def keep_script(run_folder: Path, name: str, job_id: str, script: str, options: Sequence[str]) -> None:
+    """Write what a job runs into the run folder, and how sbatch was called; named as its log is."""
+    first, _, rest = script.partition("\n")
+    path = run_folder / "scripts" / f"{name}-{job_id}.sh"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"{first}\n# {shlex.join(['sbatch', *options])}\n{rest}")
 
 
 def controller_request(profile: SlurmProfile, run_id: str, folder: Path) -> JobRequest:

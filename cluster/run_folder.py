@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import string
@@ -63,6 +64,12 @@ class SetAside:
 
     def __str__(self) -> str:
         return f"{self.task}: {self.reason}" if self.task else self.reason
+
+
+def job_in(where: str) -> str:
+    """The job in what an event says of a place; that of a chain is a member of an array, such as ``12_3``."""
+    found = re.search(r"\d+(_\d+)?", where)
+    return found[0] if found else ""
 
 
 def reasons_of(error: Exception, store: Path) -> tuple[str, ...]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from hpcenc.cluster.liveness import is_gone
-from hpcenc.cluster.run_folder import RunFolder
+from hpcenc.cluster.run_folder import RunFolder, job_in
 from hpcenc.slurm.commands import SlurmError
 from hpcenc.slurm.jobs import job_states
 from hpcenc.slurm.scripts import controller_name
@@ -93,10 +92,9 @@ def log_files(study: Study, job_id: str = "", task: str = "") -> list[Path]:
 
 
 def _jobs_of(folder: RunFolder, task: str) -> set[str]:
-    """Jobs that tried a task, or a unit; those of a chain are members of arrays, such as ``12_3``."""
+    """Jobs that tried a task, or a unit."""
     told = (event for event in folder.events() if task in (event.get("task"), event.get("unit")))
-    found = (re.search(r"\d+(_\d+)?", event.get("where", "")) for event in told)
-    return {match[0] for match in found if match}
+    return {job for event in told if (job := job_in(event.get("where", "")))}
 
 
 def latest_run(study: Study) -> RunFolder:

@@ -258,7 +258,7 @@ class SlurmCrew:
             return
         member.enlistment = found
         self._failed_starts, self._pause_s = 0, 0.0
-        facts = {"job": member.job_id, "node": found.node, "gpu": found.gpu}
+        facts = {"job": member.job_id, "node": found.node, "kind": found.kind, "gpu": found.gpu}
         self._emit({"event": "worker", **facts, "why": ""})
         if found.backend:
             self._emit({"event": "backend", "job": member.job_id, "backend": self._backend, **found.backend})

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-from hpcenc.cluster.accounting import Account, account
+from hpcenc.cluster.accounting import Account, UnitState, account, unit_states
 from hpcenc.cluster.chain import SHARES
 from hpcenc.cluster.liveness import is_gone
 from hpcenc.cluster.run_folder import Event, RunFolder, SetAside, set_aside_in
@@ -24,15 +25,48 @@ from hpcenc.storage.study import Study
 
 
 @dataclass(frozen=True)
+class Units:
+    """What became of some units; those that are none of this wait.
+
+    Attributes
+    ----------
+    units : int
+        How many there are.
+    running, failed, lost, set_aside : int
+        Of those that are not done, as `UnitState` tells.
+    """
+
+    units: int
+    done: int = 0
+    running: int = 0
+    failed: int = 0
+    lost: int = 0
+    set_aside: int = 0
+
+    @classmethod
+    def of(cls, states: Iterable[str]) -> Units:
+        """Count units by their states, ``done`` or those of `UnitState`."""
+        counts = Counter(states)
+        return cls(
+            units=counts.total(),
+            done=counts["done"],
+            running=counts["running"],
+            failed=counts["failed"],
+            lost=counts["lost"],
+            set_aside=counts["set aside"],
+        )
+
+
+@dataclass(frozen=True)
 class Status:
     """What of the latest run's plan is done.
 
     Attributes
     ----------
-    fits : mapping of str to (done, all)
+    stages : mapping of str to Units
+        Of every stage whose results last.
+    fits : mapping of str to Units
         Blocks of every feature set and subject.
-    stages : mapping of str to (done, all)
-        Units of every stage whose results last.
     holder : LockOwner or None
         The run that holds the store now; None too if it was killed and left its lock behind.
     ended : int or None
@@ -51,8 +85,8 @@ class Status:
 
     run: dict[str, Any]
     folder: str
-    stages: dict[str, tuple[int, int]]
-    fits: dict[str, tuple[int, int]]
+    stages: dict[str, Units]
+    fits: dict[str, Units]
     set_aside: tuple[SetAside, ...]
     ended: int | None
     holder: LockOwner | None
@@ -91,16 +125,6 @@ def read_status(study: Study) -> Status:
     folder = RunFolder.latest(store)
     if folder is None:
         raise StudyError(f"{store}: nothing was submitted yet. `hpcenc submit` begins.")
-    stages: dict[str, tuple[int, int]] = {}
-    all_units: Counter[str] = Counter()
-    done_units: Counter[str] = Counter()
-    for stage, units in folder.read("plan")["stages"].items():
-        done = [is_done(store, group, index, digest) for group, index, digest in units]
-        stages[stage] = (sum(done), len(done))
-        if stage == "fit":
-            for (group, _, _), unit_done in zip(units, done, strict=True):
-                all_units[group] += 1
-                done_units[group] += unit_done
     holder = read_lock(lock_path(store))
     events = list(folder.events())
     run = folder.read("run")
@@ -109,14 +133,16 @@ def read_status(study: Study) -> Status:
     if ended == EXIT_INTERRUPTED and any(job.name == controller_name(run["run_id"]) for job in jobs):
         ended = None  # SLURM starts the controller's job again
     holder = None if holder is None or is_gone(holder) else holder
-    now = datetime.now(UTC)
-    if events and (ended is not None or not (holder or jobs or unknown)):  # its workers are gone, too
-        now = datetime.fromisoformat(events[-1]["time"])
+    now, states = datetime.now(UTC), unit_states(events)
+    if ended is not None or not (holder or jobs or unknown):  # its workers are gone, too
+        now = datetime.fromisoformat(events[-1]["time"]) if events else now
+        states = {unit: state for unit, state in states.items() if state != "running"}
+    stages, fits = _count(store, folder.read("plan")["stages"], states)
     return Status(
         run=run,
         folder=str(folder.path),
         stages=stages,
-        fits={group: (done_units[group], n_units) for group, n_units in all_units.items()},
+        fits=fits,
         set_aside=set_aside_in(events),
         ended=ended,
         holder=holder,
@@ -126,6 +152,23 @@ def read_status(study: Study) -> Status:
         dashboard=_dashboard(events),
         is_chain=(folder.path / SHARES).exists(),
     )
+
+
+def _count(
+    store: Path, planned: Mapping[str, Sequence[tuple[str, int, str]]], states: Mapping[str, UnitState]
+) -> tuple[dict[str, Units], dict[str, Units]]:
+    """Units of every stage, and of every group of the fits."""
+    stages: dict[str, Units] = {}
+    fits: defaultdict[str, list[str]] = defaultdict(list)
+    for stage, units in planned.items():
+        found = [
+            (group, "done" if is_done(store, group, index, digest) else states.get(f"{group}#{index}", ""))
+            for group, index, digest in units
+        ]
+        stages[stage] = Units.of(state for _, state in found)
+        for group, state in found if stage == "fit" else ():
+            fits[group].append(state)
+    return stages, {group: Units.of(found) for group, found in fits.items()}
 
 
 def _dashboard(events: Sequence[Event]) -> Event | None:

@@ -63,7 +63,8 @@ def test_the_demo_is_the_same_on_six_workers_of_slurm_as_on_two_here(
     hpcenc("submit", str(study), "--models", "all", "--profile", "site", "--wait")
     status = json.loads(hpcenc("status", str(study), "--json"))
     # Six blocks each, of four feature sets and the noise ceiling in three subjects.
-    assert (status["ended"], status["stages"]["fit"]) == (0, [90, 90])
+    fits = status["stages"]["fit"]
+    assert (status["ended"], fits["done"], fits["units"]) == (0, 90, 90)
     assert status["account"]["lost"] == {}
     local, slurm = (chunks(tmp_path / place / "results" / "demo.zarr") for place in ("local", "slurm"))
     assert slurm == local

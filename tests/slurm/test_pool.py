@@ -155,9 +155,9 @@ def test_tasks_run_in_jobs_with_a_gpu_each(
     assert {event["gpu"] for event in run.told("worker")} == {"0", "1"}
     assert all(event["where"].startswith("job ") for event in run.told("unit"))
     assert not (run.folder / "private").exists()
-    assert {path.name.rpartition("-")[2] for path in (run.folder / "logs").iterdir()} >= {
-        f"{job}.log" for job in jobs
-    }
+    for folder in ("logs", "scripts"):
+        assert {path.stem.rpartition("-")[2] for path in (run.folder / folder).iterdir()} >= jobs
+    assert {event["kind"] for event in run.told("worker")} == {"gpu"}
 
 
 def test_nobody_without_the_key_can_send_code_to_a_run(

@@ -31,8 +31,8 @@ def test_a_study_goes_from_submit_to_report(site: Site, check_done: Callable[[],
     assert f"hpcenc-{site.run_folder.name.rpartition('-')[2]}-{job}.log" in site.hpcenc("logs", "--job", job)
     status = json.loads(site.hpcenc("status", "--json"))
     assert status["ended"] == 0
-    assert status["stages"]["fit"] == [4, 4]
-    assert status["account"]["worker_hours"] > 0
+    assert (status["stages"]["fit"]["done"], status["stages"]["fit"]["units"]) == (4, 4)
+    assert status["account"]["workers"]["gpu"]["hours"] > 0
     assert status["jobs"] == []
 
 

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from hpcenc.cli.wording import model_lines, model_table, plan_lines, status_lines
-from hpcenc.cluster.accounting import Account
+from hpcenc.cluster.accounting import Account, WorkerTime
 from hpcenc.cluster.run_folder import SetAside
-from hpcenc.cluster.status import Status
+from hpcenc.cluster.status import Status, Units
 from hpcenc.slurm.jobs import JobState
 from hpcenc.storage.lock import LockOwner, job_of
 
@@ -45,15 +45,15 @@ PRICED: dict[str, Any] = {
 HOLDER = LockOwner("abcdefgh", "node7", "boot", 12, "me", "1")
 
 
-IDLE = Account("", 0, None, None, 0, 0.0, None, {})
+IDLE = Account("", 0, None, None, {}, {})
 
 
 def status(ended: int | None, holder: LockOwner | None = None, **settings: Any) -> str:
     found = Status(
         run={"run_id": "abcdefgh", "started": "2026-01-01T00:00:00"},
         folder="/data/runs/x",
-        stages={"extract": (3, 3), "fit": (1, 4)},
-        fits={"fits/clip/s1": (2, 2), "fits/clip/s2": (1, 2)},
+        stages={"extract": Units(3, done=3), "fit": Units(9, done=3, running=3, failed=1, lost=1)},
+        fits={"fits/clip/s1": Units(2, done=2), "fits/clip/s2": Units(7, 1, 3, 1, 1, 1)},
         set_aside=(
             SetAside("fit s2 block 1", "broken", "Traceback\n  line"),
             SetAside("fit s2 block 2", "broken", "Traceback\n  line"),
@@ -66,12 +66,23 @@ def status(ended: int | None, holder: LockOwner | None = None, **settings: Any) 
 
 
 def test_a_status_tells_pace_price_and_losses() -> None:
-    at_work = Account("fit", 10, 0.5, 20.0, 2, 1.25, 0.8, {"preempted": 3, "node_fail": 1})
+    workers = {"gpu": WorkerTime(2, 1.25, 0.8), "cpu": WorkerTime(0, 0.5, None)}
+    at_work = Account("fit", 10, 0.5, 20.0, workers, {"preempted": 3, "node_fail": 1})
     text = status(None, HOLDER, account=at_work)
     assert "at work: fit, 0.5 units a minute, about 20 min left of it" in text
-    assert "workers: 2 now, 1.25 hours so far, 80% of that at work on units" in text
+    assert "  GPU workers: 2 now, 1.25 hours so far, 80% of that at work on units\n" in text
+    assert "  CPU workers: 0 now, 0.50 hours so far\n" in text
     assert "lost and tried again: 3 by preempted" in text
     assert "lost and tried again: 1 by node fail" in text
+
+
+def test_a_status_tells_what_became_of_units_that_are_not_done() -> None:
+    text = status(None, HOLDER)
+    assert "extract         3 of 3 units done\n" in text
+    assert "fit             3 of 9 units done, 3 running, 1 failed, to be tried again, 1 lost, to" in text
+    assert "fits/clip/s1" not in text
+    tried = "3 running, 1 failed, to be tried again, 1 lost, to be tried again, 1 set aside"
+    assert f"fits/clip/s2: 1 of 7 blocks done, {tried}\n" in text
 
 
 def test_a_status_tells_how_to_see_the_dashboard_while_there_is_one() -> None:
@@ -158,7 +169,7 @@ def test_a_status_tells_how_the_run_stands(ended: int | None, holder: LockOwner 
 def test_a_status_counts_stages_and_names_what_is_not_whole() -> None:
     text = status(1)
     assert "extract         3 of 3 units done" in text
-    assert "fits/clip/s2: 1 of 2 blocks done" in text
+    assert "fits/clip/s2: 1 of 7 blocks done" in text
     assert "fits/clip/s1" not in text
     assert (
         "  set aside: fit s2 block 1: broken\n      Traceback\n        line\n  set aside: fit s2 block 2"

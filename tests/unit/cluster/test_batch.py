@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,31 @@ def test_a_job_whose_submission_was_not_heard_of_is_cancelled_by_its_name(
     controller, workers = cancelled
     assert workers == controller.replace("hpcenc-", "hpcenc-w-")
     assert getattr(caught.value, "__notes__", []) == []
+
+
+@pytest.mark.parametrize("way", ["job", "array"])
+def test_the_run_folder_keeps_what_every_job_runs_and_was_asked_for(
+    way: Way, prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted: dict[str, tuple[str, Sequence[str]]] = {}
+
+    def submit_job(script: str, options: Sequence[str], patience_s: float) -> str:
+        job_id = str(len(submitted) + 1)
+        submitted[job_id] = script, options
+        return job_id
+
+    for module in ("batch", "chain"):
+        monkeypatch.setattr(f"hpcenc.cluster.{module}.submit_job", submit_job)
+    monkeypatch.setattr("hpcenc.cluster.batch.release_job", lambda *arguments: None)
+    folder = submit_batch(prepared, extra=["--comment=a; b"], way=way).folder
+    kept = {path.stem.rpartition("-")[2]: path for path in (folder / "scripts").iterdir()}
+    assert kept.keys() == submitted.keys()
+    assert len(kept) == {"job": 1, "array": 5}[way]
+    for job_id, (script, options) in submitted.items():
+        first, asked, *rest = kept[job_id].read_text().splitlines()
+        assert [first, *rest] == script.splitlines()
+        assert shlex.split(asked, comments=False) == ["#", "sbatch", *options]
+        assert f"--job-name={kept[job_id].stem.rpartition('-')[0]}" in options
 
 
 @pytest.mark.parametrize("fail", [give_up, interrupt])

@@ -14,6 +14,7 @@ from hpcenc.cluster import chain_parts
 from hpcenc.cluster.chain import SHARES, share_out
 from hpcenc.cluster.chain_parts import run_part
 from hpcenc.cluster.controller import Progress
+from hpcenc.cluster.recruiting import KIND_VARIABLE
 from hpcenc.cluster.run_folder import RunFolder
 from hpcenc.cluster.submit import Prepared, prepare, submit
 from hpcenc.slurm.profiles import SlurmProfile
@@ -52,7 +53,8 @@ def member(
     folder = begin_run(prepared, SITE)
     shares = share_out(prepared.plan, prepared.study.store_path, PROFILE)
     (folder.path / SHARES).write_text(json.dumps(shares))
-    for name, value in {"SLURM_JOB_ID": "14", "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "1"}.items():
+    numbers = {"SLURM_JOB_ID": "14", "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "1"}
+    for name, value in {**numbers, KIND_VARIABLE: "cpu"}.items():
         monkeypatch.setenv(name, value)
     return folder
 

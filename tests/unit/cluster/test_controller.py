@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hpcenc.cluster.accounting import unit_states
 from hpcenc.cluster.attempts import MAX_TRIES
 from hpcenc.cluster.controller import Progress, run_plan
 from hpcenc.cluster.executors import DaskExecutor, Executor, SerialExecutor
@@ -119,8 +120,8 @@ def test_all_units_are_done_and_told(make_task: MakeTask, store: Path) -> None:
     progress, events = run([[make_task("a", [0, 1])], [make_task("b", [2], needs=[0, 1])]], store)
     assert (progress.units_done, progress.units_left, progress.set_aside) == (3, 0, [])
     assert [event["event"] for event in events] == [
-        *("stage", "unit", "unit", "stage end"),
-        *("stage", "unit", "stage end"),
+        *("stage", "began", "unit", "unit", "stage end"),
+        *("stage", "began", "unit", "stage end"),
     ]
     assert events[0] == {"event": "stage", "stage": "stage 0", "tasks": 1, "units": 2}
     assert [event["unit"] for event in events if event["event"] == "unit"] == [
@@ -167,6 +168,25 @@ def test_what_is_set_aside_is_told_with_the_job_that_tried_it(make_task: MakeTas
     _, events = run(stages, store, OnSlurm(1))
     told = [(event["task"], event.get("where")) for event in events if event["event"] == "set aside"]
     assert told == [("bad", "job 7 on n1"), ("after bad", None)]
+
+
+@pytest.mark.parametrize(
+    "executor", [SerialExecutor(1), DaskExecutor(LocalPool(1, 1))], ids=["serial", "dask"]
+)
+def test_every_try_is_told_as_it_begins_and_no_unit_is_left_running(
+    executor: Executor, make_task: MakeTask, store: Path
+) -> None:
+    stages = [
+        [make_task("good", [0, 1]), make_task("bad", [2, 3], n_failures=9)],
+        [make_task("after bad", [4], needs=[2])],
+    ]
+    _, events = run(stages, store, executor)
+    assert {(event["task"], *event["units"]) for event in events if event["event"] == "began"} == {
+        ("good", "numbers#0", "numbers#1"),
+        ("bad", "numbers#2", "numbers#3"),
+    }
+    aside = dict.fromkeys(("numbers#2", "numbers#3", "numbers#4"), "set aside")
+    assert unit_states(events) == aside
 
 
 def test_a_failure_of_the_disk_is_tried_again(make_task: MakeTask, store: Path, tmp_path: Path) -> None:
@@ -273,5 +293,5 @@ def test_units_of_a_try_that_could_not_tell_of_them_count_as_done(store: Path, t
             return run_units(self, store, deadline, work)
 
     progress, events = run([[Stumbling()]], store)
-    assert [event["event"] for event in events] == ["stage", "lost", "unit", "stage end"]
+    assert [event["event"] for event in events] == ["stage", "began", "lost", "began", "unit", "stage end"]
     assert (progress.units_done, progress.set_aside) == (2, [])

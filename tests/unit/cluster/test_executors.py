@@ -19,6 +19,7 @@ from hpcenc.cluster.executors import (
     Drain,
     SerialExecutor,
     _Drive,
+    ignore,
     make_executor,
     workers_and_threads,
 )
@@ -306,7 +307,7 @@ def test_a_task_that_comes_back_is_not_given_to_a_worker_that_was_let_go(
     monkeypatch.setattr("hpcenc.cluster.executors.LOST_S", 0.0)
     crew = OwnCrew({"a", "b"})
     crew.lost = ("preempted", "it was preempted")
-    drive = _Drive(crew, Attempts([make_task("one"), make_task("two")]), store, None, 1, Drain())
+    drive = _Drive(crew, Attempts([make_task("one"), make_task("two")]), store, None, 1, Drain(), ignore)
     drive._look_after()
     drive._place()
     of_a = next(future for future, worker in drive._where.items() if worker == "a")
@@ -327,7 +328,7 @@ def test_a_try_is_judged_when_it_is_known_how_its_worker_was_lost_and_with_all_t
     tasks = [make_task("one"), make_task("two")]
     attempts = Attempts(tasks)
     attempts._tries.update({"one": MAX_TRIES - 1, "two": MAX_TRIES - 1})
-    drive = _Drive(crew, attempts, store, None, 2, Drain())
+    drive = _Drive(crew, attempts, store, None, 2, Drain(), ignore)
     drive._look_after()
     drive._place()
     crew.alive = set()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hpcenc.cluster.accounting import account
+from hpcenc.cluster.accounting import WorkerTime, account
 from hpcenc.cluster.enlistment import Enlistment
 from hpcenc.cluster.pools import CrewError
 from hpcenc.cluster.slurm_crew import ENLIST_S, HUNG_S, QUEUE_S, REFUSED_S, SlurmCrew
@@ -80,7 +80,7 @@ class Recruiter:
 
 
 def good(address: str) -> Answer:
-    return Answer(Enlistment(address.partition(":")[0], "0", None, ""))
+    return Answer(Enlistment(address.partition(":")[0], "gpu", "0", None, ""))
 
 
 def state(job_id: str, word: str = "RUNNING", node: str = "n1") -> JobState:
@@ -152,7 +152,7 @@ def test_a_crew_whose_run_another_controller_has_takes_none_of_its_jobs_for_stra
 
 def test_what_a_worker_says_of_its_device_is_on_record(scene: Scene) -> None:
     device = {"device": "NVIDIA A100", "driver": "570.1"}
-    scene.enlist[0] = lambda address: Answer(Enlistment("n1", "0", None, "", device))
+    scene.enlist[0] = lambda address: Answer(Enlistment("n1", "gpu", "0", None, "", device))
     scene.cluster.add("w0", "10", "n1:40000")
     assert scene.crew.workers() == {"w0"}
     assert scene.told("backend") == [{"event": "backend", "job": "10", "backend": "", **device}]
@@ -227,7 +227,7 @@ def test_a_worker_that_does_not_answer_is_let_go(scene: Scene) -> None:
 def refuse_on(bad: str) -> Callable[[str], Answer]:
     def enlist(address: str) -> Answer:
         node = address.partition(":")[0]
-        return Answer(Enlistment(node, "0", None, f"{node}: no GPU works" if node == bad else ""))
+        return Answer(Enlistment(node, "gpu", "0", None, f"{node}: no GPU works" if node == bad else ""))
 
     return enlist
 
@@ -405,4 +405,4 @@ def test_workers_that_were_let_go_are_at_work_no_more(scene: Scene) -> None:
     began = datetime(2026, 1, 1, tzinfo=UTC)
     events = [{"time": began.isoformat(), **event} for event in scene.events]
     found = account(events, began + timedelta(hours=10))
-    assert (found.n_workers, found.worker_hours) == (0, 0)
+    assert found.workers == {"gpu": WorkerTime(0, 0.0, None)}

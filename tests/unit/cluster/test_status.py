@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from hpcenc.cluster.run_folder import RunFolder, SetAside
-from hpcenc.cluster.status import read_status
+from hpcenc.cluster.status import Units, read_status
 from hpcenc.storage.errors import StudyError
 from hpcenc.storage.layout import lock_path
 from hpcenc.storage.lock import acquire, this_process
@@ -67,8 +67,8 @@ def test_marks_are_counted_by_stage_and_fit(study: Study) -> None:
     for group, index in (("features/clip/main/a", 0), ("features/clip/main/a", 1), ("fits/clip/s2", 1)):
         mark(study, group, index)
     found = read_status(study)
-    assert found.stages == {"extract": (2, 2), "fit": (1, 4)}
-    assert found.fits == {"fits/clip/s1": (0, 2), "fits/clip/s2": (1, 2)}
+    assert found.stages == {"extract": Units(2, done=2), "fit": Units(4, done=1)}
+    assert found.fits == {"fits/clip/s1": Units(2), "fits/clip/s2": Units(2, done=1)}
     assert (found.ended, found.set_aside, found.holder) == (None, (), None)
 
 
@@ -84,7 +84,24 @@ def test_marks_of_other_inputs_do_not_count(study: Study) -> None:
     RunFolder.create(study.store_path, "abcdefgh", PLAN, {})
     mark(study, "fits/clip/s1", 0)
     write_mark(study.store_path, "fits/clip/s1", 0, "4" * 64)
-    assert read_status(study).stages["fit"] == (0, 4)
+    assert read_status(study).stages["fit"] == Units(4)
+
+
+def test_units_that_are_not_done_are_counted_by_what_was_told_of_them(study: Study) -> None:
+    folder = RunFolder.create(study.store_path, "abcdefgh", PLAN, {})
+    units = [f"fits/clip/{subject}#{block}" for subject in ("s1", "s2") for block in range(2)]
+    folder.log({"event": "began", "task": "fit s1", "units": units[:2]})
+    folder.log({"event": "lost", "task": "fit s2", "units": units[2:], "by": "preempted"})
+    folder.log({"event": "set aside", "task": units[3], "units": units[3:], "reason": "", "details": ""})
+    mark(study, "fits/clip/s1", 0)  # nobody has told so yet
+    assert read_status(study).fits["fits/clip/s1"] == Units(2, done=1)  # for nobody is at work
+    acquire(lock_path(study.store_path), this_process("abcdefgh"), lambda _: False)
+    found = read_status(study)
+    assert found.fits == {
+        "fits/clip/s1": Units(2, done=1, running=1),
+        "fits/clip/s2": Units(2, lost=1, set_aside=1),
+    }
+    assert found.stages["fit"] == Units(4, done=1, running=1, lost=1, set_aside=1)
 
 
 def test_the_end_and_what_was_set_aside_are_those_of_the_latest_run(study: Study) -> None:
@@ -134,13 +151,14 @@ def test_an_interrupted_run_whose_controller_waits_to_be_started_again_is_going_
 def test_workers_of_a_run_that_died_are_counted_to_its_last_word(study: Study) -> None:
     folder = RunFolder.create(study.store_path, "abcdefgh", PLAN, {})
     lines = [
-        {"time": "2026-01-01T00:00:00+00:00", "event": "worker", "job": "7", "why": ""},
+        {"time": "2026-01-01T00:00:00+00:00", "event": "worker", "job": "7", "kind": "gpu"},
         {"time": "2026-01-01T02:00:00+00:00", "event": "queue", "pending": {}},
     ]
     (folder.path / "events.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    assert read_status(study).account.worker_hours == pytest.approx(2)
+    assert read_status(study).account.workers["gpu"].hours == pytest.approx(2)
 
 
 def test_a_status_is_plain_values(study: Study) -> None:
     RunFolder.create(study.store_path, "abcdefgh", PLAN, {})
-    assert read_status(study).as_dict()["fits"] == {"fits/clip/s1": (0, 2), "fits/clip/s2": (0, 2)}
+    nothing = {"units": 2, "done": 0, "running": 0, "failed": 0, "lost": 0, "set_aside": 0}
+    assert read_status(study).as_dict()["fits"] == {"fits/clip/s1": nothing, "fits/clip/s2": nothing}
