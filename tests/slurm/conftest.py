@@ -130,11 +130,25 @@ def small_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_small_study(tmp_path_factory.mktemp("study"))
 
 
-@pytest.fixture
-def site(sandbox: Sandbox, tmp_path: Path, small_study: Path) -> Site:
-    folder = tmp_path / "my study; $(touch hurt) 100%j"
+@pytest.fixture(scope="session")
+def undisturbed(small_study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The study with the results that one process without SLURM writes."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "study"
     shutil.copytree(small_study.parent, folder)  # with the files' times, which identify BOLD
     study = folder / small_study.name
+    command = [sys.executable, "-m", "hpcenc.cli.app", "submit", str(study), "--profile", "serial"]
+    subprocess.run(command, check=True, capture_output=True)
+    return study
+
+
+@pytest.fixture
+def site(sandbox: Sandbox, tmp_path: Path, undisturbed: Path) -> Site:
+    """A study of which all is done but its fits: what comes before them takes most of a run's time."""
+    folder = tmp_path / "my study; $(touch hurt) 100%j"
+    shutil.copytree(undisturbed.parent, folder)
+    for made in ("study.zarr/fits", "study.report", "study.runs"):
+        shutil.rmtree(folder / "results" / made)
+    study = folder / undisturbed.name
     study.write_text(study.read_text().replace("[cluster]\n", '[cluster]\nprofile = "site"\n'))
     gate, profiles = tmp_path / "gate", tmp_path / "profiles"
     profiles.mkdir()
@@ -142,23 +156,13 @@ def site(sandbox: Sandbox, tmp_path: Path, small_study: Path) -> Site:
     return Site(sandbox, study, gate, profiles)
 
 
-@pytest.fixture(scope="session")
-def undisturbed(small_study: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """Chunks that one process without SLURM writes."""
-    folder = tmp_path_factory.mktemp("undisturbed") / "study"
-    shutil.copytree(small_study.parent, folder)
-    study = folder / small_study.name
-    command = [sys.executable, "-m", "hpcenc.cli.app", "submit", str(study), "--profile", "serial"]
-    subprocess.run(command, check=True, capture_output=True)
-    return chunks(folder / "results" / "study.zarr")
-
-
 @pytest.fixture
-def check_done(site: Site, undisturbed: dict[str, bytes], tmp_path: Path) -> Callable[[], None]:
+def check_done(site: Site, undisturbed: Path, tmp_path: Path) -> Callable[[], None]:
     """That a run has ended well: the same bytes, a report, no lock, no keys, nothing run that should not."""
+    wanted = chunks(undisturbed.parent / "results" / "study.zarr")
 
     def check() -> None:
-        assert chunks(site.results / "study.zarr") == undisturbed
+        assert chunks(site.results / "study.zarr") == wanted
         assert list(site.results.rglob("*.html"))
         assert not list(tmp_path.rglob("hurt"))
 

@@ -43,6 +43,30 @@ gpu_request = "--gres=gpu:1"
 interface = "lo"
 """
 
+WORKERS = "hpcenc-w-*"
+"""Names of their jobs, as a pattern of the shell."""
+CONTROLLER = "hpcenc-????????"
+
+HELD = """\
+import os, time
+from pathlib import Path
+
+gate, told, fsync = Path({gate!r}), Path({told!r}), os.fsync
+
+
+def held(descriptor):
+    if "/fits/" in os.readlink(f"/proc/self/fd/{{descriptor}}") and not gate.exists():
+        with told.open("a") as file:
+            file.write(os.environ["SLURM_JOB_ID"] + "\\n")
+        while not gate.exists():
+            time.sleep(0.05)
+    fsync(descriptor)
+
+
+os.fsync = held
+"""
+"""Holds a fit when its first values are written and no mark says so."""
+
 
 @dataclass
 class Site:
@@ -100,7 +124,7 @@ class Site:
 
     def await_event(self, name: str, times: int = 1) -> None:
         """Wait until something was told so many times."""
-        wait_for(lambda: sum(event["event"] == name for event in self.events()) >= times, 60, f"event {name}")
+        wait_for(lambda: len(self.told(name)) >= times, 60, f"event {name}")
 
     def await_state(self, job: str, state: str) -> None:
         wait_for(lambda: self.sandbox.state(job) == state, 60, f"job {job} to be {state}")
@@ -113,16 +137,50 @@ class Site:
         """Their ids."""
         return [job.job_id for job in self.worker_states()]
 
+    def prologue(self, line: str, of: str = "*") -> None:
+        """One more line of the jobs whose names match a pattern of the shell."""
+        path = self.profiles / "site.toml"
+        shown = json.dumps(f'case "$SLURM_JOB_NAME" in {of}) {line};; esac')
+        path.write_text(path.read_text().replace("prologue = [", f"prologue = [{shown}, ", 1))
+
     def hold_workers(self) -> None:
         """Workers' jobs, and no controllers', wait until they are released."""
-        text = PROFILE.format(gate=self.gate)
-        wait = f"until [ -e {self.gate}.workers ]; do sleep 0.1; done"
-        held = f'case \\"$SLURM_JOB_NAME\\" in hpcenc-w-*) {wait};; esac'
-        (self.profiles / "site.toml").write_text(text.replace("prologue = [", f'prologue = ["{held}", '))
+        self.prologue(f"until [ -e {self.gate}.workers ]; do sleep 0.1; done", WORKERS)
 
     def release_workers(self) -> None:
         """Let them begin."""
         self.gate.with_name(self.gate.name + ".workers").touch()
+
+    def patch(self, code: str, of: str = WORKERS) -> None:
+        """Code that Python runs as it starts in the jobs whose names match a pattern of the shell."""
+        folder = self.gate.with_name("patch")
+        folder.mkdir()
+        (folder / "sitecustomize.py").write_text(code)
+        self.prologue(f'export PYTHONPATH="{folder}${{PYTHONPATH:+:$PYTHONPATH}}"', of)
+
+    def hold_fits(self) -> None:
+        """Workers that have written a part of a fit wait with it until they are released."""
+        gate, told = self.gate.with_name("go on"), self.gate.with_name("at work")
+        self.patch(HELD.format(gate=str(gate), told=str(told)))
+
+    def release_fits(self) -> None:
+        """Let them go on."""
+        self.gate.with_name("go on").touch()
+
+    def at_work(self) -> list[str]:
+        """Jobs of fits that are held, one for each, also of those that are gone by now."""
+        path = self.gate.with_name("at work")
+        return path.read_text().split() if path.exists() else []
+
+    def await_fits(self, n_fits: int) -> list[str]:
+        """Jobs of fits that are held, once there are so many of them."""
+        return wait_for(  # type: ignore[no-any-return]
+            lambda: found if len(found := self.at_work()) >= n_fits else None, 60, f"{n_fits} fits"
+        )
+
+    def told(self, name: str) -> list[dict[str, Any]]:
+        """Events of one kind of the latest run."""
+        return [event for event in self.events() if event["event"] == name]
 
     def await_no_jobs(self) -> None:
         """Wait until no job waits or runs."""

@@ -107,9 +107,7 @@ def test_what_broke_since_the_submit_is_set_aside_and_the_rest_is_done(site: Sit
 @pytest.mark.parametrize("what", ["its files do not fit any more", "no unit fits a job"])
 def test_a_chain_that_cannot_go_on_says_why(what: str, site: Site) -> None:
     if what == "no unit fits a job":
-        text = (site.profiles / "site.toml").read_text()
-        ends = "export SLURM_JOB_END_TIME=$(date +%s)"
-        (site.profiles / "site.toml").write_text(text.replace("prologue = [", f'prologue = ["{ends}", '))
+        site.prologue("export SLURM_JOB_END_TIME=$(date +%s)")
     site.submit("--array")
     if what == "its files do not fit any more":
         (site.study.parent / "mylab_A.npy").unlink()
