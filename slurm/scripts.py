@@ -223,6 +223,8 @@ def render_script(
         *(f"export {name}={kept}/{folder}" for name, folder in CACHES.items()),
         " ".join(["mkdir -p", *(f'"${name}"' for name in CACHES), "|| :  # who finds none does without"]),
         'export DASK_TEMPORARY_DIRECTORY="$scratch"/dask',
+        # Of the places that Dask reads settings from, the one where dask-jobqueue puts a copy of its own.
+        'export DASK_CONFIG="$scratch"/dask-settings',
         *(f"export {name}={shlex.quote(value)}" for name, value in settings.items()),
         f"{shlex.join(command)} &",
         WAIT_FOR_COMMAND,

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,11 @@ def running_sandbox() -> Iterator[Sandbox]:
     cluster = Sandbox(folder, N_NODES, N_GPUS, free_port(N_NODES + 1))
     before = os.environ.get("SLURM_CONF")
     try:
-        cluster.start()
+        try:
+            cluster.start()
+        except BaseException:
+            shutil.copytree(folder / "log", FAILURES / "start", dirs_exist_ok=True)
+            raise
         os.environ["SLURM_CONF"] = str(cluster.conf)
         yield cluster
     finally:
@@ -54,42 +58,55 @@ def running_sandbox() -> Iterator[Sandbox]:
 
 @pytest.fixture
 def sandbox(running_sandbox: Sandbox, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Sandbox]:
-    """The cluster, all nodes idle; afterwards nothing may be left of the test."""
+    """The cluster, all nodes idle; afterwards nothing may be left of the test: no job, no process, no lock,
+    no key, and no scratch folder of a job that came to its end."""
     before = _processes(running_sandbox)
     yield running_sandbox
-    if getattr(request.node, "failed", False):
+    left = [*_end_jobs(running_sandbox), *_await_processes(running_sandbox, before)]
+    # Dask's own locks are in the scratch folders of jobs that were killed outright.
+    locks = (path for path in tmp_path.rglob("*.lock") if path.parent.name != "dask-scratch-space")
+    left += [*tmp_path.rglob("private/*"), *locks]
+    completed = {job.job_id for job in running_sandbox.jobs() if job.state == "COMPLETED"}
+    scratch = tmp_path.glob("*scratch/hpcenc-*")
+    left += [path for path in scratch if path.name.rpartition("-")[2] in completed]
+    if left or getattr(request.node, "failed", False):
         folder = FAILURES / request.node.name.replace("/", "_")
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         running_sandbox.keep_logs(folder)
         ignored = shutil.ignore_patterns("bold", "features", "*.npy", "private")
         shutil.copytree(tmp_path, folder / "files", ignore=ignored, ignore_dangling_symlinks=True)
-    jobs = running_sandbox.jobs(ended=False)
-    left: list[Any] = []
-    if jobs:
-        try:
-            wait_for(lambda: not running_sandbox.jobs(ended=False), 15, "jobs to end")
-        except TimeoutError:
-            left += running_sandbox.jobs(ended=False)
-            running_sandbox.run("scancel", *(job.job_id for job in jobs), check=False)
-            wait_for(lambda: not running_sandbox.jobs(ended=False), 30, "cancelled jobs to end")
-    try:
-        wait_for(lambda: _processes(running_sandbox).keys() <= before.keys(), 10, "processes to end")
-    except TimeoutError:
-        left += [text for pid, text in _processes(running_sandbox).items() if pid not in before]
     for node in running_sandbox.nodes:
         running_sandbox.run("scontrol", "update", f"nodename={node}", "state=resume", check=False)
-    # Dask's own locks are in the scratch folders of jobs that were killed outright.
-    locks = (path for path in tmp_path.rglob("*.lock") if path.parent.name != "dask-scratch-space")
-    left += [*tmp_path.rglob("private/*"), *locks]
     assert not left, f"the test left behind: {left}"
+
+
+def _end_jobs(cluster: Sandbox) -> list[Any]:
+    """Wait for the end of all jobs; those that had to be cancelled."""
+    try:
+        wait_for(lambda: not cluster.jobs(ended=False), 15, "jobs to end")
+    except TimeoutError:
+        left = cluster.jobs(ended=False)
+        cluster.run("scancel", *(job.job_id for job in left), check=False)
+        wait_for(lambda: not cluster.jobs(ended=False), 30, "cancelled jobs to end")
+        return list(left)
+    return []
+
+
+def _await_processes(cluster: Sandbox, before: Mapping[int, str]) -> list[Any]:
+    """Wait for the end of all processes that are new; command lines of those that do not end."""
+    try:
+        wait_for(lambda: _processes(cluster).keys() <= before.keys(), 10, "processes to end")
+    except TimeoutError:
+        return [text for pid, text in _processes(cluster).items() if pid not in before]
+    return []
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> Any:
     report = yield
-    if report.when == "call":
-        item.failed = report.failed  # type: ignore[attr-defined]
+    if report.failed:  # in its setup, too
+        item.failed = True  # type: ignore[attr-defined]
     return report
 
 
@@ -142,8 +159,11 @@ def undisturbed(small_study: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture
-def site(sandbox: Sandbox, tmp_path: Path, undisturbed: Path) -> Site:
-    """A study of which all is done but its fits: what comes before them takes most of a run's time."""
+def site(sandbox: Sandbox, tmp_path: Path, undisturbed: Path) -> Iterator[Site]:
+    """A study of which all is done but its fits: what comes before them takes most of a run's time.
+
+    Nothing may be written but its results, and by jobs nothing into the user's home.
+    """
     folder = tmp_path / "my study; $(touch hurt) 100%j"
     shutil.copytree(undisturbed.parent, folder)
     for made in ("study.zarr/fits", "study.report", "study.runs"):
@@ -153,7 +173,11 @@ def site(sandbox: Sandbox, tmp_path: Path, undisturbed: Path) -> Site:
     gate, profiles = tmp_path / "gate", tmp_path / "profiles"
     profiles.mkdir()
     (profiles / "site.toml").write_text(PROFILE.format(gate=gate))
-    return Site(sandbox, study, gate, profiles)
+    found = Site(sandbox, study, gate, profiles)
+    found.home.mkdir()
+    yield found
+    assert found.files() <= found.given
+    assert list(found.home.rglob("*")) == []
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from hpcenc.slurm.jobs import JobState
 
 PROFILE = """\
 scratch = "{gate}.scratch"
-prologue = ["until [ -e {gate} ]; do sleep 0.1; done"]
+prologue = ["until [ -e {gate} ]; do sleep 0.1; done", "export HOME={gate}.home"]
 
 [controller]
 partition = "cpu"
@@ -76,12 +76,20 @@ class Site:
     ----------
     gate : Path
         Jobs wait for this file before they do anything.
+    given : set of Path
+        Files of the study before the first command, but for results.
     """
 
     sandbox: Sandbox
     study: Path
     gate: Path
     profiles: Path
+    given: set[Path] = field(default_factory=set)
+
+    @property
+    def home(self) -> Path:
+        """The user's home, as jobs see it."""
+        return self.gate.with_name(self.gate.name + ".home")
 
     @property
     def results(self) -> Path:
@@ -101,6 +109,7 @@ class Site:
 
     def start(self, command: str, *options: str) -> subprocess.Popen[str]:
         """Begin a command."""
+        self.given = self.given or self.files()
         self.last = subprocess.Popen(
             [sys.executable, "-m", "hpcenc.cli.app", command, str(self.study), *options],
             env={**os.environ, "HPCENC_PROFILES": str(self.profiles), "SQUEUE_STATES": "PENDING"},
@@ -109,6 +118,11 @@ class Site:
             text=True,
         )
         return self.last
+
+    def files(self) -> set[Path]:
+        """Files of the study, but for results."""
+        found = self.study.parent.rglob("*")
+        return {path for path in found if self.results not in (path, *path.parents)}
 
     def submit(self, *options: str) -> str:
         """Submit, and give the controller's job id."""

@@ -163,6 +163,19 @@ def test_a_worker_near_the_end_of_its_job_takes_nothing_more_and_is_replaced(
     assert first in site.told("unit")[0]["where"]
 
 
+@pytest.mark.slow
+def test_jobs_that_hit_their_real_walltime_are_no_failure(site: Site, check_done: Check) -> None:
+    path = site.profiles / "site.toml"
+    path.write_text(path.read_text().replace("walltime = 10", "walltime = 1"))
+    site.open()
+    site.hold_fits()
+    site.submit()
+    site.await_fits(4)
+    wait_for(lambda: len(site.told("lost")) >= 4, 180, "SLURM to end the jobs")
+    finish(site, check_done)
+    assert {event["by"] for event in site.told("lost")} == {"timeout"}
+
+
 POISON = """\
 import os
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import socket
 import threading
 import time
@@ -13,13 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import dask
 import numpy as np
 import pytest
 from distributed import Client, Security
 from sandbox import Sandbox, processes_of, wait_for
 
-from hpcenc.cluster.attempts import MAX_TRIES
 from hpcenc.cluster.controller import Progress, run_plan
 from hpcenc.cluster.executors import DaskExecutor
 from hpcenc.cluster.pools import CrewError
@@ -52,7 +49,6 @@ def make_task(tmp_path: Path) -> MakeTask:
         key: str
         units: tuple[Unit, ...]
         folder: Path
-        deadly: bool
 
         def needs_of(self, unit: Unit) -> tuple[Unit, ...]:
             return ()
@@ -63,18 +59,16 @@ def make_task(tmp_path: Path) -> MakeTask:
 
             with (self.folder / f"{self.key} began").open("a") as file:
                 file.write(f"{os_there.environ['SLURM_JOB_ID']} {os_there.environ['CUDA_VISIBLE_DEVICES']}\n")
-            if self.deadly:
-                os_there._exit(1)
 
             def work(unit: Unit) -> dict[str, Any]:
-                while not ((self.folder / "go").exists() or (self.folder / f"go {self.key}").exists()):
+                while not (self.folder / "go").exists():
                     time.sleep(0.05)
                 return {}
 
             return run_units(self, store, deadline, work)
 
-    def make(key: str, *units: int, deadly: bool = False) -> Task:
-        return Toy(key, tuple(Unit("numbers", index, KEY) for index in units), tmp_path, deadly)
+    def make(key: str, *units: int) -> Task:
+        return Toy(key, tuple(Unit("numbers", index, KEY) for index in units), tmp_path)
 
     return make
 
@@ -121,10 +115,10 @@ def start(
 ) -> Iterator[Callable[..., Run]]:
     runs: list[Run] = []
 
-    def begin(*tasks: Task, profile: SlurmProfile = profile, slots: int = 1) -> Run:
+    def begin(*tasks: Task, profile: SlurmProfile = profile) -> Run:
         progress, events, errors = Progress(), [], []  # type: ignore[var-annotated]
         pool = SlurmPool("site", profile, os.urandom(4).hex(), tmp_path, "numpy", events.append)
-        plan = Plan((Stage("fit", "gpu", tuple(tasks), True, slots),), (), ())
+        plan = Plan((Stage("fit", "gpu", tuple(tasks), True),), (), ())
 
         def go() -> None:
             try:
@@ -176,113 +170,6 @@ def test_nobody_without_the_key_can_send_code_to_a_run(
     run.end()
 
 
-def test_a_job_that_is_cancelled_is_replaced_and_its_task_not_charged(
-    start: Callable[..., Run], make_task: MakeTask, sandbox: Sandbox
-) -> None:
-    run = start(make_task("a", 0), make_task("b", 1))
-    for place in range(4):  # more often than a crash is forgiven
-        sandbox.run("scancel", run.began("a", place + 1)[-1])
-    run.began("a", 5)
-    assert run.end().set_aside == []
-    assert {(event["task"], event["by"]) for event in run.told("lost")} == {("a", "cancelled")}
-    assert len(run.told("lost")) == 4
-
-
-def test_a_task_that_kills_its_workers_is_set_aside_and_the_one_beside_it_is_not(
-    start: Callable[..., Run], make_task: MakeTask
-) -> None:
-    run = start(make_task("deadly", 0, deadly=True), make_task("good", 1), slots=2)
-    (run.folder / "go good").touch()
-    progress = run.end()
-    assert progress.units_done == 1
-    (reason,) = progress.set_aside
-    assert reason.startswith("deadly: job ")
-    assert "ended: failed; its log is logs/hpcenc-w-" in reason
-    assert len(run.began("deadly")) == 3
-
-
-def test_a_worker_that_is_preempted_again_and_again_is_no_failure(
-    start: Callable[..., Run], make_task: MakeTask, sandbox: Sandbox, tmp_path: Path
-) -> None:
-    n_times = MAX_TRIES + 1  # as often as would set a task aside that is to blame
-    run = start(make_task("a", 0))
-    for time_ in range(n_times):
-        run.began("a", time_ + 1)
-        strong = sandbox.run(
-            *("sbatch", "--parsable", "-p", "high", "-N3", "--ntasks-per-node=8", "-o/dev/null"),
-            input="#!/bin/sh\ntrue\n",
-            cwd=tmp_path,
-        ).strip()
-        wait_for(lambda job=strong: sandbox.state(job) == "COMPLETED", 60, "the strong job")  # type: ignore[misc]
-    assert len(set(run.began("a", n_times + 1))) == n_times + 1
-    assert run.end().set_aside == []
-    assert [event["by"] for event in run.told("lost")] == n_times * ["preempted"]
-
-
-def test_a_node_that_goes_down_is_no_failure(
-    start: Callable[..., Run], make_task: MakeTask, sandbox: Sandbox
-) -> None:
-    run = start(make_task("a", 0))
-    (job,) = run.began("a")
-    node = next(each.node for each in sandbox.jobs() if each.job_id == job)
-    sandbox.node_state(node, "down")
-    run.began("a", 2)
-    assert run.end().set_aside == []
-    assert [event["by"] for event in run.told("lost")] == ["node_fail"]
-
-
-def test_a_node_that_is_drained_keeps_its_worker_and_gets_no_other(
-    start: Callable[..., Run], make_task: MakeTask, sandbox: Sandbox
-) -> None:
-    run = start(make_task("a", 0), make_task("b", 1))
-    (job,) = run.began("a")
-    run.began("b")
-    nodes = {each.job_id: each.node for each in sandbox.jobs()}
-    sandbox.node_state(nodes[job], "drain")
-    sandbox.run("scancel", *run.began("b"))
-    (_, second) = run.began("b", 2)
-    assert next(each.node for each in sandbox.jobs() if each.job_id == second) != nodes[job]
-    assert run.end().units_done == 2
-    assert [(event["task"], event["by"]) for event in run.told("lost")] == [("b", "cancelled")]
-    assert run.began("a") == [job]
-
-
-@pytest.mark.slow
-def test_a_job_that_hits_its_real_walltime_is_no_failure(
-    start: Callable[..., Run], make_task: MakeTask, profile: SlurmProfile
-) -> None:
-    assert profile.gpu is not None
-    short = profile.gpu.model_copy(update={"walltime_min": 1})
-    run = start(make_task("a", 0), profile=profile.model_copy(update={"gpu": short}))
-    run.began("a")
-    wait_for(lambda: run.told("lost"), 180, "SLURM to end the job")
-    run.began("a", 2)
-    assert run.end().set_aside == []
-    assert [event["by"] for event in run.told("lost")] == ["timeout"]
-
-
-@pytest.mark.slow
-def test_half_a_minute_without_slurm_costs_nothing(
-    start: Callable[..., Run], make_task: MakeTask, sandbox: Sandbox
-) -> None:
-    run = start(make_task("a", 0), make_task("b", 1))
-    (job,) = run.began("a")
-    run.began("b")
-    sandbox.stop_controller()
-    begin = time.monotonic()
-    try:
-        (worker,) = processes_of(job, "dask_worker")
-        os.kill(worker, signal.SIGKILL)
-        (run.folder / "go b").touch()
-        wait_for(lambda: run.progress.units_done == 1, 60, "a unit without SLURM")
-        wait_for(lambda: time.monotonic() > begin + 30, 40, "half a minute")
-    finally:
-        sandbox.start_controller()
-    run.began("a", 2)
-    assert run.end().units_done == 2
-    assert len(run.told("lost")) == 1
-
-
 def hold(run: Run, seconds: float) -> None:
     """Let the first unit last so long."""
     run.began("a")
@@ -295,17 +182,6 @@ def ending_in(profile: SlurmProfile, seconds: int) -> SlurmProfile:
     """Jobs that believe to end so soon; of that, 30 s are kept free."""
     prologue = (f"export SLURM_JOB_END_TIME=$(($(date +%s) + {seconds}))",)
     return profile.model_copy(update={"prologue": prologue})
-
-
-def test_a_worker_near_the_end_of_its_job_is_replaced_and_goes_on_elsewhere(
-    start: Callable[..., Run], make_task: MakeTask, profile: SlurmProfile
-) -> None:
-    run = start(make_task("a", 0, 1), profile=ending_in(profile, 46))
-    hold(run, 7)
-    progress = run.end()
-    assert (progress.units_done, progress.units_left, progress.set_aside) == (2, 0, [])
-    assert [event["left"] for event in run.told("yielded")] == [["numbers#1"]]
-    assert len(set(run.began("a", 2))) == 2
 
 
 def test_a_unit_that_fits_no_job_is_set_aside(
@@ -338,40 +214,6 @@ def test_workers_that_never_come_to_work_end_the_run_with_their_log(
         run.end()
     log = max((run.folder / "logs").iterdir())
     assert "no such module" in log.read_text()
-
-
-def test_slurm_away_for_a_while_costs_nothing_that_runs(
-    start: Callable[..., Run], make_task: MakeTask, sandbox: Sandbox
-) -> None:
-    run = start(make_task("a", 0), make_task("b", 1))
-    run.began("a")
-    run.began("b")
-    sandbox.stop_controller()
-    try:
-        (run.folder / "go a").touch()
-        wait_for(lambda: run.progress.units_done == 1, 60, "a unit without SLURM")
-    finally:
-        sandbox.start_controller()
-    assert run.end().units_done == 2
-    assert run.told("lost") == []
-
-
-def test_a_worker_that_hangs_is_given_up_and_its_job_cancelled(
-    start: Callable[..., Run], make_task: MakeTask, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("hpcenc.cluster.slurm_crew.HUNG_S", 2.0)
-    with dask.config.set({"distributed.scheduler.worker-ttl": "4s"}):
-        run = start(make_task("a", 0))
-        (job,) = run.began("a")
-    (worker,) = processes_of(job, "dask_worker")
-    os.kill(worker, signal.SIGSTOP)
-    try:
-        run.began("a", 2)
-    finally:
-        os.kill(worker, signal.SIGCONT)
-    assert sandbox.state(job) in ("CANCELLED", "COMPLETING")
-    assert run.end().set_aside == []
-    assert [event["by"] for event in run.told("lost")] == ["hung"]
 
 
 def test_workers_of_another_version_get_no_task(
