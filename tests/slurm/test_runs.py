@@ -5,10 +5,12 @@ from __future__ import annotations
 import grp
 import json
 import os
+import pwd
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -225,6 +227,57 @@ def test_results_are_for_the_group_that_the_profile_names(site: Site, check_done
     assert [path for path, state in states.items() if state.st_mode & 0o007] == []
     folders = [path for path in states if path.is_dir()]
     assert [path for path in folders if states[path].st_mode & 0o070 != 0o070] == []
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user of this machine may enter, which pytest's own are not."""
+    folder = Path(tempfile.mkdtemp(prefix="hs"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+AS_ANOTHER = """\
+import contextlib, io, os, sys
+from hpcenc.cli.app import app
+uid, gid, *arguments = sys.argv[1:]
+with contextlib.redirect_stdout(io.StringIO()):
+    app(arguments, standalone_mode=False)  # imports what others may not be allowed to read
+os.setgroups([])
+os.setgid(int(gid))
+os.setuid(int(uid))
+app(arguments)
+"""
+
+
+def ask_as(user: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """What a command that changes nothing tells another user."""
+    found = pwd.getpwnam(user)
+    command = [sys.executable, "-c", AS_ANOTHER, str(found.pw_uid), str(found.pw_gid), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be another user")
+def test_others_of_the_group_see_how_a_run_stands_and_nobody_else(site: Site, open_folder: Path) -> None:
+    store, shared = open_folder / "results" / "study.zarr", open_folder / "study.toml"
+    site.study.write_text(site.study.read_text().replace("tr_s", f'store = "{store}"\ntr_s', 1))
+    shutil.copy(site.study, shared)
+    path = site.profiles / "site.toml"
+    path.write_text('group = "daemon"\numask = "007"\n' + path.read_text())
+    job = site.submit()
+    waiting = ask_as("daemon", "status", str(shared))
+    assert (waiting.returncode, waiting.stderr) == (0, "")
+    assert f"waiting for its controller, job {job}" in waiting.stdout
+    site.open()
+    assert "exit status 0" in site.hpcenc("wait")
+    site.await_no_jobs()
+    assert ask_as("daemon", "status", str(shared)).stdout == site.hpcenc("status")
+    assert ask_as("daemon", "logs", str(shared)).stdout == site.hpcenc("logs")
+    stranger = ask_as("nobody", "status", str(shared))
+    assert (stranger.returncode, stranger.stdout) == (2, "")
+    assert stranger.stderr.startswith("error: ")
+    assert "Permission denied" in stranger.stderr
 
 
 def test_a_study_that_changed_while_it_waited_ends_with_the_reason(site: Site) -> None:
