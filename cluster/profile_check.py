@@ -14,10 +14,11 @@ from hpcenc.cluster.enlistment import code_digest
 from hpcenc.cluster.probe import Finding, Role, read_findings
 from hpcenc.cluster.recruiting import Recruiter, controller_request
 from hpcenc.cluster.run_folder import new_run_id
-from hpcenc.slurm.commands import ON_LOGIN_S, SlurmError
+from hpcenc.slurm.commands import ON_LOGIN_S, SlurmError, run_command
 from hpcenc.slurm.jobs import JobState, cancel_jobs, job_states, submit_job
 from hpcenc.slurm.profiles import MergedProfile, SlurmProfile
 from hpcenc.slurm.scripts import JobRequest, checked_folder, job_names, render_script, sbatch_options
+from hpcenc.slurm.site import read_site
 from hpcenc.tasks.records import one_line
 
 WALLTIME_MIN = 2
@@ -87,6 +88,7 @@ def check_profile(merged: MergedProfile, parent: Path, wait_min: float) -> Itera
 def _reports(
     profile: SlurmProfile, run_id: str, folder: Path, roles: tuple[Role, ...], end_s: float
 ) -> Iterator[Report]:
+    yield Report("controller", _steadiness(profile))
     jobs: dict[Role, str] = {}
     for role in roles:
         request = _request(profile, run_id, folder, role)
@@ -116,6 +118,24 @@ def _reports(
             del jobs[role]
         if jobs:
             time.sleep(POLL_S)
+
+
+def _steadiness(profile: SlurmProfile) -> Finding:
+    """Whether the controller's partition may take its nodes away, for other partitions or by their QOS."""
+    names = profile.controller.partition.split(",")
+    try:
+        site = read_site(lambda command: run_command(command, patience_s=ON_LOGIN_S))
+    except SlurmError as error:
+        return Finding("partition", False, one_line(error))
+    known = {partition.name: partition for partition in site.partitions}
+    preempted = [name for name in names if name in known and known[name].preempts]
+    if preempted:
+        said = f"jobs of partition {', '.join(preempted)} may be preempted, and all workers with them; "
+        return Finding("partition", None, f"{said}take one for the controller whose PreemptMode is OFF")
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        return Finding("partition", None, f"sinfo does not show partition {', '.join(unknown)}")
+    return Finding("partition", True, f"no job of partition {', '.join(names)} is preempted")
 
 
 def _request(profile: SlurmProfile, run_id: str, folder: Path, role: Role) -> JobRequest:

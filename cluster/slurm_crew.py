@@ -196,6 +196,8 @@ class SlurmCrew:
         member.node = member.node or (found.node if found else "")
         if ending != "running":
             why = f"{member.label} ended: {ending}; its log is {self._log_of(member.job_id)}"
+            if ending == "out_of_memory":
+                why += f"; it had {self._recruiter.workers.memory_bytes / 1e9:.1f} GB, the profile's `memory`"
             return _LOST_BY.get(ending, "crash"), why
         if gone_for_s < HUNG_S:
             return None

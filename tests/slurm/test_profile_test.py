@@ -65,6 +65,7 @@ def test_a_site_where_all_works(sandbox: Sandbox, tmp_path: Path) -> None:
     text = SITE.replace("[network]", f'exclude = "{first}"\n[network]')
     status, said = check_site(text, tmp_path)
     assert status == 0, said
+    assert said["controller partition"] == "ok no job of partition cpu is preempted"
     assert said["controller hpcenc"].startswith("ok the same version as here, on ")
     assert said["controller sbatch"].startswith("ok jobs may be submitted from ")
     assert said["cpu store"].startswith(f"ok what {first} renamed is seen on ")
@@ -73,8 +74,11 @@ def test_a_site_where_all_works(sandbox: Sandbox, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("sandbox")
-def test_a_gpu_that_does_not_work_is_told(tmp_path: Path) -> None:
-    status, said = check_site(SITE + GPU, tmp_path)
+def test_a_gpu_that_does_not_work_is_told_and_so_is_a_controller_that_may_be_preempted(
+    tmp_path: Path,
+) -> None:
+    status, said = check_site((SITE + GPU).replace('partition = "cpu"', 'partition = "gpu"'), tmp_path)
+    assert said["controller partition"].startswith("- jobs of partition gpu may be preempted")
     assert status == 1
     assert said["gpu gpu"].startswith("FAILED CUDA_VISIBLE_DEVICES is '0' on ")
     assert said["gpu network"].startswith("ok ")

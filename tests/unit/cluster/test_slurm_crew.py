@@ -74,7 +74,9 @@ class Cluster:
 
 @dataclass
 class Recruiter:
-    workers: Any = field(default_factory=lambda: type("Workers", (), {"max_jobs": 4}))
+    workers: Any = field(
+        default_factory=lambda: type("Workers", (), {"max_jobs": 4, "memory_bytes": 4 << 30})
+    )
     run_id: str = "abcdefgh"
     excluded: set[str] = field(default_factory=set)
 
@@ -173,6 +175,18 @@ def test_a_worker_at_the_address_of_one_that_is_gone_gets_to_work(scene: Scene) 
 
 
 LOG = "logs/hpcenc-w-abcdefgh"
+
+
+def test_a_job_that_needed_more_memory_than_it_had_is_told_with_what_it_had(scene: Scene) -> None:
+    scene.cluster.add("w0", "10", "n1:40000")
+    scene.crew.workers()
+    scene.cluster.leave("n1:40000")
+    scene.queue["10"] = state("10", "OUT_OF_MEMORY")
+    scene.workers_later(2)
+    assert scene.crew.how_lost("w0") == (
+        "crash",
+        f"job 10 on n1 ended: out_of_memory; its log is {LOG}-10.log; it had 4.3 GB, the profile's `memory`",
+    )
 
 
 def test_a_worker_is_hung_only_when_slurm_had_the_time_to_see_that_its_node_failed(scene: Scene) -> None:
