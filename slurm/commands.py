@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from time import monotonic, sleep
 
 TIMEOUT_S = 30
@@ -66,7 +66,6 @@ def run_command(
     command: Sequence[str],
     *,
     stdin: str | None = None,
-    environment: Mapping[str, str] | None = None,
     patience_s: float = PATIENCE_S,
 ) -> str:
     """Call a command of SLURM, again as long as SLURM cannot be reached, and give what it prints.
@@ -75,8 +74,6 @@ def run_command(
     ----------
     command : sequence of str
     stdin : str, optional
-    environment : mapping, optional
-        Variables beside those of this process that are none of SLURM's.
     patience_s : float
         How long to try again.
 
@@ -88,7 +85,7 @@ def run_command(
     end, pause_s = monotonic() + patience_s, 1.0
     while True:
         try:
-            return _call(command, stdin, {**clean_environment(), **(environment or {})})
+            return _call(command, stdin)
         except SlurmError as error:
             if not error.transient or monotonic() + pause_s > end:
                 raise
@@ -106,13 +103,13 @@ def clean_environment() -> dict[str, str]:
     return {**kept, "LC_ALL": "C", "SLURM_TIME_FORMAT": "%s"}
 
 
-def _call(command: Sequence[str], stdin: str | None, environment: Mapping[str, str]) -> str:
+def _call(command: Sequence[str], stdin: str | None) -> str:
     try:
         done = subprocess.run(
             command,
             input=stdin,
             stdin=subprocess.DEVNULL if stdin is None else None,
-            env=environment,
+            env=clean_environment(),
             capture_output=True,
             text=True,
             errors="replace",

@@ -321,6 +321,28 @@ def test_a_task_that_comes_back_is_not_given_to_a_worker_that_was_let_go(
     assert drive._where == {}
 
 
+@pytest.mark.parametrize("is_over", [False, True])
+def test_a_drain_leaves_what_has_not_begun_and_waits_for_what_has_until_it_is_over(
+    is_over: bool, make_task: Callable[..., Task], store: Path
+) -> None:
+    names = ["one", "two", "three", "four"]
+    drain = Drain(time.time() + 1000, seconds=2000, last_s=2000) if is_over else Drain()
+    tasks = [make_task(name, units=(Unit(name, 0, "a" * 64),)) for name in names]
+    drive = _Drive(OwnCrew({"a"}), Attempts(tasks), store, None, 1, drain, ignore)
+    drive._look_after()
+    drive._place()
+    at_work = [drive._hands["a"].running[future].key for future in drive._where]
+    assert 0 < len(at_work) < len(names)
+    if not is_over:
+        drain.begin()
+        for future, key in zip(drive._where, at_work, strict=True):
+            future.set_result((TaskRecord(key), "", ""))
+    found = {outcome.task.key: outcome.record for outcome in drive.outcomes()}
+    assert found.keys() == set(names)
+    left = {key for key, record in found.items() if record is not None and record.left}
+    assert left == (set(names) if is_over else set(names) - set(at_work))
+
+
 def test_a_try_is_judged_when_it_is_known_how_its_worker_was_lost_and_with_all_that_died_with_it(
     make_task: Callable[..., Task], store: Path
 ) -> None:

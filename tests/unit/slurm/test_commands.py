@@ -58,9 +58,13 @@ def test_a_machine_without_slurm_is_told_so(tmp_path: Path, monkeypatch: pytest.
         run_command(["sbatch"])
 
 
-def test_variables_that_are_given_reach_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SBATCH_PARTITION", "users")
+def test_a_login_shells_settings_of_slurm_do_not_reach_its_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden = {"SBATCH_PARTITION", "SQUEUE_STATES", "SACCT_FORMAT", "SLURM_CLUSTERS"}
+    for name in hidden:
+        monkeypatch.setenv(name, "users")
+    monkeypatch.setenv("SLURM_CONF", "/etc/other.conf")
     show = ["python3", "-c", "import json, os; print(json.dumps(dict(os.environ)))"]
-    found = json.loads(run_command(show, environment={"SBATCH_QOS": "long"}))
-    assert "SBATCH_PARTITION" not in found
-    assert (found["SBATCH_QOS"], found["SLURM_TIME_FORMAT"], found["LC_ALL"]) == ("long", "%s", "C")
+    found = json.loads(run_command(show))
+    assert hidden.isdisjoint(found)
+    kept = ("SLURM_CONF", "SLURM_TIME_FORMAT", "LC_ALL")
+    assert [found[name] for name in kept] == ["/etc/other.conf", "%s", "C"]
