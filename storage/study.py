@@ -347,6 +347,9 @@ class Study(Settings):
     vertices: tuple[VertexName, ...] = ()
     """Vertices whose courses the report draws beside the best ones: ``left 1234`` of the cortex's surface, or
     ``voxel 1234`` of the voxel axis."""
+    tags: tuple[str, ...] = ()
+    """AudioSet tags whose courses the report draws; by default those that most vertices chose as their single
+    tag, or that vary most."""
     sweeps: Sweeps = Sweeps()
     average: Average | None = None
     cluster: Cluster = Cluster()

@@ -223,6 +223,7 @@ def tag_section(
     remark : str
         Said in every figure.
     """
+    unknown = [name for name in study.tags if name not in tags[0].names]
     tables, figures = [], [_timeline(study, tags[0], singles, remark)]
     pair = compared(tags)
     if pair is not None and (rows := agreement(*pair)):
@@ -240,6 +241,7 @@ def tag_section(
         "Tags are AudioSet's classes: of each row the mean logit of its tokens, then the sigmoid. Names are "
         "those of the checkpoint's own table or of AudioSet's; where neither was given, classes go by id or "
         "place.",
+        *(f"{name}: not drawn, for {tags[0].label} has no such tag." for name in unknown),
         *(
             f"{each.label}: an untrained head, whose classes mean nothing: a control."
             for each in tags
@@ -289,11 +291,14 @@ def draw_timelines(
     return figure
 
 
-def shown_tags(tags: Tags, singles: Sequence[Singles]) -> tuple[list[int], str]:
+def shown_tags(tags: Tags, singles: Sequence[Singles], wanted: Sequence[str] = ()) -> tuple[list[int], str]:
     """Places of the tags whose courses are drawn, and which these are, in words.
 
-    They are those that most vertices above chance chose; where there is no such vertex, those that vary most.
+    They are those that are wanted. Where the model has none of these they are those that most vertices
+    above chance chose; where there is no such vertex, those that vary most.
     """
+    if places := [tags.names.index(name) for name in wanted if name in tags.names]:
+        return places, "that the study names"
     for each in singles:
         if each.attributes["feature_set"].replace("-tags", "", 1) == tags.label:
             above = mean_excess(each.scores["r"], each.scores["chance"]) > 0
@@ -307,7 +312,7 @@ def shown_tags(tags: Tags, singles: Sequence[Singles]) -> tuple[list[int], str]:
 
 def _timeline(study: Study, tags: Tags, singles: Sequence[Singles], remark: str) -> Illustration:
     run = next(run for run in study.runs if run.name in tags.courses)
-    places, how = shown_tags(tags, singles)
+    places, how = shown_tags(tags, singles, study.tags)
     names = [tags.names[place] for place in places]
     courses = tags.courses[run.name][:, places]
     title = f"Tags of {tags.label} · {run.name} · n = {len(courses)} TRs"
@@ -316,9 +321,9 @@ def _timeline(study: Study, tags: Tags, singles: Sequence[Singles], remark: str)
         "tags",
         f"tag timelines {tags.label} {run.name}",
         render(figure),
-        f"Probability (no unit) of the {len(names)} tags of {tags.label} {how}, over {run.name}, n = "
-        f"{len(courses)} rows; each panel has its own scale. Grey: rest; orange: the repeated clip; grey "
-        "lines: clips begin.",
+        f"Probability (no unit) of {len(names)} tag{'s' * (len(names) > 1)} of {tags.label} {how}, over "
+        f"{run.name}, n = {len(courses)} rows; each panel has its own scale. Grey: rest; orange: the "
+        "repeated clip; grey lines: clips begin.",
         f"Courses of {', '.join(names)}.",
     )
 

@@ -72,6 +72,8 @@ def test_the_tags_that_are_drawn_are_those_that_were_chosen_or_that_vary_most():
     assert shown_tags(tags, [singles_of(feature=2)]) == ([2], "that most vertices of S1 chose")
     assert shown_tags(tags_of("cavmae"), [singles_of(feature=2)]) == ([1, 2, 0], "that vary most")
     assert shown_tags(tags, [singles_of(chance=0.9)]) == ([1, 2, 0], "that vary most")
+    assert shown_tags(tags, [singles_of(feature=2)], ["Dog", "Speech"]) == ([2, 0], "that the study names")
+    assert shown_tags(tags, [], ["Gong"]) == ([1, 2, 0], "that vary most")
 
 
 def test_a_single_tag_stands_beside_whole_models_on_the_same_vertices(make_fit):
@@ -193,3 +195,7 @@ def test_the_section_is_made_from_the_store(store, make_fit, tmp_path):
     )
     section = tag_section(store, study, data, both, [singles_of(chance=0.9)], [])
     assert "that vary most" in section.figures[0].caption
+    named = study.model_copy(update={"tags": ("Dog", "Gong")})
+    section = tag_section(store, named, data, both, [singles_of()], [])
+    assert "of 1 tag of beats that the study names" in section.figures[0].caption
+    assert "Gong: not drawn, for beats has no such tag." in section.paragraphs
