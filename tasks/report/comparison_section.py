@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from hpcenc.storage.layout import AVERAGE
 from hpcenc.tasks.report.data import ReportData, mean_over_subjects
+from hpcenc.tasks.report.illustrations import r_limits
 from hpcenc.tasks.report.sections import Column, Illustration, Section, Table, count
 from hpcenc.tasks.report.style import (
     DIFFERENCE_COLORS,
@@ -27,7 +28,7 @@ from hpcenc.tasks.report.style import (
     style_axes,
     wrap_label,
 )
-from hpcenc.tasks.report.surface_map import has_cortical_map, paint_cortex
+from hpcenc.tasks.report.surface_map import has_cortical_map, paint_cortex, paint_rows
 from hpcenc.tasks.report.surface_view import SurfaceMap
 from hpcenc.tasks.report.tables import format_score, format_share
 
@@ -107,6 +108,7 @@ def comparison_section(data: ReportData, remark: str = "") -> Section:
     figures, views = [_plane(subject, maps, pairs, remark)], []
     if has_cortical_map(data.voxels):
         views = [difference_map(subject, maps, pair) for pair in pairs]
+        figures.append(_side_by_side(data, subject, maps, remark))
         figures += [
             _difference(data, subject, pair, view, remark) for pair, view in zip(pairs, views, strict=True)
         ]
@@ -115,7 +117,9 @@ def comparison_section(data: ReportData, remark: str = "") -> Section:
             figures.append(_top(data, subject, label, r, views[-1], remark))
     more = f" The first {MAX_PAIRS} of {len(rows)} pairs are drawn." if len(rows) > MAX_PAIRS else ""
     if len(maps) > MAX_PAIRS and has_cortical_map(data.voxels):
-        more += f" The best hundredth is mapped of the first {MAX_PAIRS} of {len(maps)} feature sets."
+        more += (
+            f" Maps of r and of the best hundredth are of the first {MAX_PAIRS} of {len(maps)} feature sets."
+        )
     if subject not in data.subjects:
         more += " A mean is over the subjects who have all of these sets, the same for each."
     if left_out := [label for label in data.labels if label not in maps]:
@@ -193,6 +197,29 @@ def _plane(subject: str, maps: Maps, pairs: Sequence[tuple[str, str]], remark: s
         "colours count vertices on a logarithmic scale. Above the dashed line the set of the vertical axis "
         "predicts better.",
         "Two-dimensional histograms of r; the shares of either side are in tables/pairs.csv.",
+    )
+
+
+def _side_by_side(data: ReportData, subject: str, maps: Maps, remark: str) -> Illustration:
+    shown = dict(list(maps.items())[:MAX_PAIRS])
+    limits = r_limits(list(shown.values()))
+    figure = paint_rows(
+        shown,
+        data.voxels,
+        limits=limits,
+        unit="r",
+        title=f"Feature sets side by side · {subject}",
+        remark=remark,
+    )
+    means = ", ".join(f"{label} {_on_cortex(r, data).mean():.3f}" for label, r in shown.items())
+    return Illustration(
+        "pairs",
+        f"maps side by side {subject}",
+        render(figure),
+        f"r (Pearson, no unit) of {subject}, mean over folds, in the same colours, {limits[0]:.2f} to "
+        f"{limits[1]:.2f}; left lateral, left medial, right medial, right lateral. Grey: no value, and the "
+        "medial wall.",
+        f"Cortical maps of r; means: {means}.",
     )
 
 

@@ -6,6 +6,7 @@ matplotlib collection. It needs no display and no 3-D library.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, cast
@@ -21,12 +22,30 @@ from numpy.typing import NDArray
 
 from hpcenc.storage.geometry import STRUCTURES, Hemisphere, sulcal_depth, surface
 from hpcenc.storage.voxels import VoxelAxis
-from hpcenc.tasks.report.style import FIGURE_WIDTH_IN, MUTED_COLOR, SURFACE_COLORS, new_figure, set_title
+from hpcenc.tasks.report.style import (
+    FIGURE_WIDTH_IN,
+    MUTED_COLOR,
+    SURFACE_COLORS,
+    escape,
+    new_figure,
+    set_title,
+)
 
 Side = Literal["lateral", "medial"]
 
 N_VERTICES = 32_492
 """Vertices of one hemisphere's fs_LR 32k surface, the only one there are faces for."""
+
+SIDES: tuple[tuple[Hemisphere, Side], ...] = (
+    ("left", "lateral"),
+    ("left", "medial"),
+    ("right", "medial"),
+    ("right", "lateral"),
+)
+"""Views of a row of several maps, left to right."""
+
+ROW_HEIGHT_IN = 1.35
+"""Height of such a row."""
 
 VEIL = 0.14
 """White that gyral crowns have over their colour; small, so that values can be read off the colour bar."""
@@ -109,10 +128,7 @@ def paint_cortex(
     colors = Normalize(*limits, clip=True)
     categories = has_categories(values)
     for column, hemisphere in enumerate(cast(tuple[Hemisphere, ...], ("left", "right"))):
-        structure = STRUCTURES[hemisphere]
-        whole = (
-            axis.surface(values, structure) if structure in axis.n_vertices else np.full(N_VERTICES, np.nan)
-        )
+        whole = _on_surface(values, axis, hemisphere)
         for row, side in enumerate(cast(tuple[Side, ...], ("lateral", "medial"))):
             axes = figure.add_axes((0.01 + 0.435 * column, 0.51 - 0.45 * row, 0.42, 0.4))
             _paint_view(axes, view(hemisphere, side), whole, colors, color_map, whole_faces, categories)
@@ -126,6 +142,52 @@ def paint_cortex(
     figure.text(0.988, 0.015, f"n = {n_shown:,} vertices", ha="right", fontsize=8.5, color=MUTED_COLOR)
     set_title(figure, title, remark)
     return figure
+
+
+def paint_rows(
+    maps: Mapping[str, NDArray[np.floating[Any]]],
+    axis: VoxelAxis,
+    *,
+    limits: tuple[float, float],
+    unit: str,
+    title: str,
+    remark: str = "",
+) -> Figure:
+    """Paint several maps of one kind, a row for each, from all four sides and in the same colours.
+
+    Parameters
+    ----------
+    maps : mapping of str to array of shape (n_voxels,)
+        By their labels; NaN is bare cortex.
+    axis, limits, unit, title, remark
+        As for `paint_cortex`.
+    """
+    height_in = 0.45 + ROW_HEIGHT_IN * len(maps)
+    figure = new_figure(width_in=FIGURE_WIDTH_IN, height_in=height_in)
+    colors = Normalize(*limits, clip=True)
+    for row, (label, values) in enumerate(maps.items()):
+        bottom = (len(maps) - 1 - row) * ROW_HEIGHT_IN / height_in
+        for column, (hemisphere, side) in enumerate(SIDES):
+            size = (0.215, (ROW_HEIGHT_IN - 0.32) / height_in)
+            axes = figure.add_axes((0.005 + 0.217 * column, bottom + 0.06 / height_in, *size))
+            whole = _on_surface(values, axis, hemisphere)
+            _paint_view(axes, view(hemisphere, side), whole, colors, SURFACE_COLORS, True, False)
+        n_shown = np.count_nonzero(np.isfinite(values[axis.positions("cortex")]))
+        top = bottom + (ROW_HEIGHT_IN - 0.22) / height_in
+        figure.text(0.012, top, escape(label), fontsize=9)
+        figure.text(0.87, top, f"n = {n_shown:,} vertices", ha="right", fontsize=8, color=MUTED_COLOR)
+    on_cortex = np.concatenate([values[axis.positions("cortex")] for values in maps.values()])
+    _add_color_bar(figure, on_cortex, colors, unit, SURFACE_COLORS)
+    set_title(figure, title, remark)
+    return figure
+
+
+def _on_surface(
+    values: NDArray[np.floating[Any]], axis: VoxelAxis, hemisphere: Hemisphere
+) -> NDArray[np.floating[Any]]:
+    """Values of all vertices of a hemisphere; NaN where the axis has none."""
+    structure = STRUCTURES[hemisphere]
+    return axis.surface(values, structure) if structure in axis.n_vertices else np.full(N_VERTICES, np.nan)
 
 
 def has_categories(values: NDArray[np.floating[Any]]) -> bool:

@@ -101,12 +101,16 @@ def test_maps_of_differences_and_of_the_best_hundredth_are_painted_on_the_cortex
     section = comparison_section(ReportData("x", fits, cortex), "simulated BOLD")
     assert [figure.name for figure in section.figures] == [
         "r against r S1",
+        "maps side by side S1",
         "difference clip beats S1",
         "best hundredth clip S1",
         "best hundredth beats S1",
     ]
-    assert "n = 59,412 vertices" in section.figures[1].caption
-    assert "n = 595 of 59,412" in section.figures[2].caption
+    assert "in the same colours, 0.00 to 0.4" in section.figures[1].caption
+    drawn = section.figures[1].picture.svg.decode()
+    assert drawn.count("n = 59,412 vertices") == 2
+    assert "n = 59,412 vertices" in section.figures[2].caption
+    assert "n = 595 of 59,412" in section.figures[3].caption
     assert [view.name for view in section.maps] == [
         "clip less beats · S1",
         "best 1 % · clip · S1",
@@ -137,6 +141,9 @@ def painted(monkeypatch):
         return new_figure(1)
 
     monkeypatch.setattr("hpcenc.tasks.report.comparison_section.paint_cortex", paint)
+    monkeypatch.setattr(
+        "hpcenc.tasks.report.comparison_section.paint_rows", lambda *a, **options: new_figure(1)
+    )
     return maps
 
 
@@ -159,8 +166,8 @@ def test_the_best_hundredth_is_of_the_cortex_that_the_map_shows(make_fit, painte
     r[:, len(cortex) :] = 0.9
     fits = tuple(make_fit(axis.n_voxels, r=r, feature_set=name, variant=name) for name in ("clip", "beats"))
     section = comparison_section(ReportData("x", fits, axis))
-    assert f"n = {len(cortex):,} vertices" in section.figures[1].caption
-    assert f"n = 595 of {len(cortex):,}" in section.figures[2].caption
+    assert f"n = {len(cortex):,} vertices" in section.figures[2].caption
+    assert f"n = 595 of {len(cortex):,}" in section.figures[3].caption
     values, options = painted[1]
     assert np.isfinite(values[cortex]).sum() == 595
     assert options["limits"][1] == pytest.approx(0.2)
@@ -170,5 +177,5 @@ def test_maps_that_are_left_out_are_said_to_be(cortex, make_fit, painted):
     names = [f"lab{place}" for place in range(MAX_PAIRS + 1)]
     fits = tuple(make_fit(cortex.n_voxels, feature_set=name, variant=name) for name in names)
     (paragraph,) = comparison_section(ReportData("x", fits, cortex)).paragraphs
-    assert "best hundredth is mapped of the first 6 of 7 feature sets" in paragraph
+    assert "Maps of r and of the best hundredth are of the first 6 of 7 feature sets" in paragraph
     assert len(painted) == 2 * MAX_PAIRS
