@@ -11,6 +11,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -25,7 +26,7 @@ from hpcenc.tasks.at_hand import SUB_BLOCK
 from hpcenc.tasks.fitting import N_CHECK
 from hpcenc.tasks.gram import base_gram, window_gram
 from hpcenc.tasks.kernels import Design
-from hpcenc.tasks.operators import FoldOperators, make_operators, restrict_to_alpha
+from hpcenc.tasks.operators import FoldOperators, choose_solver, make_operators, restrict_to_alpha
 from hpcenc.tasks.ridge import fit_block
 from hpcenc.tasks.zscoring import standardise
 from problem import EXPONENTS, SCALES, Problem, spans, write_problem
@@ -43,9 +44,10 @@ def window_operators(problem: Problem, nested: bool = False) -> FoldOperators:
 
 
 def delay_operators(problem: Problem, delay: int) -> FoldOperators:
-    """Operators of a single delay, as a sweep has them."""
+    """Operators of a single delay, as a sweep of a whole subject has them."""
     design = delayed_design(problem.features, (delay,), problem.onsets).astype(np.float64)
-    return make_operators(Design(design), problem.fold, EXPONENTS, nested=True)
+    solver = choose_solver(problem.fold, design.shape[1], SUBJECT_VERTICES, EXPONENTS)
+    return make_operators(Design(design), problem.fold, EXPONENTS, solver=solver, nested=True)
 
 
 def fit_all(problem: Problem, ops: FoldOperators, n_vertices: int, block: int) -> None:
@@ -94,10 +96,14 @@ def _total(seconds: dict[str, float], way: str, suffix: str, times: float) -> fl
 def main() -> None:
     parser = argparse.ArgumentParser(prog="hpcenc bench sweeps", description=__doc__)
     parser.add_argument("--scale", choices=SCALES, default="full")
+    parser.add_argument(
+        "--columns", type=int, help="of the features; two feature sets side by side have 1,536"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     scale = SCALES[options.scale]
+    scale = replace(scale, n_features=options.columns or scale.n_features)
     with tempfile.TemporaryDirectory() as folder, threadpool_limits(1):
         problem = write_problem(Path(folder), scale, "base", scale.many)
         found = list(rounds(problem, scale.many, scale.many, options.repeats))
