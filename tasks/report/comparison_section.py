@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from hpcenc.storage.layout import AVERAGE
@@ -138,6 +139,8 @@ def draw_planes(maps: Maps, pairs: Sequence[tuple[str, str]], *, title: str, rem
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     mesh = None
     edges = np.linspace(low, high, 61)
+    # Ticks that panels choose change with their size, and the room for numbers with them, after the layout.
+    ticks = [tick for tick in MaxNLocator(4).tick_values(low, high) if low <= tick <= high]
     counts = [_joint_counts(maps[first], maps[second], edges) for first, second in pairs]
     norm = LogNorm(1, max([2, *(float(each.max()) for each in counts)]))  # one bar for all panels
     for panel, (first, second), of_pair in zip(panels, pairs, counts, strict=False):
@@ -147,6 +150,8 @@ def draw_planes(maps: Maps, pairs: Sequence[tuple[str, str]], *, title: str, rem
         panel.set_xlabel(f"r of {wrap_label(second)}", fontsize=8.5)
         panel.set_ylabel(f"r of {wrap_label(first)}", fontsize=8.5)
         panel.set_title(f"n = {int(of_pair.sum()):,}", loc="left", fontsize=8)
+        panel.set_xticks(ticks)
+        panel.set_yticks(ticks)
         panel.set_aspect("equal")
         style_axes(panel)
     hide_unused(panels, len(pairs))
@@ -154,7 +159,7 @@ def draw_planes(maps: Maps, pairs: Sequence[tuple[str, str]], *, title: str, rem
     if mesh is not None:
         bar = figure.colorbar(mesh, ax=list(panels[: len(pairs)]), shrink=0.6, pad=0.02)
         bar.set_label("vertices", fontsize=9)
-        bar.ax.tick_params(labelsize=8)
+        bar.ax.tick_params(which="both", labelsize=8)
     return figure
 
 

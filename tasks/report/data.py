@@ -154,6 +154,11 @@ class ReportData:
     acknowledgements: tuple[str, ...] = ()
 
     @property
+    def first_to_know(self) -> str:
+        """What the pages begin with: whether BOLD is simulated, which no table says, and the note."""
+        return " ".join(filter(None, ["Simulated BOLD." if self.simulated else "", self.note]))
+
+    @property
     def subjects(self) -> tuple[str, ...]:
         """Subjects with a fit, in the order given."""
         return tuple(dict.fromkeys(fit.subject for fit in self.scores))
