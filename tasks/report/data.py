@@ -123,6 +123,8 @@ class TimeCourse:
     """Rows that are scored, ``(n_trs,)``; the others are rest or were left out."""
     what: str = "the vertex that is predicted best"
     """Why it is shown."""
+    named: bool = False
+    """Whether it is shown because the study names it, and for no other reason."""
 
 
 @dataclass(frozen=True)

@@ -160,6 +160,13 @@ def test_both_pages_begin_with_that_the_bold_is_simulated(cortical_report, plain
     assert "Simulated BOLD" not in _read(plain_report).words
 
 
+def test_only_of_a_vertex_picked_for_its_r_it_is_said_that_its_r_is_biased(plain_data, make_course):
+    for named in (False, True):
+        data = replace(plain_data, courses=(make_course(named=named),))
+        (course,) = (each for each in illustrate(data) if each.section == "courses")
+        assert ("biased upwards" in course.caption) != named
+
+
 def test_plain_voxels_have_tables_and_figures_but_no_maps(plain_report):
     assert plain_report.maps == ()
     assert "No cortical maps: the BOLD files are plain arrays" in _read(plain_report).words
