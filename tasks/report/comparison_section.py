@@ -130,8 +130,9 @@ def comparison_section(data: ReportData, remark: str = "") -> Section:
 
 def draw_planes(maps: Maps, pairs: Sequence[tuple[str, str]], *, title: str, remark: str = "") -> Figure:
     """Two-dimensional histograms of r, a panel for each pair, with the diagonal."""
-    n_rows, n_columns = panel_grid(len(pairs), n_columns=3)
-    figure = new_figure(height_in=0.5 + 2.3 * n_rows)
+    n_rows, n_columns = panel_grid(max(3, len(pairs)), n_columns=3)  # few begin at the left, too
+    spare = 0.9 if len(pairs) < 3 else 0.5  # a panel without neighbours is larger
+    figure = new_figure(height_in=spare + 2.3 * n_rows)
     # Room for a bar beside panels of fixed shape is more than a tight layout can find.
     figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - 0.3 / figure.get_figheight()))
     panels = figure.subplots(n_rows, n_columns, squeeze=False).ravel()

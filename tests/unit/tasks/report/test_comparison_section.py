@@ -138,6 +138,7 @@ def test_names_of_planes_lie_beside_them_and_within_the_figure(n_pairs):
     figure.draw_without_rendering()
     planes = [panel for panel in figure.axes if panel.get_visible() and panel.get_xlabel()]
     assert len(planes) == n_pairs
+    assert planes[0].get_window_extent().x0 < figure.bbox.width / 6, "the first one is at the left"
     names = [name.get_window_extent() for panel in planes for name in (panel.xaxis.label, panel.yaxis.label)]
     for name in names:
         assert figure.bbox.x0 <= name.x0
