@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from hpcenc.storage.layout import AVERAGE
@@ -133,8 +134,9 @@ def comparison_section(data: ReportData, remark: str = "") -> Section:
 
 def draw_planes(maps: Maps, pairs: Sequence[tuple[str, str]], *, title: str, remark: str = "") -> Figure:
     """Two-dimensional histograms of r, a panel for each pair, with the diagonal."""
-    n_rows, n_columns = panel_grid(len(pairs), n_columns=3)
-    figure = new_figure(height_in=0.5 + 2.3 * n_rows)
+    n_rows, n_columns = panel_grid(max(3, len(pairs)), n_columns=3)  # few begin at the left, too
+    spare = 0.9 if len(pairs) < 3 else 0.5  # a panel without neighbours is larger
+    figure = new_figure(height_in=spare + 2.3 * n_rows)
     # Room for a bar beside panels of fixed shape is more than a tight layout can find.
     figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - 0.3 / figure.get_figheight()))
     panels = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
@@ -142,6 +144,8 @@ def draw_planes(maps: Maps, pairs: Sequence[tuple[str, str]], *, title: str, rem
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     mesh = None
     edges = np.linspace(low, high, 61)
+    # Ticks that panels choose change with their size, and the room for numbers with them, after the layout.
+    ticks = [tick for tick in MaxNLocator(4).tick_values(low, high) if low <= tick <= high]
     counts = [_joint_counts(maps[first], maps[second], edges) for first, second in pairs]
     norm = LogNorm(1, max([2, *(float(each.max()) for each in counts)]))  # one bar for all panels
     for panel, (first, second), of_pair in zip(panels, pairs, counts, strict=False):
@@ -151,6 +155,8 @@ def draw_planes(maps: Maps, pairs: Sequence[tuple[str, str]], *, title: str, rem
         panel.set_xlabel(f"r of {wrap_label(second)}", fontsize=8.5)
         panel.set_ylabel(f"r of {wrap_label(first)}", fontsize=8.5)
         panel.set_title(f"n = {int(of_pair.sum()):,}", loc="left", fontsize=8)
+        panel.set_xticks(ticks)
+        panel.set_yticks(ticks)
         panel.set_aspect("equal")
         style_axes(panel)
     hide_unused(panels, len(pairs))
@@ -158,7 +164,7 @@ def draw_planes(maps: Maps, pairs: Sequence[tuple[str, str]], *, title: str, rem
     if mesh is not None:
         bar = figure.colorbar(mesh, ax=list(panels[: len(pairs)]), shrink=0.6, pad=0.02)
         bar.set_label("vertices", fontsize=9)
-        bar.ax.tick_params(labelsize=8)
+        bar.ax.tick_params(which="both", labelsize=8)
     return figure
 
 

@@ -68,13 +68,16 @@ def make_courses(
         if each.attributes["subject"] == (AVERAGE if AVERAGE in subjects else subjects[0])
     ]
     wanted = [
-        (label, f"the vertex that {label} predicts best", best)
+        (label, f"the vertex that {label} predicts best", best, False)
         for label, best in _best_vertices(found).items()
     ]
     for region, mask in (regions or {}).items():
+        if not mask.any():
+            missing.append(f"{region}: none of its vertices is among the study's voxels")
+            continue
         bests = [best for best in _best_vertices(shown, mask).values() if best is not None]
         best = max(bests, key=lambda each: each.r, default=None)
-        wanted.append((region, f"the vertex of {region} that any feature set predicts best", best))
+        wanted.append((region, f"the vertex of {region} that any feature set predicts best", best, False))
     for name in study.vertices:
         mask = _named_vertex(voxels, name)
         if not mask.any():
@@ -82,8 +85,8 @@ def make_courses(
             continue
         bests = [best for best in _best_vertices(shown, mask).values() if best is not None]
         best = max(bests, key=lambda each: each.r, default=None)
-        wanted.append((name, f"{name}, which the study names", best))
-    for label, what, best in wanted:
+        wanted.append((name, f"{name}, which the study names", best, True))
+    for label, what, best, named in wanted:
         if best is None:
             missing.append(f"{label}: no vertex has an r in every fold yet")
             continue
@@ -95,7 +98,7 @@ def make_courses(
             continue
         try:
             drawn[place] = len(courses)
-            courses.append(_course(store, best, voxels, study, what))
+            courses.append(replace(_course(store, best, voxels, study, what), named=named))
         except (StoreError, StudyError, BoldError) as error:
             del drawn[place]
             missing.append(f"{label}, subject {best.scores.attributes['subject']}: {error}")

@@ -123,6 +123,8 @@ class TimeCourse:
     """Rows that are scored, ``(n_trs,)``; the others are rest or were left out."""
     what: str = "the vertex that is predicted best"
     """Why it is shown."""
+    named: bool = False
+    """Whether it is shown because the study names it, and for no other reason."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,11 @@ class ReportData:
     """What was analysed beside the models' own scores."""
     warnings: tuple[str, ...] = ()
     acknowledgements: tuple[str, ...] = ()
+
+    @property
+    def first_to_know(self) -> str:
+        """What the pages begin with: whether BOLD is simulated, which no table says, and the note."""
+        return " ".join(filter(None, ["Simulated BOLD." if self.simulated else "", self.note]))
 
     @property
     def subjects(self) -> tuple[str, ...]:

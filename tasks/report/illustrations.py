@@ -173,6 +173,9 @@ def _test_run(course: TimeCourse) -> str:
 
 
 def _time_course(data: ReportData, course: TimeCourse) -> Illustration:
+    picked = "The vertex is picked for its r, which is therefore biased upwards."
+    if course.named:
+        picked = "Of all feature sets the one is drawn that predicts this vertex best."
     return Illustration(
         "courses",
         f"time course {course.feature_set} {course.subject} {course.fold} {course.voxel}",
@@ -181,8 +184,8 @@ def _time_course(data: ReportData, course: TimeCourse) -> Illustration:
         ),
         f"Measured and predicted BOLD (z-scored) of {course.place} in {course.subject}, {course.what}, with "
         f"{course.feature_set}, over {_test_run(course)}: r = {course.r:.3f}, "
-        f"n = {int(course.used.sum())} scored TRs of {len(course.used)}. Grey: TRs that are not scored. The "
-        "vertex is picked for its r, which is therefore biased upwards.",
+        f"n = {int(course.used.sum())} scored TRs of {len(course.used)}. Grey: TRs that are not scored. "
+        f"{picked}",
         f"Two lines over {len(course.used)} TRs, measured and predicted BOLD; r = {course.r:.3f}.",
     )
 

@@ -217,8 +217,8 @@ def _write_view(data: ReportData, folder: Path) -> tuple[Path, ...]:
     ]
     maps += [each for section in data.sections for each in section.maps]
     path = folder / "surface.html"
-    note = " ".join(filter(None, [data.note, "Simulated BOLD." if data.simulated else ""]))
-    write_atomically(path, surface_page(f"Maps of {data.study}", maps, data.voxels, note).encode())
+    page = surface_page(f"Maps of {data.study}", maps, data.voxels, data.first_to_know)
+    write_atomically(path, page.encode())
     return (path,)
 
 

@@ -315,9 +315,8 @@ def _paint_view(
     rgba = face_colors(values, view, colors, color_map, whole_faces, categories)
     outlines: Any = view.outlines  # matplotlib's stubs ask for a list, which takes three times as long
     # Edges in the face's own colour close the hairlines that antialiasing leaves between neighbours.
-    axes.add_collection(
-        PolyCollection(outlines, facecolors=rgba, edgecolors=rgba, linewidths=0.25, rasterized=True)
-    )
+    collection = PolyCollection(outlines, facecolors=rgba, edgecolors=rgba, linewidths=0.25, rasterized=True)
+    axes.add_collection(collection, autolim=False)  # the limits are known, and slow to look for
     left, right, bottom, top = view.extent
     axes.set_xlim(left - 1, right + 1)
     axes.set_ylim(bottom - 1, top + 1)

@@ -367,8 +367,8 @@ def _single_table(rows: Sequence[SingleRow]) -> Table:
     shown = AVERAGE if AVERAGE in subjects else subjects[0]
     return Table(
         "single_tags",
-        f"The best single tag beside the whole set of tags and the embedding (of `beats`, of "
-        f"`cavmae-audio`), {shown}; the file has all subjects.",
+        f"The best single tag beside the whole set of tags and the embedding (of beats, of cavmae-audio), "
+        f"{shown}; the file has all subjects.",
         [row for row in rows if row.subject == shown],
         (
             Column("feature_set", "feature set"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 
@@ -129,6 +131,24 @@ def test_one_bar_of_colours_holds_for_all_planes():
     limits = {(mesh.norm.vmin, mesh.norm.vmax) for mesh in meshes[:3]}
     assert len(limits) == 1
     assert limits.pop()[1] == max(mesh.get_array().max() for mesh in meshes[:3])
+
+
+@pytest.mark.parametrize("n_pairs", [1, 2, 3, 6])
+def test_names_of_planes_lie_beside_them_and_within_the_figure(n_pairs):
+    labels = ("beats[untrained, seed 0]", "beats+clip[untrained, seed 0]", "cavmae[untrained, seed 0]", "lab")
+    rng = np.random.default_rng(0)
+    maps = {label: rng.normal(0.2, 0.25, 2000).clip(-0.4, 0.97) for label in labels}
+    figure = draw_planes(maps, list(combinations(labels, 2))[:n_pairs], title="x")
+    figure.draw_without_rendering()
+    planes = [panel for panel in figure.axes if panel.get_visible() and panel.get_xlabel()]
+    assert len(planes) == n_pairs
+    assert planes[0].get_window_extent().x0 < figure.bbox.width / 6, "the first one is at the left"
+    names = [name.get_window_extent() for panel in planes for name in (panel.xaxis.label, panel.yaxis.label)]
+    for name in names:
+        assert figure.bbox.x0 <= name.x0
+        assert figure.bbox.y0 <= name.y0
+        assert name.x1 <= figure.bbox.x1
+        assert not any(name.overlaps(panel.get_window_extent()) for panel in planes)
 
 
 @pytest.fixture

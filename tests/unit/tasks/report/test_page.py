@@ -153,6 +153,20 @@ def test_note_is_before_the_first_table(cortical_report):
     assert 0 < words.index("A simulation.") < words.index("feature set")
 
 
+def test_both_pages_begin_with_that_the_bold_is_simulated(cortical_report, plain_report):
+    view = Page((cortical_report[1].html.parent / "surface.html").read_text("utf-8"))
+    for page in (_read(cortical_report[1]), view):
+        assert "Simulated BOLD. A simulation." in page.words.partition("feature set")[0]
+    assert "Simulated BOLD" not in _read(plain_report).words
+
+
+def test_only_of_a_vertex_picked_for_its_r_it_is_said_that_its_r_is_biased(plain_data, make_course):
+    for named in (False, True):
+        data = replace(plain_data, courses=(make_course(named=named),))
+        (course,) = (each for each in illustrate(data) if each.section == "courses")
+        assert ("biased upwards" in course.caption) != named
+
+
 def test_plain_voxels_have_tables_and_figures_but_no_maps(plain_report):
     assert plain_report.maps == ()
     assert "No cortical maps: the BOLD files are plain arrays" in _read(plain_report).words

@@ -6,11 +6,11 @@ import base64
 import html
 import json
 import re
-import shutil
 import subprocess
 
 import numpy as np
 import pytest
+from browser import CHROMIUM
 
 from hpcenc.storage.geometry import surface
 from hpcenc.storage.voxels import CORTEX_LEFT
@@ -20,7 +20,6 @@ from hpcenc.tasks.report.surface_map import face_values, touches_wall
 from hpcenc.tasks.report.surface_view import SurfaceMap, surface_page
 
 HOSTILE = '</script><b onload="x">'
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")

@@ -138,7 +138,9 @@ def test_courses_are_of_the_best_vertex_of_each_region_and_of_those_that_are_nam
     study = study_of(folder, store.path.parent, vertices=names)
     fits = [read_scores(store, group) for group in fit_groups(store)]
     late = np.arange(N_VOXELS) >= 20
-    courses, missing = make_courses(store, fits, read_voxels(store), study, {"late": late})
+    courses, missing = make_courses(
+        store, fits, read_voxels(store), study, {"late": late, "none": late & ~late}
+    )
     found = {course.what: course for course in courses}
     (of_late,) = (course for what, course in found.items() if "vertex of late" in what)
     average = [fit for fit in fits if fit.attributes["subject"] == "average"]
@@ -148,8 +150,12 @@ def test_courses_are_of_the_best_vertex_of_each_region_and_of_those_that_are_nam
     assert of_late.voxel == int(best[wanted].argmax())
     (named,) = (course for what, course in found.items() if "voxel 3, which the study names" in what)
     assert (named.voxel, named.subject) == (3, "average")
+    assert [course.what for course in courses if course.named] == [named.what]
     why = "not among the study's voxels, as the medial wall is not"
-    assert missing == tuple(f"{name}: {why}" for name in names[1:])
+    assert missing == (
+        "none: none of its vertices is among the study's voxels",
+        *(f"{name}: {why}" for name in names[1:]),
+    )
 
 
 def test_sweeps_are_of_the_subjects_that_are_named(folder: Path, tmp_path: Path) -> None:
