@@ -69,7 +69,8 @@ def build_report(
     ----------
     study : Study
     run : mapping
-        Record of the latest run: versions, settings, when it began.
+        Record of the latest run: versions, settings, when it began; and ``fitted_with``, the versions that
+        fits were made with, where that is known.
     events : iterable of mapping
         What happened in it.
     set_aside : sequence of str
