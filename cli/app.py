@@ -97,7 +97,7 @@ def report(
     ] = None,
 ) -> None:
     """Write the report of what is in the store, without computing anything."""
-    from hpcenc.cluster.run_folder import RunFolder
+    from hpcenc.cluster.run_folder import RunFolder, versions_of_fits
     from hpcenc.cluster.status import read_status
     from hpcenc.storage.study import load_study
     from hpcenc.tasks.report.build import build_report
@@ -106,7 +106,8 @@ def report(
         loaded = load_study(study)
         found = read_status(loaded)
         events = RunFolder(Path(found.folder)).events()
-        written = build_report(loaded, found.run, events, list(map(str, found.set_aside)), output)
+        run = {**found.run, "fitted_with": versions_of_fits(loaded.store_path)}
+        written = build_report(loaded, run, events, list(map(str, found.set_aside)), output)
     print(f"report   {written.files.html}")
 
 

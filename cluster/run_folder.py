@@ -23,6 +23,7 @@ from typing import Any
 from hpcenc.storage.errors import FullError, StudyError, is_full
 from hpcenc.storage.files import write_atomically
 from hpcenc.storage.layout import runs_folder
+from hpcenc.storage.marks import is_done
 from hpcenc.storage.study import Study
 from hpcenc.tasks.plan import Plan
 from hpcenc.tasks.records import one_line
@@ -223,6 +224,28 @@ def _events_of(path: Path) -> Iterator[Event]:
     for line in path.read_text().splitlines():
         with contextlib.suppress(ValueError):
             yield json.loads(line[line.rindex('{"time": ') :])
+
+
+def versions_of_fits(store: Path) -> list[dict[str, str]]:
+    """Versions of packages that the fits in a store were made with, each set once.
+
+    Of every block the run that made it says so: the latest run may have found all of them done. A run whose
+    folder is gone or damaged says nothing.
+    """
+    made: dict[tuple[str, int, str], dict[str, str]] = {}
+    for path in sorted(runs_folder(store).glob("*")):
+        folder = RunFolder(path)
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            versions, plan = folder.read("run")["versions"], folder.read("plan")["stages"]
+            done = {event["unit"] for event in folder.events() if event["event"] == "unit"}
+            for group, index, digest in chain(*plan.values()):
+                if group.startswith("fits/") and f"{group}#{index}" in done:
+                    made[group, index, digest] = versions
+    found: list[dict[str, str]] = []
+    for unit, versions in made.items():
+        if versions not in found and is_done(store, *unit):
+            found.append(versions)
+    return found
 
 
 def package_versions() -> dict[str, str]:

@@ -18,7 +18,14 @@ from hpcenc.cluster.granted import memory_bytes
 from hpcenc.cluster.liveness import is_gone, lock_owner
 from hpcenc.cluster.pools import CrewError
 from hpcenc.cluster.pricing import memory_problems, price_run, walltime_problems, worker_memory_problems
-from hpcenc.cluster.run_folder import Event, RunFolder, last_words, new_run_id, reasons_of
+from hpcenc.cluster.run_folder import (
+    Event,
+    RunFolder,
+    last_words,
+    new_run_id,
+    reasons_of,
+    versions_of_fits,
+)
 from hpcenc.cluster.watching import watched
 from hpcenc.slurm.commands import SlurmError
 from hpcenc.slurm.jobs import this_job
@@ -362,7 +369,8 @@ def conclude(
             emit({"event": "stage", "stage": "report", "tasks": 1, "units": 1})
             from hpcenc.tasks.report.build import build_report
 
-            report = build_report(prepared.study, folder.read("run"), folder.events(), progress.set_aside)
+            run = {**folder.read("run"), "fitted_with": versions_of_fits(prepared.study.store_path)}
+            report = build_report(prepared.study, run, folder.events(), progress.set_aside)
     except KeyboardInterrupt:
         return replace(end(EXIT_INTERRUPTED), stopped=True)
     except (CrewError, OSError, SlurmError, StoreError) as error:  # no workers, a full disk, a damaged chunk:

@@ -23,7 +23,14 @@ from hpcenc.tasks.report.courses import make_courses
 from hpcenc.tasks.report.data import Facts, FitScores, ReportData
 from hpcenc.tasks.report.leftovers import find_leftovers, leftover_warnings
 from hpcenc.tasks.report.page import ReportFiles, write_report
-from hpcenc.tasks.report.provenance import Origin, origin_warnings, read_origins, row_lines, setting_lines
+from hpcenc.tasks.report.provenance import (
+    Origin,
+    feature_lines,
+    origin_warnings,
+    read_origins,
+    row_lines,
+    setting_lines,
+)
 from hpcenc.tasks.report.unfinished import unfinished_warnings
 from hpcenc.tasks.scores import circular_shift_count
 from hpcenc.tasks.selection import REFERENCE_SETS
@@ -62,7 +69,8 @@ def build_report(
     ----------
     study : Study
     run : mapping
-        Record of the latest run: versions, settings, when it began.
+        Record of the latest run: versions, settings, when it began; and ``fitted_with``, the versions that
+        fits were made with, where that is known.
     events : iterable of mapping
         What happened in it.
     set_aside : sequence of str
@@ -196,7 +204,7 @@ def _facts(
         ("Time of this run", _timings(events)),
         ("Rows", row_lines(origins)),
         ("Stimuli", _stimuli(store)),
-        ("Features", _features(store)),
+        ("Features", feature_lines(origins)),
         ("Fit settings", setting_lines(origins)),
         ("Alphas of the fast solver against exact scores", _agreement(found)),
         ("Digests", [(scores.group, scores.attributes["digest"]) for scores in found]),
@@ -246,24 +254,6 @@ def _stimuli(store: Store) -> list[tuple[str, str]]:
             )
         )
     return lines
-
-
-def _features(store: Store) -> list[tuple[str, str]]:
-    """What every feature space was made with."""
-    lines: dict[str, str] = {}
-    for metadata in sorted((store.path / "features").glob("*/*/*/zarr.json")):
-        attributes = json.loads(metadata.read_bytes())["attributes"]
-        spec = attributes.get("spec")
-        if spec is None:
-            lines[attributes["label"]] = "from files on the TR grid"
-            continue
-        checkpoint = attributes["checkpoint"] or {"weights": "untrained", "seed": spec["seed"]}
-        window = "frame at the middle of the TR"
-        if spec["model"] != "clip":
-            pool = spec["pool"].replace("tr", "TR")
-            window = f"audio window {spec['window_s']:g} s, {spec['align']}, pooled over the {pool}"
-        lines[attributes["label"]] = f"{_text(checkpoint)}; {spec['n_layers']} layers; {window}"
-    return list(lines.items())
 
 
 def _text(value: Any) -> str:

@@ -37,7 +37,7 @@ def methods_section(
     found : sequence of Scores
         Main fits.
     run : mapping
-        Record of the latest run.
+        Record of the latest run, and ``fitted_with``: versions that fits were made with.
     features : sequence of (label, text)
         What every model's features were made with.
     clips_on_both_sides : sequence of str
@@ -89,7 +89,7 @@ def sentences(
     features: Sequence[tuple[str, str]],
 ) -> list[str]:
     """A methods paragraph, sentence by sentence."""
-    versions = run.get("versions", {})
+    versions = _versions(run)
     cited = [f"{name} {versions[name]}" for name in CITED if name in versions]
     subjects = list(dict.fromkeys(scores.attributes["subject"] for scores in found))
     people = [subject for subject in subjects if subject != AVERAGE]
@@ -194,6 +194,16 @@ def _average(store: Store) -> str:
     if not counts.size:
         return said
     return f"{said} ({span_of([int(counts.min()), int(counts.max())])} of them in a vertex of a run)"
+
+
+def _versions(run: Mapping[str, Any]) -> dict[str, str]:
+    """Versions of packages that fits were made with, several joined by ``or``; of the latest run where
+    nothing is known of these."""
+    found: dict[str, dict[str, None]] = {}
+    for versions in run.get("fitted_with") or [run.get("versions", {})]:
+        for name, version in versions.items():
+            found.setdefault(name, {})[version] = None
+    return {name: " or ".join(each) for name, each in found.items()}
 
 
 def _counted(number: int, noun: str) -> str:

@@ -34,6 +34,8 @@ class Origin:
         Settings in words, by name; what shall be the same in all subjects.
     features : mapping of (str, str) to str
         By feature space and run: what made the features, apart from the stimulus.
+    made_with : tuple of (str, str)
+        Each model or set of feature files, and what its features were made with, in words.
     output : mapping of str to str
         What may differ between subjects: kind of weights, backend.
     rows : tuple of (str, str)
@@ -44,6 +46,7 @@ class Origin:
     subject: str
     settings: Mapping[str, str]
     features: Mapping[tuple[str, str], str]
+    made_with: tuple[Line, ...]
     output: Mapping[str, str]
     rows: tuple[Line, ...]
 
@@ -57,8 +60,8 @@ def read_origins(store: Store, found: Sequence[Scores]) -> tuple[Origin, ...]:
         If a group of operators is missing, or metadata are damaged.
     """
     operators = cache(store.attributes_of)  # subjects share operators and features
-    made_by = cache(partial(_made_by, store.path))
-    return tuple(_origin(scores.attributes, operators, made_by) for scores in found)
+    makers = cache(partial(_makers, store.path))
+    return tuple(_origin(scores.attributes, operators, makers) for scores in found)
 
 
 def origin_warnings(origins: Sequence[Origin]) -> Iterator[str]:
@@ -80,6 +83,12 @@ def row_lines(origins: Sequence[Origin]) -> list[Line]:
     return _lines((fold, text, origin) for origin in origins for fold, text in origin.rows)
 
 
+def feature_lines(origins: Sequence[Origin]) -> list[Line]:
+    """What the features of all fits were made with, checkpoints by name and digest; who has them where fits
+    differ."""
+    return _lines((label, text, origin) for origin in origins for label, text in origin.made_with)
+
+
 def setting_lines(origins: Sequence[Origin]) -> list[Line]:
     """Settings of all fits; who has them where fits differ."""
     return _lines(
@@ -90,9 +99,17 @@ def setting_lines(origins: Sequence[Origin]) -> list[Line]:
 
 
 def _origin(
-    fit: Attributes, operators: Callable[[str], Attributes], made_by: Callable[[str, str], str]
+    fit: Attributes,
+    operators: Callable[[str], Attributes],
+    makers: Callable[[str, str], Attributes | None],
 ) -> Origin:
     folds = [operators(group) for variant in fit["variants"] for group in variant["operators"]]
+    sources = dict.fromkeys(
+        (space["name"], run, paths[0].rpartition("/")[0], digest)
+        for fold in folds
+        for space, (digests, *_) in zip(fold["spaces"], fold["features"], strict=True)
+        for run, paths, digest in zip(fold["run_names"], space["arrays"], digests, strict=True)
+    )
     return Origin(
         feature_set=fit["feature_set"],
         subject=fit["subject"],
@@ -102,26 +119,55 @@ def _origin(
         }
         | {name: describe(fit) for name, describe in _FIT_SETTINGS.items()},
         features={
-            (space["name"], run): made_by(paths[0].rpartition("/")[0], digest)
-            for fold in folds
-            for space, (digests, *_) in zip(fold["spaces"], fold["features"], strict=True)
-            for run, paths, digest in zip(fold["run_names"], space["arrays"], digests, strict=True)
+            (space, run): _identify_features(makers(group, digest), digest)
+            for space, run, group, digest in sources
         },
+        made_with=tuple(
+            dict.fromkeys(
+                _describe_features(makers(group, digest), space, digest)
+                for space, _, group, digest in sources
+            )
+        ),
         output={"weights": fit["weights"], "backend": _describe_backend(fit)},
         rows=tuple(dict.fromkeys((f"test run {fold['fold']}", _describe_rows(fold)) for fold in folds)),
     )
 
 
-def _made_by(store: Path, group: str, digest: str) -> str:
-    """What made the features of a digest, also if their group was superseded since; else the digest."""
+def _makers(store: Path, group: str, digest: str) -> Attributes | None:
+    """Attributes of the features of a digest, also if their group was superseded since; None if they are
+    gone."""
     attributes = group_attributes(store, group)
     if attributes is None or attributes["digest"] != digest:
         attributes = group_attributes(superseded_folder(store, digest, group), "")
+    return attributes
+
+
+def _identify_features(attributes: Attributes | None, digest: str) -> str:
+    """What made the features, in one line to compare; their digest where nothing else is left."""
     if attributes is None:
         return digest
     # Without the stimulus: two versions of it are no difference between subjects' settings.
     makers = {name: attributes.get(name) for name in ("version", "weights", "spec", "file", "key")}
     return json.dumps(makers, sort_keys=True)
+
+
+def _describe_features(attributes: Attributes | None, space: str, digest: str) -> Line:
+    """The label of features, and what they were made with."""
+    if attributes is None:
+        return space, f"features of digest {digest}, which are no longer in the store"
+    spec = attributes.get("spec")
+    if spec is None:
+        return attributes["label"], "from files on the TR grid"
+    if attributes["checkpoint"]:
+        facts = ", ".join(f"{name} {value}" for name, value in attributes["checkpoint"].items())
+        weights = f"{facts}, sha256 {attributes['weights']}"
+    else:
+        weights = f"weights untrained, seed {spec['seed']}"
+    window = "frame at the middle of the TR"
+    if spec["model"] != "clip":
+        pool = spec["pool"].replace("tr", "TR")
+        window = f"audio window {spec['window_s']:g} s, {spec['align']}, pooled over the {pool}"
+    return attributes["label"], f"{weights}; {spec['n_layers']} layers; {window}"
 
 
 def _describe_run(name: str, n_trs: int, rest: Sequence[Any], repeats: Sequence[Any]) -> str:

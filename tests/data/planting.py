@@ -127,11 +127,11 @@ class Simulated:
         assert abs(np.nanmedian(sweep.best_values[SLICES[region]]) - planted) <= 1
 
 
-def above_chance(store: Store, groups: Sequence[str], part: slice) -> float:
-    """Share of vertices that have a best variant, over several sweeps of the subject s1."""
+def above_chance(store: Store, groups: Sequence[str], part: slice, subject: str = "s1") -> float:
+    """Share of vertices that have a best variant, over several sweeps of a subject."""
     shares = []
     for group in groups:
-        scores = read_scores(store, f"{group}/s1")
+        scores = read_scores(store, f"{group}/{subject}")
         best = choose_variants(scores.more["cv"], scores.r, scores.chance).best[part]
         shares.append(np.mean(best >= 0))
     return float(np.mean(shares))

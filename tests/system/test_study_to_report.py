@@ -61,15 +61,19 @@ def test_the_same_command_again_computes_nothing_and_writes_the_report_again(
     hpcenc: Hpcenc, study_file: Path
 ) -> None:
     first = json.loads(hpcenc("submit", "--profile", "serial", "--json").stdout)
+    run = Path(first["run"]) / "run.json"
+    facts = json.loads(run.read_text())
+    run.write_text(json.dumps(facts | {"versions": facts["versions"] | {"numpy": "1.2.3"}}))
     Path(first["report"]).unlink()
     second = hpcenc("submit", "--profile", "serial")
     assert second.exit_code == 0
     assert second.stderr.splitlines() == ["report: 1 units"]
     assert f"report   {first['report']}" in second.stdout
     assert Path(first["report"]).is_file()
+    assert ", numpy 1.2.3, " in Path(first["report"]).read_text(), "what the fits were made with"
     Path(first["report"]).unlink()
     assert hpcenc("report").exit_code == 0
-    assert Path(first["report"]).is_file()
+    assert ", numpy 1.2.3, " in Path(first["report"]).read_text()
 
 
 def test_a_report_of_results_that_may_only_be_read_is_written_elsewhere(

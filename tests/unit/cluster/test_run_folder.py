@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hpcenc.cluster.run_folder import RunFolder, new_run_id, package_versions
+from hpcenc.cluster.run_folder import RunFolder, new_run_id, package_versions, versions_of_fits
+from hpcenc.storage.marks import write_mark
 from hpcenc.tasks.plan import Plan, Stage
 from hpcenc.tasks.records import Fact, Unit, UnitTask
 
@@ -108,3 +109,28 @@ def test_run_ids_differ_and_go_into_names() -> None:
 
 def test_versions_of_absent_packages_are_told_too() -> None:
     assert all(package_versions().values())
+
+
+def test_versions_of_fits_are_those_of_the_runs_that_made_what_is_there(store: Path) -> None:
+    def ran(version: str, *done: tuple[int, str]) -> None:
+        """A run of these versions that made some blocks, by place and digest."""
+        tasks = tuple(Nothing(unit=Unit("fits/lab/s1", index, digest)) for index, digest in done)
+        plan = Plan((Stage("fit", "cpu", tasks, lasting=True),), (), ())
+        folder = RunFolder.create(store, new_run_id(), plan, {})
+        run = folder.read("run") | {"versions": {"numpy": version}}
+        (folder.path / "run.json").write_text(json.dumps(run))
+        for index, digest in done:
+            folder.log({"event": "unit", "unit": f"fits/lab/s1#{index}"})
+            write_mark(store, "fits/lab/s1", index, digest)
+
+    (store / "fits" / "lab" / "s1" / "done").mkdir(parents=True)
+    assert versions_of_fits(store) == []
+    ran("1", (0, "1" * 64), (1, "1" * 64))
+    ran("2", (1, "2" * 64))
+    ran("3")
+    assert versions_of_fits(store) == [{"numpy": "1"}, {"numpy": "2"}]
+    ran("4", (0, "3" * 64))
+    assert versions_of_fits(store) == [{"numpy": "2"}, {"numpy": "4"}], "the first made nothing that is left"
+    for folder in store.with_name("study.runs").iterdir():
+        (folder / "plan.json").write_text("{")
+    assert versions_of_fits(store) == []

@@ -282,6 +282,17 @@ def test_methods_are_those_of_the_fits_and_not_of_a_later_study_file(lab: Lab) -
     assert departed["fit.delays"] == "1 2"
 
 
+def test_methods_name_the_versions_that_fits_were_made_with(lab: Lab) -> None:
+    def said(**run: Any) -> str:
+        found = require_scores(lab.store)
+        return methods_section(lab.store, lab.study(), found, run, []).paragraphs[0]
+
+    latest = {"hpcenc": "3", "numpy": "2.2"}
+    made = [{"hpcenc": "1", "numpy": "2.0"}, {"hpcenc": "2", "numpy": "2.0"}]
+    assert "with hpcenc 1 or 2 (numpy 2.0), to 2 subjects" in said(versions=latest, fitted_with=made)
+    assert "with hpcenc 3 (numpy 2.2), to 2 subjects" in said(versions=latest, fitted_with=[])
+
+
 def test_methods_name_the_sweeps_that_the_study_asks_for(lab: Lab) -> None:
     swept = lab.study().model_copy(update={"sweeps": Sweeps(delays=(1, 2))})
     lab.run(swept)
