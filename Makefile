@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
+# Two files of tests side by side; those of a file share what they make.
+PARALLEL := --numprocesses 2 --dist loadfile
 
 .PHONY: demo test test-slurm test-all lint clean
 
@@ -11,7 +13,7 @@ demo: $(VENV)/installed
 	$(BIN)/hpcenc submit $(DEMO)/study.toml --models all
 
 test: $(VENV)/installed-test lint
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
 
 SLURM := slurmctld slurmd slurm-client munge slurm-wlm-basic-plugins
 
@@ -23,7 +25,8 @@ test-slurm: $(VENV)/installed-test
 	HPCENC_NEEDS_SLURM=1 $(BIN)/pytest -m "slurm and not slow" tests/slurm
 
 test-all: $(VENV)/installed-test lint
-	$(BIN)/pytest -m "not gpu"
+	$(BIN)/pytest $(PARALLEL) -m "not gpu and not slurm"
+	$(BIN)/pytest -m slurm tests/slurm
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -176,7 +176,7 @@ def test_a_longer_file_is_refused(tmp_path: Path) -> None:
         (b"<!DOCTYPE html><html>sign in</html>", "a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of Git LFS"),
         (b"../../.git/annex/objects/a/b", "git-annex"),
-        (gzip.compress(b"x" * 1000), "a gzip file"),
+        (gzip.compress(b"x" * 1000, mtime=0), "a gzip file"),
         (b"", "an empty file"),
         (bytes(1000), "something else"),
         (nibabel.Nifti1Image(np.zeros((2, 2, 2, 2)), np.eye(4)).to_bytes(), "a NIfTI-1 file"),
