@@ -217,7 +217,8 @@ def _side_by_side(data: ReportData, subject: str, maps: Maps, remark: str) -> Il
         title=f"Feature sets side by side · {subject}",
         remark=remark,
     )
-    means = ", ".join(f"{label} {_on_cortex(r, data).mean():.3f}" for label, r in shown.items())
+    defined = {label: _on_cortex(r, data) for label, r in shown.items()}
+    means = ", ".join(f"{label} {r.mean():.3f}" for label, r in defined.items() if r.size)
     return Illustration(
         "pairs",
         f"maps side by side {subject}",
