@@ -290,16 +290,18 @@ def _restrict_inner(inner: InnerOperators, one: slice) -> InnerOperators:
     return replace(inner, operator=operator, coefficients=xp.ones_like(inner.coefficients[:1, :1]))
 
 
-def choose_solver(fold: OuterFold, n_columns: int, n_voxels: int, alpha_exponents: Sequence[float]) -> Solver:
+def choose_solver(
+    fold: OuterFold, n_columns: int, n_voxels: int, alpha_exponents: Sequence[float], shared: bool = False
+) -> Solver:
     """The solver that ``auto`` stands for; it depends on no other subject, feature set or machine.
 
     Making the fast solver's operators costs more, each voxel then less: about as many voxels as training rows
     pay for it. Its operators hold a matrix for every alpha. With few columns, the exact solver works in their
-    number of dimensions.
+    number of dimensions; where all voxels share an alpha, one product does there for each inner fold.
     """
     n_train = int(fold.train.sum())
     fits = operator_bytes(fold, n_columns, alpha_exponents, solver="fast") <= FAST_BYTES
-    pays = n_voxels >= 2 * n_train and n_columns >= 0.4 * n_train
+    pays = n_voxels >= 2 * n_train and n_columns >= (1 if shared else 0.4) * n_train
     return "fast" if fits and pays and len(alpha_exponents) >= MIN_FAST_ALPHAS else "exact"
 
 

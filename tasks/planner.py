@@ -147,7 +147,8 @@ class _Planner:
             return fit.solver
         assert self.facts.voxels is not None
         largest = max(rows.folds(), key=lambda fold: int(fold.train.sum()))
-        return choose_solver(largest, n_columns, self.facts.voxels.n_voxels, self.exponents)
+        shared = fit.alpha == "shared"
+        return choose_solver(largest, n_columns, self.facts.voxels.n_voxels, self.exponents, shared)
 
     @property
     def exponents(self) -> tuple[float, ...]:

@@ -7,6 +7,7 @@ from hpcenc.tasks.fast_operators import DIRECT_ALPHA
 from hpcenc.tasks.folds import RowPolicy, RunRows, outer_folds, run_onsets
 from hpcenc.tasks.gram import base_gram, window_gram
 from hpcenc.tasks.operators import (
+    choose_solver,
     from_arrays,
     make_operators,
     operator_bytes,
@@ -222,6 +223,19 @@ def test_every_matrix_of_the_fast_solver_moves_to_the_device(fold):
     ops_to_device(ops, lambda array: moved.append(id(array)) or array)
     arrays = to_arrays(ops)
     assert set(moved) == {id(array) for name, array in arrays.items() if not name.endswith("_rows")}
+
+
+def test_the_fast_solver_is_taken_where_it_pays(fold):
+    n_train = int(fold.train.sum())
+
+    def chosen(columns, voxels=2.0, **settings):
+        return choose_solver(fold, int(columns * n_train), int(voxels * n_train), EXPONENTS, **settings)
+
+    assert chosen(columns=0.5) == "fast"
+    assert chosen(columns=0.3) == "exact"
+    assert chosen(columns=0.5, voxels=1.9) == "exact"
+    assert chosen(columns=0.5, shared=True) == "exact"
+    assert chosen(columns=1.0, shared=True) == "fast"
 
 
 def test_features_that_vary_in_one_training_run_only_are_fitted_by_the_fast_solver(fold):
