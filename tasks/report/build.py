@@ -258,12 +258,19 @@ def _features(store: Store) -> list[tuple[str, str]]:
             lines[attributes["label"]] = "from files on the TR grid"
             continue
         checkpoint = attributes["checkpoint"] or {"weights": "untrained", "seed": spec["seed"]}
-        window = "frame at the middle of the TR"
-        if spec["model"] != "clip":
-            pool = spec["pool"].replace("tr", "TR")
-            window = f"audio window {spec['window_s']:g} s, {spec['align']}, pooled over the {pool}"
-        lines[attributes["label"]] = f"{_text(checkpoint)}; {spec['n_layers']} layers; {window}"
+        lines[attributes["label"]] = f"{_text(checkpoint)}; {spec['n_layers']} layers; {_inputs(spec)}"
     return list(lines.items())
+
+
+def _inputs(spec: Mapping[str, Any]) -> str:
+    """What a model hears and sees of a row; CAV-MAE does both."""
+    inputs = []
+    if spec["model"] != "clip":
+        pool = spec["pool"].replace("tr", "TR")
+        inputs.append(f"audio window {spec['window_s']:g} s, {spec['align']}, pooled over the {pool}")
+    if spec["model"] != "beats":
+        inputs.append("frame at the middle of the TR")
+    return "; ".join(inputs)
 
 
 def _text(value: Any) -> str:
