@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -280,6 +280,19 @@ def test_methods_are_those_of_the_fits_and_not_of_a_later_study_file(lab: Lab) -
     _, departed = methods(lab, lab.study())
     assert departed["fit.alpha"] == "5.0 (some fits)"
     assert departed["fit.delays"] == "1 2"
+
+
+def test_methods_say_what_joined_layers_are_made_of(lab: Lab) -> None:
+    assert "side by side" not in methods(lab, lab.study())[0]
+    found = require_scores(lab.store)
+    layers = [[f"features/cavmae/main/{run}/{layer}" for layer in ("audio", "visual")] for run in N_TRS]
+    for how in ("mean", "concat"):
+        space = {"name": f"cavmae/{how}", "arrays": layers, "how": how, "n_features": 3}
+        variants = [variant | {"spaces": [space]} for variant in found[0].attributes["variants"]]
+        found.append(replace(found[0], attributes=found[0].attributes | {"variants": variants}))
+    text = " ".join(methods_section(lab.store, lab.study(), found, {}, []).paragraphs)
+    assert "cavmae/mean is the mean of cavmae/audio and cavmae/visual, feature by feature; " in text
+    assert "cavmae/concat has cavmae/audio and cavmae/visual side by side." in text
 
 
 def test_methods_name_the_sweeps_that_the_study_asks_for(lab: Lab) -> None:
