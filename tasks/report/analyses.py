@@ -13,6 +13,7 @@ from hpcenc.storage.store import Store
 from hpcenc.storage.study import Study
 from hpcenc.tasks.bold_planner import run_rows
 from hpcenc.tasks.ceiling import find_showings
+from hpcenc.tasks.models.catalogue import modality
 from hpcenc.tasks.report.ceiling_section import ceiling_section
 from hpcenc.tasks.report.comparison_section import comparison_section
 from hpcenc.tasks.report.data import ReportData
@@ -114,19 +115,19 @@ def _sweep(
 def audio_windows(store: Store, groups: Sequence[str]) -> str:
     """How the audio windows lie that the features of some sweeps were made with, in a sentence; empty where
     none is from sound."""
-    features = {
-        path.rpartition("/")[0]
+    arrays = {
+        path
         for group in groups
         for variant in store.attributes_of(group)["variants"]
         for space in variant["spaces"]
         for run in space["arrays"]
         for path in run
     }
-    specs = [store.attributes_of(group).get("spec") or {} for group in sorted(features)]
+    features = {path: store.attributes_of(path.rpartition("/")[0]) for path in sorted(arrays)}
     kinds = dict.fromkeys(
         f"{spec['align']}, pooled over the {spec['pool'].replace('tr', 'TR')}"
-        for spec in specs
-        if "align" in spec
+        for path, attributes in features.items()
+        if (spec := attributes.get("spec")) and modality(spec["model"], path.rpartition("/")[2]) == "audio"
     )
     return f"Audio windows are {' or '.join(kinds)}." if kinds else ""
 

@@ -103,6 +103,8 @@ def sentences(
     if study.simulated:
         said.append("The BOLD is simulated.")
     said += [f"Features of {label}: {text}." for label, text in features]
+    if joined := _joined(found):
+        said.append(f"{'; '.join(joined)}.")
     folds = _folds(store, found)
     rows = sorted({(fold["n_train"], fold["n_test"]) for fold in folds})
     said.append(
@@ -134,6 +136,22 @@ _SWEPT = {
     "bands": "sums of two feature sets with a penalty each",
 }
 """What sweeps are, by the group that holds them."""
+
+
+def _joined(found: Sequence[Scores]) -> list[str]:
+    """What feature spaces are that are made of several layers."""
+    spaces = [
+        space for scores in found for variant in scores.attributes["variants"] for space in variant["spaces"]
+    ]
+    said: dict[str, None] = {}
+    for space in spaces:
+        source = space["name"].partition("/")[0]
+        layers = " and ".join(f"{source}/{path.rpartition('/')[2]}" for path in space["arrays"][0])
+        if space["how"] == "mean":
+            said[f"{space['name']} is the mean of {layers}, feature by feature"] = None
+        if space["how"] == "concat":
+            said[f"{space['name']} has {layers} side by side"] = None
+    return list(said)
 
 
 def _fit_sentence(folds: Sequence[Mapping[str, Any]], settings: Sequence[Mapping[str, Any]]) -> str:

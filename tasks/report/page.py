@@ -253,8 +253,9 @@ def _chance_remark(data: ReportData) -> str:
     expected = max(0.001, 1 / (min(n_shifts) + 1))
     span = f"{min(n_shifts)}" if min(n_shifts) == max(n_shifts) else f"{min(n_shifts)} to {max(n_shifts)}"
     return (
-        f"There are {span} shifts in a fold: up to about {format_share(expected)} of vertices exceed the "
-        "level without any effect."
+        f"There are {span} shifts in a fold: without any effect about {format_share(expected)} of vertices "
+        "exceed the level where a prediction is independent from TR to TR, and three to four times as many "
+        "where it is as smooth as BOLD."
     )
 
 

@@ -163,11 +163,18 @@ def _describe_features(attributes: Attributes | None, space: str, digest: str) -
         weights = f"{facts}, sha256 {attributes['weights']}"
     else:
         weights = f"weights untrained, seed {spec['seed']}"
-    window = "frame at the middle of the TR"
+    return attributes["label"], f"{weights}; {spec['n_layers']} layers; {_inputs(spec)}"
+
+
+def _inputs(spec: Mapping[str, Any]) -> str:
+    """What a model hears and sees of a row; CAV-MAE does both."""
+    inputs = []
     if spec["model"] != "clip":
         pool = spec["pool"].replace("tr", "TR")
-        window = f"audio window {spec['window_s']:g} s, {spec['align']}, pooled over the {pool}"
-    return attributes["label"], f"{weights}; {spec['n_layers']} layers; {window}"
+        inputs.append(f"audio window {spec['window_s']:g} s, {spec['align']}, pooled over the {pool}")
+    if spec["model"] != "beats":
+        inputs.append("frame at the middle of the TR")
+    return "; ".join(inputs)
 
 
 def _describe_run(name: str, n_trs: int, rest: Sequence[Any], repeats: Sequence[Any]) -> str:

@@ -368,6 +368,12 @@ def test_chance_that_shifts_cannot_give_is_said(make_fit, tmp_path):
     assert "too short for circular shifts" in words
 
 
+def test_few_shifts_are_counted_and_what_they_let_through_is_said(make_fit, tmp_path):
+    fit = make_fit(n_shifts=(51, 60))
+    words = _read(write_report(ReportData("short", (fit,), VoxelAxis.from_count(300)), tmp_path)).words
+    assert "51 to 60 shifts in a fold: without any effect about 1.9 % of vertices exceed the level" in words
+
+
 def test_an_older_page_is_replaced(make_fit, tmp_path):
     data = ReportData("first", (make_fit(),), VoxelAxis.from_count(300))
     write_report(data, tmp_path)

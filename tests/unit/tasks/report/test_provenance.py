@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -291,6 +291,19 @@ def test_methods_name_the_versions_that_fits_were_made_with(lab: Lab) -> None:
     made = [{"hpcenc": "1", "numpy": "2.0"}, {"hpcenc": "2", "numpy": "2.0"}]
     assert "with hpcenc 1 or 2 (numpy 2.0), to 2 subjects" in said(versions=latest, fitted_with=made)
     assert "with hpcenc 3 (numpy 2.2), to 2 subjects" in said(versions=latest, fitted_with=[])
+
+
+def test_methods_say_what_joined_layers_are_made_of(lab: Lab) -> None:
+    assert "side by side" not in methods(lab, lab.study())[0]
+    found = require_scores(lab.store)
+    layers = [[f"features/cavmae/main/{run}/{layer}" for layer in ("audio", "visual")] for run in N_TRS]
+    for how in ("mean", "concat"):
+        space = {"name": f"cavmae/{how}", "arrays": layers, "how": how, "n_features": 3}
+        variants = [variant | {"spaces": [space]} for variant in found[0].attributes["variants"]]
+        found.append(replace(found[0], attributes=found[0].attributes | {"variants": variants}))
+    text = " ".join(methods_section(lab.store, lab.study(), found, {}, []).paragraphs)
+    assert "cavmae/mean is the mean of cavmae/audio and cavmae/visual, feature by feature; " in text
+    assert "cavmae/concat has cavmae/audio and cavmae/visual side by side." in text
 
 
 def test_methods_name_the_sweeps_that_the_study_asks_for(lab: Lab) -> None:

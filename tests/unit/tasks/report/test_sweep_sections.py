@@ -365,10 +365,18 @@ def test_audio_windows_are_those_of_the_features_that_were_fitted(tmp_path):
 
     add("features/beats/main/a", spec={"model": "beats", "align": "centred", "pool": "tr"})
     add("features/clip/main/a", spec={"model": "clip"})
+    add("features/cavmae/main/a", spec={"model": "cavmae", "align": "causal", "pool": "window"})
     add("features/lab/files/a")
-    for name in ("beats", "clip", "lab"):
-        space = {"arrays": [[f"features/{name}/{'files' if name == 'lab' else 'main'}/a/12"]]}
+    for name, arrays in {
+        "beats": ["beats/main/a/12"],
+        "clip": ["clip/main/a/12"],
+        "cavmae": ["cavmae/main/a/audio", "cavmae/main/a/visual"],
+        "cavmae-visual": ["cavmae/main/a/visual"],
+        "lab": ["lab/files/a/values"],
+    }.items():
+        space = {"arrays": [[f"features/{array}" for array in arrays]]}
         add(f"delays/{name}/s1", variants=[{"spaces": [space]}])
-    assert audio_windows(store, ["delays/clip/s1", "delays/lab/s1"]) == ""
+    assert audio_windows(store, [f"delays/{name}/s1" for name in ("clip", "cavmae-visual", "lab")]) == ""
+    assert audio_windows(store, ["delays/cavmae/s1"]) == "Audio windows are causal, pooled over the window."
     said = audio_windows(store, ["delays/beats/s1", "delays/clip/s1"])
     assert said == "Audio windows are centred, pooled over the TR."
