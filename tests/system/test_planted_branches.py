@@ -21,7 +21,7 @@ from hpcenc.storage.results import read_scores
 from hpcenc.tasks.demo.hrf import respond
 from hpcenc.tasks.nested import choose_variants
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 
 RUNS = {"A": 110, "B": 105, "C": 115, "D": 110}
 N_LAYERS = 2
