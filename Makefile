@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
-# Two files of tests side by side; those of a file share what they make.
-PARALLEL := --numprocesses 2 --dist loadfile
+# Two files of tests side by side, of one thread each; those of a file share what they make.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 
 .PHONY: demo test test-slurm test-all lint clean
 
@@ -13,7 +13,7 @@ demo: $(VENV)/installed
 	$(BIN)/hpcenc submit $(DEMO)/study.toml --models all
 
 test: $(VENV)/installed-test lint
-	$(BIN)/pytest $(PARALLEL)
+	$(PYTEST)
 
 SLURM := slurmctld slurmd slurm-client munge slurm-wlm-basic-plugins
 
@@ -25,7 +25,7 @@ test-slurm: $(VENV)/installed-test
 	HPCENC_NEEDS_SLURM=1 $(BIN)/pytest -m "slurm and not slow" tests/slurm
 
 test-all: $(VENV)/installed-test lint
-	$(BIN)/pytest $(PARALLEL) -m "not gpu and not slurm"
+	$(PYTEST) -m "not gpu and not slurm"
 	$(BIN)/pytest -m slurm tests/slurm
 
 lint: $(VENV)/installed-test

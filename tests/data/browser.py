@@ -57,6 +57,8 @@ class Browser:
         os.close(its_out)
         self._number, self._buffer, self._session = 0, b"", ""
         self._events: list[dict[str, Any]] = []
+        self._poll = select.poll()  # select itself takes no descriptor over 1,023
+        self._poll.register(self._in, select.POLLIN)
         self.complaints: list[str] = []
         self.requests: list[str] = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
@@ -147,7 +149,7 @@ class Browser:
 
     def _receive(self, end: float) -> dict[str, Any]:
         while b"\0" not in self._buffer:
-            ready, _, _ = select.select([self._in], [], [], max(0.0, end - time.monotonic()))
+            ready = self._poll.poll(1000 * max(0.0, end - time.monotonic()))
             if not ready:
                 raise TimeoutError(f"Chromium was silent for {TIMEOUT_S:g} s")
             part = os.read(self._in, 1 << 20)
