@@ -99,7 +99,7 @@ def account(events: Iterable[Mapping[str, Any]], now: datetime) -> Account:
         elif kind == "lost":
             lost[event["by"]] += 1
         elif kind == "worker":
-            kinds[event["job"]] = event["kind"]
+            kinds[event["job"]] = event.get("kind") or ("gpu" if event.get("gpu") else "cpu")
             since[event["job"]] = time
         elif kind in ("worker lost", "worker left"):
             if (start := since.pop(event["job"], None)) is not None:
@@ -137,7 +137,7 @@ def _seconds(start: datetime, end: datetime) -> float:
 
 
 def unit_states(events: Iterable[Mapping[str, Any]]) -> dict[str, UnitState]:
-    """States of units by their names, as the events tell.
+    """States of units by their names, as the events tell; runs of older versions tell less.
 
     Of a unit that a task found done nobody tells: its mark comes before what is said here.
     """
@@ -153,7 +153,7 @@ def unit_states(events: Iterable[Mapping[str, Any]]) -> dict[str, UnitState]:
                 states.pop(unit, None)
         elif kind == "lost":
             state: UnitState = "lost" if event["by"] in NOBODYS_FAULT else "failed"
-            states.update(dict.fromkeys(event["units"], state))
+            states.update(dict.fromkeys(event.get("units", ()), state))
         elif kind == "set aside":
             states.update(dict.fromkeys(event.get("units", ()), "set aside"))
         elif kind in ("end", "cancelled", "controller"):

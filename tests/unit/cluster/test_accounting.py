@@ -109,6 +109,16 @@ def test_hours_with_a_gpu_are_told_apart_from_those_without() -> None:
     }
 
 
+def test_events_of_older_versions_are_understood() -> None:
+    events = [
+        *(at(0, "worker", job="1", gpu="0"), at(0, "worker", job="2", gpu="")),
+        *(at(0, "lost", task="t", by="crash"), at(0, "set aside", task="t", reason="broken")),
+    ]
+    found = account(events, START + timedelta(hours=1))
+    assert {kind: time.hours for kind, time in found.workers.items()} == {"gpu": 1, "cpu": 1}
+    assert unit_states(events) == {}
+
+
 def began(*units: str) -> dict[str, Any]:
     return at(0, "began", task="t", units=list(units))
 
