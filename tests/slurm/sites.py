@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -167,8 +168,7 @@ class Site:
 
     def patch(self, code: str, of: str = WORKERS) -> None:
         """Code that Python runs as it starts in the jobs whose names match a pattern of the shell."""
-        folder = self.gate.with_name("patch")
-        folder.mkdir()
+        folder = Path(tempfile.mkdtemp(prefix="patch", dir=self.gate.parent))
         (folder / "sitecustomize.py").write_text(code)
         self.prologue(f'export PYTHONPATH="{folder}${{PYTHONPATH:+:$PYTHONPATH}}"', of)
 
