@@ -11,14 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
 
-from hpcenc.storage.digests import FileDigests
-from hpcenc.storage.store import Store
 from hpcenc.storage.study import Study, parse_study
-from hpcenc.tasks.inspection import inspect
-from hpcenc.tasks.plan import Plan
-from hpcenc.tasks.planner import make_plan
 from hpcenc.tasks.scores import pearson_r
-from hpcenc.tasks.selection import FeatureSet, select_feature_sets
 
 N_TRS = {"A": 70, "B": 60, "C": 80, "D": 75}
 N_VOXELS = 40
@@ -69,27 +63,6 @@ def study_of(folder: Path, results: Path, **tables: Any) -> Study:
         "average": {},
     }
     return parse_study(data | tables, folder)
-
-
-def run_plan(study: Study, models: str) -> tuple[Store, Plan]:
-    """Plan a study and run its stages one after the other."""
-    return run_sets(study, select_feature_sets(study, models))
-
-
-def run_sets(study: Study, chosen: tuple[FeatureSet, ...]) -> tuple[Store, Plan]:
-    """The same of feature sets that need not be those of a command line."""
-    facts = inspect(study, chosen, study.subjects.ids, FileDigests(study.store_path.parent / "digests.json"))
-    assert facts.voxels is not None
-    plan = make_plan(study, chosen, facts, "numpy")
-    arrays, axis = facts.voxels.to_arrays()
-    store = Store.create(study.store_path, {"voxel_axis": axis}, arrays)
-    for spec in plan.groups:
-        store.ensure_group(spec)
-    for stage in plan.stages:
-        for task in stage.tasks:
-            record = task.run(store, None)
-            assert not record.failed, record.failed
-    return store, plan
 
 
 class Plain:

@@ -3,7 +3,8 @@ subjects nor in their average, whatever each vertex chose for itself."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from planting import no_effect
+from run_here import NOT_DECODED, run_plan
 from scipy.signal import lfilter
 from scipy.special import expit
 
-from hpcenc.storage.digests import FileDigests
 from hpcenc.storage.results import Singles, read_scores, read_singles
 from hpcenc.storage.store import Store
 from hpcenc.storage.study import parse_study
 from hpcenc.tasks.extraction import ExtractChunk
-from hpcenc.tasks.inspection import inspect
 from hpcenc.tasks.movie_writer import write_movie
 from hpcenc.tasks.nested import choose_variants, mean_excess
-from hpcenc.tasks.planner import make_plan
-from hpcenc.tasks.records import Task
-from hpcenc.tasks.selection import select_feature_sets
 
 N_TRS = {"A": 190, "B": 180, "C": 200}
 N_VERTICES, N_FEATURES, N_TAGS = 1_000, 6, 527
@@ -38,13 +35,11 @@ def slow(rng: np.random.Generator, n_trs: int, n_courses: int, rho: float) -> Fl
     return np.asarray(lfilter([1], [1, -rho], rng.standard_normal((n_trs, n_courses)), axis=0))
 
 
-def write_tags(store: Store, tasks: Sequence[Task], courses: Mapping[str, Floats]) -> None:
-    """Tags in the place of those that a network would have made of the movies."""
-    for task in tasks:
-        assert isinstance(task, ExtractChunk)
-        group = task.unit.group
-        store.write(f"{group}/tags", (slice(None), slice(None)), courses[group[-1]])
-        store.mark(group, task.unit.index, task.unit.digest)
+def write_tags(store: Store, task: ExtractChunk, courses: Mapping[str, Floats]) -> None:
+    """Tags in the place of those that a network would have made of a movie."""
+    group = task.unit.group
+    store.write(f"{group}/tags", (slice(None), slice(None)), courses[group[-1]])
+    store.mark(group, task.unit.index, task.unit.digest)
 
 
 def run_noise(folder: Path, models: str, seed: int, **tables: Any) -> Store:
@@ -81,21 +76,8 @@ def run_noise(folder: Path, models: str, seed: int, **tables: Any) -> Store:
         "average": {},
     }  # fmt: skip
     study = parse_study(data | tables, folder)
-    chosen = select_feature_sets(study, models)
-    facts = inspect(study, chosen, study.subjects.ids, FileDigests(folder / "digests.json"))
-    assert facts.voxels is not None
-    plan = make_plan(study, chosen, facts, "numpy")
-    store = Store.create(study.store_path, {}, facts.voxels.to_arrays()[0])
-    for spec in plan.groups:
-        store.ensure_group(spec)
-    for stage in plan.stages:
-        if stage.name == "extract" and "tags" in models:
-            write_tags(store, stage.tasks, tags)
-        elif stage.name != "decode":
-            for task in stage.tasks:
-                record = task.run(store, None)
-                assert not record.failed, record.failed
-    return store
+    stand_ins = {**NOT_DECODED, ExtractChunk: partial(write_tags, courses=tags)}
+    return run_plan(study, models, stand_ins)[0]
 
 
 @pytest.fixture(scope="module")

@@ -15,15 +15,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from planting import N_VERTICES, REGIONS, SLICES, Planted, Simulated, above_chance, no_effect, to_rows
+from run_here import run_sets
 from scipy.signal import lfilter
 
-from hpcenc.storage.digests import FileDigests
 from hpcenc.storage.results import read_scores
 from hpcenc.storage.store import Store
 from hpcenc.storage.study import parse_study
-from hpcenc.tasks.inspection import inspect
 from hpcenc.tasks.nested import choose_variants
-from hpcenc.tasks.planner import make_plan
 from hpcenc.tasks.report.sweeps import summarise_sweep
 from hpcenc.tasks.selection import FeatureSet, FeatureSpace, Variant, select_feature_sets
 
@@ -87,17 +85,7 @@ def run_study(folder: Path, subjects: Sequence[str] = ("s1",)) -> Store:
     }
     study = parse_study(data, folder)
     chosen = [*select_feature_sets(study, "vision2,audio2,vision2+audio2"), layers("vision"), layers("audio")]
-    facts = inspect(study, chosen, study.subjects.ids, FileDigests(folder / "digests.json"))
-    assert facts.voxels is not None
-    plan = make_plan(study, chosen, facts, "numpy")
-    store = Store.create(study.store_path, {}, facts.voxels.to_arrays()[0])
-    for spec in plan.groups:
-        store.ensure_group(spec)
-    for stage in plan.stages:
-        for task in stage.tasks:
-            record = task.run(store, None)
-            assert not record.failed, record.failed
-    return store
+    return run_sets(study, chosen)[0]
 
 
 def layers(space: str) -> FeatureSet:

@@ -12,22 +12,29 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from run_here import NOT_DECODED, run_plan
 
-from hpcenc.storage.digests import FileDigests
 from hpcenc.storage.results import require_scores
 from hpcenc.storage.store import Store
 from hpcenc.storage.study import Study, parse_study
 from hpcenc.tasks.extraction import ExtractChunk
-from hpcenc.tasks.inspection import inspect
 from hpcenc.tasks.movie_writer import write_movie
-from hpcenc.tasks.planner import make_plan
 from hpcenc.tasks.report.build import build_report
 from hpcenc.tasks.report.methods_section import methods_section
 from hpcenc.tasks.report.provenance import feature_lines, read_origins
-from hpcenc.tasks.selection import select_feature_sets
 
 N_TRS = {"A": 40, "B": 36, "C": 38}
 CHECKPOINT = "BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt"
+
+
+def draw_features(store: Store, task: ExtractChunk) -> None:
+    """Features by chance in the place of those that a network would have made of a movie."""
+    group, rng = task.unit.group, np.random.default_rng(0)
+    for folder in sorted(path for path in (store.path / group).iterdir() if path.is_dir()):
+        name = f"{group}/{folder.name}"
+        if len(shape := store.array(name).shape) == 2:
+            store.write(name, (slice(None), slice(None)), rng.random(shape, np.float32))
+    store.mark(group, task.unit.index, task.unit.digest)
 
 
 @dataclass
@@ -70,29 +77,7 @@ class Lab:
     def fit(self, models: str, *args: Any, **settings: Any) -> Study:
         """Plan a study and run what is left of it, features drawn by chance."""
         study = self.study(*args, **settings)
-        chosen = select_feature_sets(study, models)
-        digests = FileDigests(self.folder / "digests.json")
-        facts = inspect(study, chosen, study.subjects.ids, digests, deep=False)
-        assert facts.voxels is not None
-        plan = make_plan(study, chosen, facts, "numpy")
-        if not study.store_path.exists():
-            arrays, attributes = facts.voxels.to_arrays()
-            Store.create(study.store_path, {"voxel_axis": attributes}, arrays)
-        for spec in plan.groups:
-            self.store.ensure_group(spec)
-        specs = {spec.group: spec for spec in plan.groups}
-        for stage in plan.pending(study.store_path):
-            for task in stage.tasks:
-                if isinstance(task, ExtractChunk):
-                    group, rng = task.unit.group, np.random.default_rng(0)
-                    for name, array in specs[group].arrays.items():
-                        if len(array.shape) == 2:
-                            values = rng.random(array.shape, np.float32)
-                            self.store.write(f"{group}/{name}", (slice(None), slice(None)), values)
-                    self.store.mark(group, task.unit.index, task.unit.digest)
-                elif stage.name != "decode":
-                    record = task.run(self.store, None)
-                    assert not record.failed, record.failed
+        run_plan(study, models, {**NOT_DECODED, ExtractChunk: draw_features})
         return study
 
     def features(self) -> list[tuple[str, str]]:

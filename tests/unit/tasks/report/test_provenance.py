@@ -10,22 +10,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from run_here import run_plan
 
 from hpcenc.storage.departures import departures, settings_of
-from hpcenc.storage.digests import FileDigests
 from hpcenc.storage.layout import cache_folder
 from hpcenc.storage.results import read_voxels, require_scores
 from hpcenc.storage.store import Store
 from hpcenc.storage.study import Models, Study, Sweeps, parse_study
-from hpcenc.tasks.inspection import inspect
-from hpcenc.tasks.planner import make_plan
 from hpcenc.tasks.report.build import build_report
 from hpcenc.tasks.report.courses import make_courses
 from hpcenc.tasks.report.data import TimeCourse
 from hpcenc.tasks.report.methods_section import methods_section
 from hpcenc.tasks.report.provenance import Origin, origin_warnings, read_origins, row_lines, setting_lines
 from hpcenc.tasks.report.unfinished import unfinished_warnings
-from hpcenc.tasks.selection import select_feature_sets
 
 N_TRS = {"A": 60, "B": 50, "C": 70, "D": 40}
 N_VOXELS = 20
@@ -73,17 +70,7 @@ class Lab:
         return study
 
     def run(self, study: Study, models: str = "first") -> None:
-        feature_sets = select_feature_sets(study, models)
-        facts = inspect(study, feature_sets, study.subjects.ids, FileDigests(self.folder / "digests.json"))
-        plan = make_plan(study, feature_sets, facts, "numpy")
-        if not study.store_path.exists():
-            arrays, attributes = facts.voxels.to_arrays()
-            Store.create(study.store_path, {"voxel_axis": attributes}, arrays)
-        for spec in plan.groups:
-            self.store.ensure_group(spec)
-        for stage in plan.pending(study.store_path):
-            for task in stage.tasks:
-                task.run(self.store, None)
+        run_plan(study, models)
 
 
 def write_features(folder: Path, seed: int) -> None:

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from swept_study import run_plan, study_of, write_files
+from run_here import run_plan
+from swept_study import study_of, write_files
 
 from hpcenc.storage.store import Store
 

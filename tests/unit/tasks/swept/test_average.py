@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from swept_study import CONSTANT, N_TRS, N_VOXELS, NAN, REST, SUBJECTS, WINDOW, Plain, run_plan, study_of
+from run_here import run_plan
+from swept_study import CONSTANT, N_TRS, N_VOXELS, NAN, REST, SUBJECTS, WINDOW, Plain, study_of
 
 from hpcenc.storage import open_study
 from hpcenc.storage.digests import FileDigests

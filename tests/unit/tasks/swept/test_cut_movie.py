@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from run_here import run_plan
 from sklearn.linear_model import Ridge
-from swept_study import N_TRS, N_VOXELS, SINGLE, WINDOW, run_plan, study_of
+from swept_study import N_TRS, N_VOXELS, SINGLE, WINDOW, study_of
 
 from hpcenc.storage.results import read_scores, read_voxels
 from hpcenc.storage.study import Study

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from run_here import run_plan, run_sets
 from swept_study import (
     LAG,
     N_TRS,
@@ -14,8 +15,6 @@ from swept_study import (
     WIDTHS,
     WINDOW,
     Plain,
-    run_plan,
-    run_sets,
     study_of,
 )
 
