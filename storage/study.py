@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -23,11 +22,11 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
 from hpcenc.storage.errors import StudyError
 from hpcenc.storage.layout import AVERAGE
 from hpcenc.storage.study_checks import cross_problems, file_problems
+from hpcenc.storage.study_problems import describe_problems, known_keys
 
 MAIN_STIMULUS = "main"
 """Stimulus version of a study whose runs name one movie each."""
@@ -429,78 +428,14 @@ def parse_study(data: dict[str, Any], folder: Path, where: str = "study") -> Stu
     """Study of a parsed TOML table; `load_study` says the rest."""
     problems = []
     if "folder" in data:  # a field of the study, but no key of its file
-        problems.append(f"folder: unknown key; known keys: {', '.join(_known_keys(()))}")
+        problems.append(f"folder: unknown key; known keys: {', '.join(known_keys(Study, ()))}")
     try:
         # By way of JSON, where strict means what it does in TOML: "10" is no number, a list is a tuple.
         text = json.dumps({**data, "folder": str(folder)}, default=str)
         study = Study.model_validate_json(text, strict=True)
         problems += file_problems(study)
     except ValidationError as error:
-        problems += _problems(error)
+        problems += describe_problems(error, Study)
     if problems:
         raise StudyError([f"{where}: {problem}" for problem in problems])
     return study
-
-
-_UNION_TAGS = (
-    *("constrained-str", "dict[constrained-str,constrained-str]"),
-    *("literal['voxel','shared']", "constrained-float"),
-)
-"""What pydantic adds to the paths of a movie, which may be a text or a table, and of alpha."""
-
-_TYPES = {"tuple_type": "a list", "dict_type": "a table", "model_type": "a table"}
-"""What TOML calls that which pydantic calls by JSON's names."""
-
-
-def _problems(error: ValidationError) -> list[str]:
-    lines = []
-    items = error.errors()
-    locs = [tuple(part for part in item["loc"] if part not in _UNION_TAGS) for item in items]
-    for item, loc in zip(items, locs, strict=True):
-        # Of a key of several forms pydantic tells all, and of a list it counts the valid members only.
-        tells_too_much = item["loc"][-1:] != loc[-1:] or item["type"] == "too_short"
-        if tells_too_much and any(len(other) > len(loc) and other[: len(loc)] == loc for other in locs):
-            continue  # what is inside has lines of its own
-        key = ".".join(str(part + 1 if isinstance(part, int) else part) for part in loc)
-        if item["type"] == "extra_forbidden":
-            known = _known_keys(loc[:-1])
-            near = difflib.get_close_matches(str(loc[-1]), known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-            lines.append(f"{key}: unknown key; {hint}")
-            continue
-        message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "missing":
-            lines.append(f"{key}: required, but absent")
-        elif item["type"] == "value_error":
-            lines += [f"{key}: {part}" if key else part for part in message.splitlines()]
-        else:
-            said = [_expected(other) for other, its_loc in zip(items, locs, strict=True) if its_loc == loc]
-            forms = ", or ".join([said[0], *(form.removeprefix("input should be ") for form in said[1:])])
-            lines.append(f"{key}: {forms}, found {item['input']!r}")
-    return list(dict.fromkeys(lines))
-
-
-def _expected(item: ErrorDetails) -> str:
-    """What pydantic expected, in the words of the study file."""
-    kind, message = item["type"], item["msg"]
-    if kind in ("too_short", "too_long"):
-        bound, how = ("min_length", "least") if kind == "too_short" else ("max_length", "most")
-        n = item["ctx"][bound]
-        return f"input should have at {how} {n} item{'s' if n > 1 else ''}"
-    return f"input should be {_TYPES[kind]}" if kind in _TYPES else f"{message[0].lower()}{message[1:]}"
-
-
-def _known_keys(loc: tuple[Any, ...]) -> list[str]:
-    """Keys of the table at a path of the study file."""
-    table: type[Settings] = Study
-    for part in loc:
-        field = table.model_fields.get(str(part))
-        table = table if field is None else _table_of(field.annotation) or table
-    return [key for key in table.model_fields if key != "folder"]
-
-
-def _table_of(annotation: Any) -> type[Settings] | None:
-    """The settings in a type such as ``tuple[Run, ...]`` or ``dict[str, FeatureFile]``."""
-    if isinstance(annotation, type) and issubclass(annotation, Settings):
-        return annotation
-    return next((found for part in get_args(annotation) if (found := _table_of(part))), None)
