@@ -86,9 +86,10 @@ def walltime_problems(plan: Plan, store: Path, site: SlurmProfile, profile: str,
         seconds, unit = longest[workers.cores].get(stage, (0.0, ""))
         needed_min = math.ceil((1.5 * seconds + MARGIN_S) / 60)
         if needed_min > workers.walltime_min:
+            cores = f"{workers.cores} core{'s' * (workers.cores > 1)}"
             problems.append(
                 f"profile {profile!r}: {table}.walltime: {unit} takes about {seconds / 60:.0f} min on "
-                f"{workers.cores} cores like those here, and jobs last {workers.walltime_min} min. "
+                f"{cores} like those here, and jobs last {workers.walltime_min} min. "
                 f"Ask for at least {needed_min} min{', or set fit.block to less' if stage == 'fit' else ''}"
             )
     return problems

@@ -6,6 +6,7 @@ import grp
 import json
 import os
 import pwd
+import re
 import shutil
 import signal
 import subprocess
@@ -72,6 +73,26 @@ def test_what_slurm_would_refuse_is_refused_at_once_and_changes_nothing(site: Si
     site.hpcenc("submit", status=2)
     assert "Requested node configuration is not available" in site.errors
     assert [path for path in site.study.parent.rglob("*") if path not in before and path.is_file()] == []
+    assert site.sandbox.jobs(ended=False) == []
+
+
+def test_a_unit_that_no_job_is_long_enough_for_is_refused_with_the_figures(site: Site) -> None:
+    folder, n_trs, n_voxels = site.study.parent, 1_500, 80_000
+    for run in "ABC":
+        np.save(folder / f"mylab_{run}.npy", np.random.default_rng(0).random((n_trs, 768), np.float32))
+        # As large as this says, and yet it takes no place: nobody reads on behind the header.
+        path = folder / "bold" / "s1" / f"{run}.npy"
+        np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(n_trs, n_voxels)).flush()
+    text = re.sub(r"n_trs = \d+", f"n_trs = {n_trs}", site.study.read_text())
+    text = text.replace('ids = ["s1", "s2"]', 'ids = ["s1"]').replace("block = 5000", f"block = {n_voxels}")
+    site.study.write_text(text)
+    path = site.profiles / "site.toml"
+    path.write_text(path.read_text().replace("walltime = 10", "walltime = 1").replace('"1G"', '"14G"'))
+    shutil.rmtree(site.results)
+    site.hpcenc("submit", status=2)
+    assert re.search(r"takes about \d+ min on 1 core like those here, and jobs last 1 min", site.errors)
+    assert re.search(r"Ask for at least \d+ min, or set fit.block to less", site.errors)
+    assert not site.results.exists()
     assert site.sandbox.jobs(ended=False) == []
 
 
