@@ -209,7 +209,8 @@ def _facts(
         ("Alphas of the fast solver against exact scores", _agreement(found)),
         ("Digests", [(scores.group, scores.attributes["digest"]) for scores in found]),
         ("Versions", [(name, str(version)) for name, version in run.get("versions", {}).items()]),
-        ("Set aside", [(str(place), reason) for place, reason in enumerate(set_aside, 1)] or [("", "none")]),
+        ("Set aside", [(str(place), reason) for place, reason in enumerate(set_aside, 1)]
+                      or [("tasks", "none")]),
     )  # fmt: skip
 
 
@@ -225,7 +226,7 @@ def _agreement(found: Sequence[Scores]) -> list[tuple[str, str]]:
         (name, f"{differed[name]:,} of {count:,} compared vertices differed")
         for name, count in checked.items()
         if count
-    ] or [("", "none was compared: the exact solver chose all alphas")]
+    ] or [("all feature sets", "none was compared: the exact solver chose all alphas")]
 
 
 def _timings(events: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:

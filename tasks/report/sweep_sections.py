@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,7 +123,7 @@ def sweep_section(
     paragraphs = (
         _WHAT[kind].format(window=window).strip(),
         _HOW.format(noun=NOUNS[kind]),
-        *([_left_out_panels(sweeps)] if len(sweeps[0].curves) > MAX_PANELS else []),
+        *_left_out_panels(sweeps),
         *([NO_NORMS] if kind == "delays" and fits and not norms else []),
         *([_rows_of_main_fits(kind, other_rows)] if fits else []),
     )
@@ -131,11 +131,25 @@ def sweep_section(
     return Section(kind, TITLES[kind], paragraphs, tuple(tables), tuple(figures), shown_maps)
 
 
-def _left_out_panels(sweeps: Sequence[Sweep]) -> str:
-    return (
-        f"Curves are drawn of all vertices and of the first {MAX_PANELS - 1} of {len(sweeps[0].curves) - 1} "
-        "regions; the tables' files have all."
-    )
+def _with_curves(sweeps: Sequence[Sweep]) -> list[str]:
+    """All vertices and the regions, but those without a valid vertex in any sweep."""
+    return [
+        region
+        for region in sweeps[0].curves
+        if region == ALL_VERTICES or any(np.isfinite(sweep.curves[region]).any() for sweep in sweeps)
+    ]
+
+
+def _left_out_panels(sweeps: Sequence[Sweep]) -> Iterator[str]:
+    regions = _with_curves(sweeps)
+    if len(regions) > MAX_PANELS:
+        yield (
+            f"Curves are drawn of all vertices and of the first {MAX_PANELS - 1} of {len(regions) - 1} "
+            "regions; the tables' files have all."
+        )
+    empty = [region for region in sweeps[0].curves if region not in regions]
+    if empty:
+        yield f"Without a valid vertex, and so without a curve: {name_some(empty)}."
 
 
 def _rows_of_main_fits(kind: str, other_rows: Sequence[Sweep]) -> str:
@@ -176,7 +190,7 @@ def _curves(
     by_set: dict[str, list[Sweep]] = {}
     for sweep in sweeps:
         by_set.setdefault(sweep.label, []).append(sweep)
-    regions = list(sweeps[0].curves)[:MAX_PANELS]
+    regions = _with_curves(sweeps)[:MAX_PANELS]
     figure = draw_curves(by_set, regions, title=f"Mean r by {NOUNS[kind]}", remark=remark, order=order)
     subject = of_whom(sweeps)
     peaks = [

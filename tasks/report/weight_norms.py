@@ -182,7 +182,8 @@ def draw_weight_norms(
 def norms_figure(rows: Sequence[NormRow], remark: str, order: Sequence[str]) -> Illustration:
     """The figure of all vertices and of the first regions."""
     subject = rows[0].subject
-    shown = list(dict.fromkeys(row.region for row in rows))[:MAX_PANELS]
+    with_vertices = (row.region for row in rows if row.n_above > 0 or row.region == ALL_VERTICES)
+    shown = list(dict.fromkeys(with_vertices))[:MAX_PANELS]
     figure = draw_weight_norms(
         [row for row in rows if row.region in shown],
         title=f"Weights of the FIR window · {subject}",
@@ -205,6 +206,7 @@ def norms_figure(rows: Sequence[NormRow], remark: str, order: Sequence[str]) -> 
         "Norm of the window's weights over features at each delay, mean over the n valid vertices of "
         f"{subject} in each region whose r is above their chance level, as a share (%) of its sum over "
         "delays. Weights are those of z-scored BOLD on z-scored features, in the last fold whose weights are "
-        "kept. A penalty spreads them over neighbouring delays of slow features.",
+        "kept. A region without such a vertex has no panel. A penalty spreads them over neighbouring delays "
+        "of slow features.",
         f"Curves of the norm of weights by delay; largest over all vertices: {'; '.join(largest) or 'none'}.",
     )

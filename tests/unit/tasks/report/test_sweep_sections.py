@@ -175,6 +175,21 @@ def test_more_regions_than_a_figure_can_hold_are_in_the_files_and_said_to_be():
     assert "of all vertices and of the first 11 of 40 regions" in section.paragraphs[-1]
 
 
+def test_regions_without_a_valid_vertex_have_no_panel_and_are_named(make_fit):
+    curve = np.array([0.1, 0.3, 0.2])
+    curves = {ALL_VERTICES: curve, "left": np.full(3, np.nan), "right": curve}
+    sweep = sweep_of(curves=curves, n_valid={ALL_VERTICES: 9, "left": 0, "right": 9})
+    norms = {f"weight_norm:{delay}": np.full((2, N_VOXELS), float(delay)) for delay in (1, 2)}
+    fit = make_fit(N_VOXELS, r=np.full((2, N_VOXELS), 0.5), feature_set="clip", more=norms)
+    regions = {"left": np.zeros(N_VOXELS, bool), "right": np.ones(N_VOXELS, bool)}
+    section = sweep_section("delays", [sweep], [fit], VoxelAxis.from_count(N_VOXELS), regions=regions)
+    for figure in (section.figures[0], section.figures[-1]):
+        svg = figure.picture.svg.decode()
+        assert "right (n =" in svg
+        assert "left (n =" not in svg
+    assert "Without a valid vertex, and so without a curve: left." in section.paragraphs
+
+
 def test_curves_say_how_the_audio_windows_lie_and_what_their_bands_are(make_fit):
     sweeps = [sweep_of(subject=subject) for subject in ("S1", "S2")]
     window = "Audio windows are causal, pooled over the TR."
