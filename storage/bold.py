@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BufferedReader
 from itertools import pairwise
 from pathlib import Path
@@ -159,6 +159,22 @@ def read_header(path: Path) -> BoldHeader:
             f"found {header.size}. Copy or download it again."
         )
     return header
+
+
+def name_axes(header: BoldHeader) -> BoldHeader:
+    """The same header with its axes named, by a hash of everything before the data.
+
+    Raises
+    ------
+    BoldError
+        If the file cannot be read.
+    """
+    try:
+        with header.path.open("rb") as file:
+            before_data = file.read(header.offset)
+    except OSError as error:
+        raise BoldError(f"{header.path}: cannot be read: {error.strerror or error}") from error
+    return replace(header, axes=hashlib.sha256(before_data).hexdigest()[:16])
 
 
 def read_axes(path: Path) -> tuple[VoxelAxis, float | None]:

@@ -6,6 +6,7 @@ scikit-learn, pandas and matplotlib, and open every one of them.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -57,9 +58,15 @@ def sulcal_depth(hemisphere: Hemisphere) -> NDArray[np.float32]:
 
     Positive on gyri, negative in sulci; NaN on the medial wall.
     """
+    axis, depth = _sulcal_depth()
+    return axis.surface(depth, STRUCTURES[hemisphere])
+
+
+@lru_cache(maxsize=1)
+def _sulcal_depth() -> tuple[VoxelAxis, NDArray[np.float32]]:
+    """The file's axis, whose XML costs half a second, and its values."""
     image = load_cifti(data_file("S1200.sulc_MSMAll.32k_fs_LR.dscalar.nii"))
-    axis = VoxelAxis.from_cifti(image.header.get_axis(1))
-    return axis.surface(np.asarray(image.dataobj[0], np.float32), STRUCTURES[hemisphere])
+    return VoxelAxis.from_cifti(image.header.get_axis(1)), np.asarray(image.dataobj[0], np.float32)
 
 
 def glasser_labels() -> tuple[NDArray[np.int16], tuple[str, ...]]:

@@ -166,11 +166,12 @@ class VoxelAxis:
         """Axis of the brain models of a CIFTI-2 file."""
         index: dict[str, int] = {}
         structure = [index.setdefault(name, len(index)) for name in axis.name.tolist()]
-        with_volume = not bool(axis.surface_mask.all())
+        on_surface = axis.surface_mask  # nibabel makes it anew each time
+        with_volume = not bool(on_surface.all())
         return cls(
             structure=np.array(structure, np.int8),
-            vertex=np.where(axis.surface_mask, axis.vertex, -1).astype(np.int32),
-            ijk=np.where(axis.surface_mask[:, None], -1, axis.voxel).astype(np.int32),
+            vertex=np.where(on_surface, axis.vertex, -1).astype(np.int32),
+            ijk=np.where(on_surface[:, None], -1, axis.voxel).astype(np.int32),
             names=tuple(index),
             n_vertices={name: int(axis.nvertices[name]) for name in index if name in axis.nvertices},
             affine=np.array(axis.affine, np.float64) if with_volume else None,

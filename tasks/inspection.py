@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hpcenc.storage.bold import BoldHeader, find_bold, read_axes, read_header
+from hpcenc.storage.bold import BoldHeader, find_bold, name_axes, read_axes, read_header
 from hpcenc.storage.digests import FileDigests
 from hpcenc.storage.errors import BoldError, StudyError
 from hpcenc.storage.feature_files import read_feature_file
@@ -261,13 +260,13 @@ class _Gate:
         same: dict[str, VoxelAxis] = {}
         for (subject, run), header in list(headers.items()):
             try:
-                key = _axes_key(header)
-                if key not in known:
+                named = name_axes(header)
+                if named.axes not in known:
                     whole, says_tr_s = read_axes(header.path)
                     selected = whole.take(whole.positions(study.bold.grayordinates))
                     # Runs of other lengths have other headers, and mostly the same axis.
-                    known[key] = same.setdefault(selected.digest(), selected), says_tr_s
-                axis, tr_s = known[key]
+                    known[named.axes] = same.setdefault(selected.digest(), selected), says_tr_s
+                axis, tr_s = known[named.axes]
             except BoldError as error:
                 set_aside.append(f"subject {subject}, run {run}: {error}")
                 del headers[subject, run]
@@ -275,7 +274,7 @@ class _Gate:
             except ValueError as error:  # of the structures that are asked for it has none
                 self.problems.append(f"subject {subject}, run {run}: {header.path}: {error}")
                 continue
-            headers[subject, run] = replace(header, axes=key)
+            headers[subject, run] = named
             if tr_s is not None and abs(tr_s - study.tr_s) > TR_TOLERANCE_S:
                 self.problems.append(
                     f"subject {subject}, run {run}: {header.path} says a TR of {tr_s:g} s, "
@@ -291,12 +290,6 @@ class _Gate:
         if chosen is None and not self.problems:
             self.problems.append("no subject has a BOLD file that can be read:\n" + "\n".join(set_aside))
         return chosen
-
-
-def _axes_key(header: BoldHeader) -> str:
-    """Hash of everything before the data: files that share it share their axes, parsed once."""
-    with header.path.open("rb") as file:
-        return hashlib.sha256(file.read(header.offset)).hexdigest()[:16]
 
 
 def check_store(study: Study, voxels: VoxelAxis, plan: Plan) -> None:

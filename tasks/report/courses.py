@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcenc.storage.array_folder import load_arrays
-from hpcenc.storage.bold import find_bold, read_axes, read_block, read_header
+from hpcenc.storage.bold import find_bold, name_axes, read_block, read_header
 from hpcenc.storage.errors import BoldError, StoreError, StudyError
 from hpcenc.storage.layout import AVERAGE, average_group, operators_folder, run_array
 from hpcenc.storage.results import Scores
 from hpcenc.storage.store import Store
 from hpcenc.storage.study import Study
 from hpcenc.storage.voxels import VoxelAxis
+from hpcenc.tasks.block_bold import positions_in
 from hpcenc.tasks.operators import FoldOperators, from_arrays
 from hpcenc.tasks.report.data import TimeCourse
 from hpcenc.tasks.ridge import refit
@@ -193,10 +194,10 @@ def _one_voxel(
     study: Study, subject: str, run: str, voxel: int, identity: dict[str, Any] | None
 ) -> NDArray[np.float32]:
     """Time course (n_trs, 1) of a voxel of the study in one run, of the file that was fitted."""
-    header = read_header(find_bold(study.bold.path, study.folder, subject, run))
+    header = name_axes(read_header(find_bold(study.bold.path, study.folder, subject, run)))
     if identity is not None and header.identity != identity:
         raise BoldError(f"{header.path}: the file has changed since the fit. Submit again.")
-    positions = read_axes(header.path)[0].positions(study.bold.grayordinates)
+    positions = positions_in(header, study.bold.grayordinates)
     return read_block(header, slice(voxel, voxel + 1), positions)
 
 

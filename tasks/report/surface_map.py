@@ -1,7 +1,8 @@
 """Cortical maps: both hemispheres of the inflated fs_LR 32k surface, lateral and medial, painted headless.
 
-A painter's algorithm in two dimensions: the faces turned to the viewer, sorted by depth, as one
-matplotlib collection. It needs no display and no 3-D library.
+A painter's algorithm in two dimensions: the faces turned to the viewer, sorted by depth. Which face each
+pixel shows is found out once; a map is then its faces' colours at the pixels. It needs no display and no 3-D
+library.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from functools import lru_cache
 from typing import Any, Literal, cast
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import PolyCollection
 from matplotlib.colorbar import Colorbar
@@ -56,6 +58,9 @@ SULCAL_RANGE = (-1.0, 0.5)
 BARE_CORTEX = 0.85
 """Grey of gyral crowns without a value."""
 
+PIXELS_PER_MM = 5.0
+"""Of a view, more than a figure prints of it: matplotlib brings it to the figure's pixels, without steps."""
+
 MAX_CATEGORIES = 64
 """Different values at most in a map of categories."""
 
@@ -66,14 +71,12 @@ class View:
 
     faces: NDArray[np.int32]
     """Vertices of each face turned to the viewer, farthest first, ``(n_faces, 3)``."""
-    outlines: NDArray[np.float32]
-    """Their corners in the plane of the picture, in mm, ``(n_faces, 3, 2)``."""
+    pixels: NDArray[np.int32]
+    """Face that each pixel shows, -1 where none, ``(height, width)``, from the top."""
     shade: NDArray[np.float32]
     """Brightness of each face between 0 and 1: light from the viewer, less of it in sulci, ``(n_faces,)``."""
     on_wall: NDArray[np.bool_]
     """Which faces touch the medial wall, ``(n_faces,)``."""
-    extent: tuple[float, float, float, float]
-    """Left, right, bottom and top of the picture in mm."""
 
 
 def has_cortical_map(axis: VoxelAxis) -> bool:
@@ -273,15 +276,38 @@ def view(hemisphere: Hemisphere, side: Side) -> View:
     depth = toward * corners[:, :, 0].mean(axis=1)
     order = np.argsort(depth, kind="stable")
     order = order[facing[order] > 0]
-    left, bottom = plane.min(axis=0)
-    right, top = plane.max(axis=0)
     return View(
         faces=faces[order],
-        outlines=plane[faces[order]],
+        pixels=_faces_at_pixels(plane[faces[order]]),
         shade=_light(facing[order]) * _sulcal_shade(hemisphere)[faces[order]].mean(axis=1),
         on_wall=touches_wall(hemisphere, faces[order]),
-        extent=(float(left), float(right), float(bottom), float(top)),
     )
+
+
+def _faces_at_pixels(outlines: NDArray[np.float32]) -> NDArray[np.int32]:
+    """Face that each pixel of a picture shows, painted in their order.
+
+    Parameters
+    ----------
+    outlines : array of shape (n_faces, 3, 2)
+        Corners in the plane of the picture, in mm.
+    """
+    (left, bottom), (right, top) = outlines.min(axis=(0, 1)), outlines.max(axis=(0, 1))
+    size_in = (right - left) * PIXELS_PER_MM / 100, (top - bottom) * PIXELS_PER_MM / 100
+    figure = Figure(figsize=size_in, dpi=100, facecolor="black")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(left, right), ylim=(bottom, top))
+    axes.set_axis_off()
+    numbers = np.arange(1, len(outlines) + 1)
+    colors = np.stack([numbers >> shift & 255 for shift in (16, 8, 0)], axis=1) / 255
+    faces: Any = outlines  # matplotlib's stubs ask for a list, which takes three times as long
+    painted = PolyCollection(faces, facecolors=colors, edgecolors="none", antialiaseds=False)
+    axes.add_collection(painted, autolim=False)
+    canvas.draw()
+    red, green, blue = np.moveaxis(np.asarray(canvas.buffer_rgba())[..., :3].astype(np.int32), -1, 0)
+    shown: NDArray[np.int32] = (red << 16 | green << 8 | blue) - 1
+    return shown
 
 
 def face_colors(
@@ -313,14 +339,9 @@ def _paint_view(
     categories: bool,
 ) -> None:
     rgba = face_colors(values, view, colors, color_map, whole_faces, categories)
-    outlines: Any = view.outlines  # matplotlib's stubs ask for a list, which takes three times as long
-    # Edges in the face's own colour close the hairlines that antialiasing leaves between neighbours.
-    collection = PolyCollection(outlines, facecolors=rgba, edgecolors=rgba, linewidths=0.25, rasterized=True)
-    axes.add_collection(collection, autolim=False)  # the limits are known, and slow to look for
-    left, right, bottom, top = view.extent
-    axes.set_xlim(left - 1, right + 1)
-    axes.set_ylim(bottom - 1, top + 1)
-    axes.set_aspect("equal")
+    nothing = np.zeros((1, 4))  # which -1 takes
+    palette = np.round(255 * np.concatenate([rgba, nothing])).astype(np.uint8)
+    axes.imshow(palette[view.pixels], interpolation="antialiased")
     axes.set_axis_off()
 
 
