@@ -12,7 +12,7 @@ import pytest
 from nibabel.cifti2 import BrainModelAxis, Cifti2Header, ParcelsAxis, ScalarAxis, SeriesAxis
 from numpy.typing import NDArray
 
-from hpcenc.storage.bold import find_bold, read_axes, read_block, read_header
+from hpcenc.storage.bold import find_bold, name_axes, read_axes, read_block, read_header
 from hpcenc.storage.errors import BoldError, StudyError
 from hpcenc.storage.geometry import grayordinates_axis
 
@@ -276,6 +276,25 @@ def test_a_file_that_was_replaced_since_the_plan_is_not_read(tmp_path: Path, ord
     os.replace(tmp_path / "b.npy", path)
     with pytest.raises(BoldError, match=r"a\.npy: has changed since the plan was made\. Submit again"):
         read_block(header, slice(0, 10))
+
+
+def test_files_of_the_same_axes_share_their_name_whatever_their_data(tmp_path: Path) -> None:
+    axis, rng = mixed_axis(), np.random.default_rng(0)
+    names = {}
+    for file, n_trs in (("a", 5), ("b", 5), ("longer", 6)):
+        data = rng.standard_normal((n_trs, len(axis))).astype(np.float32)
+        path = write_cifti(tmp_path / f"{file}.dtseries.nii", data, SeriesAxis(0, 1.0, n_trs), axis)
+        assert read_header(path).axes == ""
+        names[file] = name_axes(read_header(path)).axes
+    assert names["a"] == names["b"] != names["longer"]
+
+
+def test_axes_of_a_file_that_is_gone_have_no_name(tmp_path: Path) -> None:
+    np.save(path := tmp_path / "run.npy", np.zeros((5, 3), np.float32))
+    header = read_header(path)
+    path.unlink()
+    with pytest.raises(BoldError, match=r"run\.npy: cannot be read: No such file"):
+        name_axes(header)
 
 
 def test_headers_travel_to_workers(hcp_file: Path) -> None:
