@@ -15,6 +15,7 @@ from typing import Any
 import av
 import numpy as np
 from av.container import Flags
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 _CODECS = {
@@ -124,6 +125,7 @@ def _encodable(
     first: NDArray[np.uint8], rest: Iterator[NDArray[np.uint8]], numbers: Iterator[int]
 ) -> Iterator[Any]:
     """Frames in the encoder's pixel format with their numbers as time stamps, checked as they pass."""
+    reformatter = VideoReformatter()  # a frame's own would be made anew each time, for most of the time here
     picture: NDArray[np.uint8] | None = first
     previous = -1
     while picture is not None:
@@ -134,7 +136,7 @@ def _encodable(
             found = f"{picture.dtype} of shape {picture.shape}"
             raise ValueError(f"frame {number}: expected uint8 of shape {first.shape}, found {found}.")
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-        frame = frame.reformat(format="yuv420p")
+        frame = reformatter.reformat(frame, format="yuv420p")
         frame.pts = number
         yield frame
         previous, picture = number, next(rest, None)
