@@ -122,7 +122,9 @@ def select_feature_sets(study: Study, models: str = "all", layers: str = "defaul
         has_movies = any(run.movies() for run in study.runs)
         names = (*(REFERENCE_SETS if has_movies else ()), *study.feature_files)
     problems = [
-        f"{key}: no feature set {name!r}; known: {', '.join(known)}, and sums of them"
+        f"{key}: `all` goes alone; leave it out, or the others"
+        if (key, name) == ("--models", "all")
+        else f"{key}: no feature set {name!r}; known: {', '.join(known)}, and sums of them"
         for name in names
         if not set(name.split("+")) <= set(known)
     ]

@@ -170,6 +170,7 @@ def test_a_study_may_say_what_all_of_it_is() -> None:
     [
         ("nosuch", "default", "'nosuch'.*beats, beats-tags, clip, cavmae, cavmae-audio, .*, mylab, and sums"),
         ("clip-tags", "default", "no feature set 'clip-tags'"),
+        ("all,clip", "default", "--models: `all` goes alone"),
         ("clip", "clip/tags", "clip has no layer 'tags'"),
         ("cavmae-audio", "cavmae/visual-3", "'cavmae/visual-3' is .* layers of cavmae-audio. Add cavmae"),
         ("beats-tags", "beats/3", "expected layers of beats-tags. Add beats"),
