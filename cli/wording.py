@@ -55,7 +55,10 @@ def _price_lines(priced: Mapping[str, Any]) -> Iterator[str]:
     if saved["saves_flop"]:
         size_gb, tflop = saved["saves_bytes"] / 1e9, saved["saves_flop"] / 1e12
         save = f"save {size_gb:.2f} GB and" if size_gb > 0 else f"take {-size_gb:.2f} GB more and save"
-        yield f'  {"weights":10} primal; fit.weights = "dual" would {save} {tflop:,.1f} TFLOP'
+        yield (
+            f"  {'weights':10} primal in {saved['n_primal']:,} of {saved['n_weights']:,} fits; "
+            f'as "dual" (fit.weights) they would {save} {tflop:,.1f} TFLOP'
+        )
 
 
 def _duration(hours: float) -> str:

@@ -147,7 +147,12 @@ def price_run(
             "free_files": left.n_files,
             "free_files_of": left.files_of_what,
         },
-        "dual_weights": {"saves_bytes": found.dual_saves_bytes, "saves_flop": found.dual_saves_flop},
+        "dual_weights": {
+            "saves_bytes": found.dual_saves_bytes,
+            "saves_flop": found.dual_saves_flop,
+            "n_primal": found.n_primal,
+            "n_weights": found.n_weights,
+        },
     }
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpcenc.storage.groups import ArraySpec
+from hpcenc.storage.groups import ArraySpec, GroupSpec
 from hpcenc.tasks.averaging import AverageBlock
 from hpcenc.tasks.cv_forms import HEAD_PANEL, N_HEAD, N_PILOT
 from hpcenc.tasks.decoding import chunk_rows
@@ -179,7 +179,9 @@ class Price:
         BOLD once for each subject and block; operators and features once for each block that uses them,
         wherever they then come from. Movies are not counted.
     dual_saves_bytes, dual_saves_flop : int, float
-        What ``weights = "dual"`` would save, of the fits that are to keep primal weights.
+        What dual coefficients would save, of the fits that are to keep primal weights.
+    n_primal, n_weights : int
+        Of the fits that are not whole yet, those that are to keep primal weights, and weights at all.
     n_tasks : dict of str to int
         By stage.
     """
@@ -189,6 +191,8 @@ class Price:
     bytes_read: int
     dual_saves_bytes: int
     dual_saves_flop: float
+    n_primal: int
+    n_weights: int
     n_tasks: dict[str, int]
 
     def hours(self, gflops: float, n_workers: int, n_threads: int) -> dict[str, float]:
@@ -253,12 +257,16 @@ def price_plan(plan: Plan, store: Path) -> Price:
             n_bytes += sum(fold.operator_bytes for fold in folds)
             if weights == "primal":
                 n_bytes += sum(4 * fold.n_trs * fold.n_features for fold in kept)
+    with_weights = [spec for spec in plan.groups_to_write(store) if "weights" in spec.arrays]
+    primal = [spec for spec in with_weights if spec.attributes["weights"] == "primal"]
     return Price(
         flop=flop,
         extract_cpu_s=extract_s,
         bytes_read=n_bytes,
-        dual_saves_bytes=_dual_saves(plan, store),
+        dual_saves_bytes=sum(_dual_saves(spec) for spec in primal),
         dual_saves_flop=flop["weights"].total,
+        n_primal=len(primal),
+        n_weights=len(with_weights),
         n_tasks={name: len(tasks) for name, tasks in stages.items()},
     )
 
@@ -315,14 +323,10 @@ def _stimulus_bytes(task: ExtractChunk, arrays: dict[str, ArraySpec]) -> int:
     return n_bytes
 
 
-def _dual_saves(plan: Plan, store: Path) -> int:
-    """Bytes that dual coefficients would take less than the primal weights that are to be written."""
-    saved = 0
-    for spec in plan.groups_to_write(store):
-        weights = spec.arrays.get("weights")
-        if weights is not None and spec.attributes.get("weights") == "primal":
-            saved += weights.n_bytes - weights.n_bytes * spec.attributes["n_trs"] // weights.shape[2]
-    return saved
+def _dual_saves(spec: GroupSpec) -> int:
+    """Bytes that dual coefficients would take less than the primal weights of a fit."""
+    weights, n_trs = spec.arrays["weights"], int(spec.attributes["n_trs"])
+    return weights.n_bytes - weights.n_bytes * n_trs // weights.shape[2]
 
 
 def _kernel_flop(sizes: FoldSizes) -> int:

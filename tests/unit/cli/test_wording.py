@@ -40,7 +40,7 @@ PRICED: dict[str, Any] = {
         "granted_bytes": 24e9,
     },
     "disk": {"bytes_to_read": 170_000_000_000, "free_bytes": 2e12, "free_bytes_of": "the file system"},
-    "dual_weights": {"saves_bytes": 1.22e12, "saves_flop": 0.8e15},
+    "dual_weights": {"saves_bytes": 1.22e12, "saves_flop": 0.8e15, "n_primal": 704, "n_weights": 1056},
 }
 HOLDER = LockOwner("abcdefgh", "node7", "boot", 12, "me", "1")
 
@@ -132,7 +132,10 @@ def test_a_plan_tells_its_price_in_a_line_each() -> None:
         "  disk       at most 28,166 files, 2.34 GB to write to the store, 170.00 GB to read; 2000.0 GB free "
         "(the file system)" in lines
     )
-    assert '  weights    primal; fit.weights = "dual" would save 1220.00 GB and 800.0 TFLOP' in lines
+    assert (
+        '  weights    primal in 704 of 1,056 fits; as "dual" (fit.weights) they would save 1220.00 GB and '
+        "800.0 TFLOP" in lines
+    )
 
 
 def test_a_plan_says_so_where_extraction_is_not_asked_for_and_times_are_short() -> None:
@@ -146,9 +149,12 @@ def test_a_plan_says_so_where_extraction_is_not_asked_for_and_times_are_short() 
 
 
 def test_a_plan_tells_where_dual_weights_would_take_more() -> None:
-    few_columns = {**PRICED, "dual_weights": {"saves_bytes": -2e9, "saves_flop": 1e12}}
+    few_columns = {
+        **PRICED,
+        "dual_weights": PRICED["dual_weights"] | {"saves_bytes": -2e9, "saves_flop": 1e12},
+    }
     assert "take 2.00 GB more and save 1.0 TFLOP" in "\n".join(plan_lines(few_columns))
-    no_weights = {**PRICED, "dual_weights": {"saves_bytes": 0, "saves_flop": 0.0}}
+    no_weights = {**PRICED, "dual_weights": dict.fromkeys(PRICED["dual_weights"], 0)}
     assert "dual" not in "\n".join(plan_lines(no_weights))
 
 

@@ -137,12 +137,22 @@ def test_a_price_tells_hours_memory_and_bytes_and_nothing_once_all_is_done(study
     assert operators % 3 == 0
     # 6 columns in place of 120 TRs.
     assert before["dual_weights"]["saves_bytes"] == 3 * 4 * 20 * (6 - 120)
+    assert (before["dual_weights"]["n_primal"], before["dual_weights"]["n_weights"]) == (3, 3)
 
     submit(prepare(study_file), "serial", (), stop_before_report)
     after = price(prepare(study_file))
     assert set(after["compute"]["flop"].values()) == {0.0}
     assert (after["memory"]["task"], after["disk"]["bytes_to_read"]) == ("", 0)
-    assert after["dual_weights"] == {"saves_bytes": 0, "saves_flop": 0.0}
+    assert set(after["dual_weights"].values()) == {0}
+
+
+def test_a_price_counts_the_fits_that_keep_primal_weights(study_file: Path) -> None:
+    exception = '{ feature_set = "mylab", subject = "s2", weights = "primal" }'
+    study_file.write_text(
+        STUDY.replace("[fit]", f'[fit]\nweights = "dual"\nweights_exceptions = [{exception}]')
+    )
+    weights = price(prepare(study_file))["dual_weights"]
+    assert (weights["n_primal"], weights["n_weights"]) == (1, 3)
 
 
 GPU_SITE = """\

@@ -194,6 +194,8 @@ def test_hours_follow_the_workers_that_have_a_task() -> None:
         bytes_read=0,
         dual_saves_bytes=0,
         dual_saves_flop=0.0,
+        n_primal=0,
+        n_weights=0,
         n_tasks={"decode": 0, "extract": 4, "operators": 1, "fit": 100},
     )
     hours = price.hours(gflops=10.0, n_workers=4, n_threads=2)
