@@ -42,13 +42,19 @@ def cross_problems(study: Study) -> Iterator[str]:
     yield from _fit_problems(study)
     yield from _average_problems(study)
     low, high = study.fit.alpha_exponents
-    if study.sweeps.bands and (study.fit.n_alphas == 1 or isinstance(study.fit.alpha, float)):
+    is_given = isinstance(study.fit.alpha, float)
+    if study.sweeps.bands and (study.fit.n_alphas == 1 or is_given):
         yield (
             "sweeps.bands: ratios of two penalties stand for a grid of both only where alpha is searched, "
             'too; set fit.alpha to "voxel" or "shared" and fit.n_alphas to more than 1, or leave bands out'
         )
     if low == high and study.fit.n_alphas > 1:
         yield f"fit.alpha_exponents: {study.fit.n_alphas} alphas need a range, found {[low, high]}"
+    if low < high and study.fit.n_alphas == 1 and not is_given:
+        yield (
+            f"fit.n_alphas: which one of a range? One alpha needs two equal fit.alpha_exponents, found "
+            f"{[low, high]}"
+        )
 
 
 def file_problems(study: Study) -> Iterator[str]:

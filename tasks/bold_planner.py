@@ -120,6 +120,7 @@ class BoldPlanner:
             "version": averaging.AVERAGE_VERSION,
             "how": average.bold,
             "bold": [[header.identity for header in run.bold] for run in kept],
+            "runs": [run.name for run in runs],
             "used": [[run.rows.n_trs, run.rows.rest, run.tail if run.rows.rest else -1] for run in kept],
             "voxels": self._voxels_digest,
             "block": study.fit.block,
@@ -129,7 +130,7 @@ class BoldPlanner:
         present = [
             subject for subject in members if any((subject, run.name) in self.facts.bold for run in runs)
         ]
-        attributes = {**inputs, "runs": [run.name for run in runs], "subjects": present, "stimulus": version}
+        attributes = {**inputs, "subjects": present, "stimulus": version}
         self.groups[group] = GroupSpec(group, key, arrays, len(self.blocks), attributes)
         units = tuple(Unit(group, index, key) for index in range(len(self.blocks)))
         for unit, voxels in zip(units, self.blocks, strict=True):

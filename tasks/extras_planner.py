@@ -71,13 +71,14 @@ class ExtrasPlanner:
             "bold": scanned.identity,
             "voxels": self._voxels,
             "block": self._study.fit.block,
+            "run_names": [run.name for run in rows.runs],
             "runs": [[run.n_trs, run.rest] for run in rows.runs],
             "rest_tail": rest_tail,
             "showings": ceiling_facts(showings),
         }
         group, key = ceiling_group(scanned.subject), digest(inputs)
         arrays = ceiling_arrays(len(showings), self._bold.n_voxels, self._study.fit.block)
-        attributes = {**inputs, "subject": scanned.subject, "run_names": [run.name for run in rows.runs]}
+        attributes = {**inputs, "subject": scanned.subject}
         self._groups[group] = GroupSpec(group, key, arrays, len(self._bold.blocks), attributes)
         yield CeilingUnit(Unit(group, 0, key), rows.runs, rest_tail, showings)
 

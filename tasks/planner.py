@@ -378,7 +378,7 @@ class _Planner:
         made = [self._variant(variant, nested, version, runs, rows) for variant in feature_set.variants]
         variants = tuple(source for source, _ in made)
         units = tuple(unit for _, operators in made for unit in operators)
-        bands = [space.name for space in variants[0].spaces] if kind == "bands" else []
+        bands = _band_names(feature_set) if kind == "bands" else ()
         scores = fitting.score_names(
             kind,
             repeats=bool(repeat_rows(rows)),
@@ -470,6 +470,13 @@ class _Planner:
 
     def _add(self, stage: str, task: Task) -> None:
         self.tasks[stage].setdefault(task.key, task)
+
+
+def _band_names(feature_set: FeatureSet) -> tuple[str, ...]:
+    """Of a fit in bands: its feature spaces, or in several layers, which have the same scores, its parts."""
+    if len(feature_set.spaces) == 2:
+        return tuple(f"{space.source}/{space.layer}" for space in feature_set.spaces)
+    return tuple(feature_set.name.split("+"))
 
 
 def repeat_rows(rows: Rows) -> tuple[int, ...]:

@@ -60,7 +60,7 @@ def band_row(sweep: Sweep, main: Main) -> BandRow:
     first_adds, second_adds = sweep.band_r.values()
     name, *bracket = sweep.feature_set.partition("[")
     layers = sweep.layer.split("+") if sweep.layer else ("", "")
-    # What bands add has the names of the first layers for all of them.
+    # What bands add has the names of the sets where they were fitted in several layers.
     first, second = layers if sweep.layer else sweep.band_r
 
     def alone_r(part: str, layer: str) -> NDArray[np.float64] | None:

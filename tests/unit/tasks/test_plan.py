@@ -294,6 +294,26 @@ def test_a_changed_file_reruns_exactly_what_depends_on_it(
     assert reruns(base, plan_of(folder, files=files), store) == (decode, extract, operators, fit)
 
 
+def test_a_run_by_another_name_makes_anew_what_is_stored_under_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def digests(edits: Mapping[str, Any]) -> dict[str, str]:
+        return {spec.group: spec.digest for spec in plan_of(tmp_path, {"average": {}, **edits}).groups}
+
+    monkeypatch.setitem(N_TRS, "E", N_TRS["D"])
+    before, after = digests({}), digests({"runs.3.name": "E"})
+    assert all(before[group] != after[group] for group in ("bold/average", "ceilings/s1", "ceilings/average"))
+
+
+def test_what_bands_add_goes_by_layer_or_by_set_where_there_are_several(tmp_path: Path) -> None:
+    for layers, names in (("default", ["r:beats/2", "r:clip/embedding"]), ("all", ["r:beats", "r:clip"])):
+        plan = plan_of(tmp_path, {"sweeps": {"bands": True}}, models="beats+clip", layers=layers)
+        (spec,) = (
+            spec for spec in plan.groups if spec.group.startswith("bands/") and spec.group.endswith("s1")
+        )
+        assert spec.arrays["scores"].attributes["score"][-2:] == names
+
+
 def test_a_new_feature_set_makes_only_its_own(tmp_path: Path) -> None:
     whole, before = plan_of(tmp_path), plan_of(tmp_path, models="clip,mylab")
     store = tmp_path / "results" / "study.zarr"
