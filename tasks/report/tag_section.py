@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -51,12 +51,15 @@ class Tags:
     ----------
     label : str
         Of the model.
+    version : str
+        Of the stimulus.
     names : tuple of str
     courses : dict of str to array of shape (n_trs, n_tags)
         By run.
     """
 
     label: str
+    version: str
     names: tuple[str, ...]
     courses: dict[str, NDArray[np.float32]]
 
@@ -97,11 +100,13 @@ class SingleRow:
     commonest: str
 
 
-def read_tags(store: Store, runs: Collection[str]) -> tuple[Tags, ...]:
-    """Tags of every model in the store, of one stimulus version each: the one with most of the given runs.
+def read_tags(store: Store, study: Study) -> tuple[Tags, ...]:
+    """Tags of every model in the store, of one stimulus version each: the one with most of the study's runs,
+    of equals that which most subjects saw.
 
     Runs that are not complete are left out.
     """
+    runs, usual = {run.name for run in study.runs}, study.subjects.stimulus
     found: dict[str, dict[str, dict[str, str]]] = {}
     for metadata in sorted((store.path / "features").glob("*/*/*/tags/zarr.json")):
         group = metadata.parent.parent.relative_to(store.path).as_posix()
@@ -113,11 +118,12 @@ def read_tags(store: Store, runs: Collection[str]) -> tuple[Tags, ...]:
         by_version.setdefault(attributes["stimulus_version"], {})[attributes["run"]] = f"{group}/tags"
     tags = []
     for label, by_version in found.items():
-        paths = max(by_version.values(), key=len)
+        version = max(by_version, key=lambda each: (len(by_version[each]), each == usual))
+        paths = by_version[version]
         shape = store.array(next(iter(paths.values()))).shape
         space = SpaceSource("tags", tuple((path,) for path in paths.values()), "single", shape[1])
         courses = {run: store.read(path) for run, path in paths.items()}
-        tags.append(Tags(label, read_feature_names(store, space), courses))
+        tags.append(Tags(label, version, read_feature_names(store, space), courses))
     return tuple(tags)
 
 
@@ -127,13 +133,14 @@ def shared_runs(first: Tags, second: Tags) -> list[str]:
 
 
 def compared(tags: Sequence[Tags]) -> tuple[Tags, Tags] | None:
-    """Tags of two models that were trained alike, pretrained ones before others; None where there are no
-    two."""
+    """Tags of two models that were trained alike, of the same stimulus, pretrained ones before others; None
+    where there are no two."""
     pairs = [
         (first, second)
         for first, second in combinations(tags, 2)
         if first.label.partition("[")[::2] != second.label.partition("[")[::2]
         and first.label.partition("[")[2] == second.label.partition("[")[2]
+        and first.version == second.version
         and shared_runs(first, second)
     ]
     return min(pairs, key=lambda pair: "[" in pair[0].label, default=None)
@@ -248,7 +255,8 @@ def tag_section(
             if "untrained" in each.label
         ),
         *(
-            f"{each.label}: held against no other model's tags; one pair is drawn, of models trained alike."
+            f"{each.label}: held against no other model's tags; one pair is drawn, of models trained alike "
+            "and of one stimulus."
             for each in tags
             if len(tags) > 1 and (pair is None or each not in pair)
         ),
@@ -322,10 +330,15 @@ def _timeline(study: Study, tags: Tags, singles: Sequence[Singles], remark: str)
         f"tag timelines {tags.label} {run.name}",
         render(figure),
         f"Probability (no unit) of {len(names)} tag{'s' * (len(names) > 1)} of {tags.label} {how}, over "
-        f"{run.name}, n = {len(courses)} rows; each panel has its own scale. Grey: rest; orange: the "
-        "repeated clip; grey lines: clips begin.",
+        f"{run.name}{_of_version(study, tags)}, n = {len(courses)} rows; each panel has its own scale. Grey: "
+        "rest; orange: the repeated clip; grey lines: clips begin.",
         f"Courses of {', '.join(names)}.",
     )
+
+
+def _of_version(study: Study, tags: Tags) -> str:
+    """Which stimulus a course is of, where subjects saw several."""
+    return f" (stimulus {tags.version})" if study.subjects.stimulus_of else ""
 
 
 def _agreement_table(tags: tuple[Tags, Tags], rows: Sequence[AgreementRow]) -> Table:

@@ -12,7 +12,7 @@ from hpcenc.storage.groups import ArraySpec, GroupSpec
 from hpcenc.storage.regions import RegionSet
 from hpcenc.storage.results import Singles
 from hpcenc.storage.store import Store
-from hpcenc.storage.study import parse_study
+from hpcenc.storage.study import Study, parse_study
 from hpcenc.storage.voxels import VoxelAxis
 from hpcenc.tasks.report.data import ReportData
 from hpcenc.tasks.report.tag_section import (
@@ -33,7 +33,7 @@ def tags_of(label, names=NAMES, seed=0):
     rng = np.random.default_rng(seed)
     spread = np.array([0.1, 0.5, 0.2])[: len(names)]
     courses = {run: (rng.random((20, len(names))) * spread).astype(np.float32) for run in ("A", "B")}
-    return Tags(label, names, courses)
+    return Tags(label, "main", names, courses)
 
 
 def singles_of(subject="S1", feature=1, chance=0.15, feature_set="beats-tags"):
@@ -55,7 +55,7 @@ def singles_of(subject="S1", feature=1, chance=0.15, feature_set="beats-tags"):
 
 def test_classes_are_compared_by_name_over_the_rows_that_both_models_have():
     first = tags_of("beats")
-    second = Tags("cavmae", ("Dog", "Speech", "Cat"), {"B": first.courses["B"][:, [2, 0, 1]]})
+    second = Tags("cavmae", "main", ("Dog", "Speech", "Cat"), {"B": first.courses["B"][:, [2, 0, 1]]})
     second.courses["B"][:, 1] *= -1
     rows = agreement(first, second)
     assert [row.tag for row in rows] == ["Dog", "Speech"]
@@ -122,24 +122,59 @@ def test_without_a_chance_level_no_share_of_vertices_is_above_it(make_fit):
 def store(tmp_path: Path) -> Store:
     made = Store.create(tmp_path / "study.zarr", {}, {"vertex": np.arange(N_VOXELS)})
     for run in ("A", "B"):
-        array = ArraySpec(
-            (20, 3), (20, 3), "float32", ("tr", "tag"), attributes={"display_name": list(NAMES)}
-        )
-        attributes = {"label": "beats", "stimulus_version": "main", "run": run}
-        group = f"features/beats/main/{run.lower()}"
-        made.ensure_group(GroupSpec(group, "f" * 64, {"tags": array}, 1, attributes))
-        made.write(f"{group}/tags", (slice(None), slice(None)), tags_of("beats").courses[run])
-        made.mark(group, 0, "f" * 64)
+        add_tags(made, run, "main")
     return made
 
 
+def add_tags(store: Store, run: str, version: str) -> None:
+    """Tags of beats in one run of one version of the stimulus, complete."""
+    array = ArraySpec((20, 3), (20, 3), "float32", ("tr", "tag"), attributes={"display_name": list(NAMES)})
+    attributes = {"label": "beats", "stimulus_version": version, "run": run}
+    group = f"features/beats/{version}/{run.lower()}"
+    store.ensure_group(GroupSpec(group, "f" * 64, {"tags": array}, 1, attributes))
+    store.write(f"{group}/tags", (slice(None), slice(None)), tags_of("beats").courses[run])
+    store.mark(group, 0, "f" * 64)
+
+
+def study_of(runs: str, **subjects: object) -> Study:
+    """A study with these runs, of segments that have a rest and a repeated clip."""
+    segments = [
+        {"kind": "rest", "start_s": 0, "end_s": 3},
+        {"kind": "clip", "start_s": 3, "end_s": 12},
+        {"kind": "repeat", "start_s": 12, "end_s": 18, "group": "clip"},
+    ]
+    return parse_study(
+        {
+            "name": "x",
+            "tr_s": 1.0,
+            "runs": [{"name": run, "n_trs": 20, "segments": segments} for run in runs],
+            "subjects": {"ids": ["S1", "S2"], **subjects},
+            "bold": {"path": "{subject}/{run}.npy"},
+        },
+        Path(),
+    )
+
+
 def test_tags_are_read_of_the_runs_of_the_study_that_are_complete(store):
-    assert [list(tags.courses) for tags in read_tags(store, {"A"})] == [["A"]]
-    assert read_tags(store, {"C"}) == ()
+    assert [list(tags.courses) for tags in read_tags(store, study_of("A"))] == [["A"]]
+    assert read_tags(store, study_of("C")) == ()
     begun = ArraySpec((20, 3), (20, 3), "float32", ("tr", "tag"))
     attributes = {"label": "beats", "stimulus_version": "main", "run": "C"}
     store.ensure_group(GroupSpec("features/beats/main/c", "e" * 64, {"tags": begun}, 1, attributes))
-    assert [list(tags.courses) for tags in read_tags(store, {"A", "B", "C"})] == [["A", "B"]]
+    assert [list(tags.courses) for tags in read_tags(store, study_of("ABC"))] == [["A", "B"]]
+
+
+@pytest.mark.parametrize("version", ["main", "other"])
+def test_tags_are_of_the_version_that_most_saw_where_several_are_complete(store, version):
+    for run in ("A", "B"):
+        add_tags(store, run, "other")
+    study = study_of("AB", stimulus=version, stimulus_of={"S2": "main" if version == "other" else "other"})
+    (tags,) = read_tags(store, study)
+    assert (tags.version, list(tags.courses)) == (version, ["A", "B"])
+    caption = tag_section(store, study, ReportData("x", (), VoxelAxis.from_count(4)), [tags], [], []).figures[
+        0
+    ]
+    assert f"over A (stimulus {version})" in caption.caption
 
 
 def test_models_that_were_trained_alike_are_compared():
@@ -148,6 +183,7 @@ def test_models_that_were_trained_alike_are_compared():
     assert [each.label for each in compared(tags)] == ["beats", "cavmae"]
     assert [each.label for each in compared(tags[:3])] == ["beats[untrained, seed 0]", labels[2]]
     assert compared(tags[:2]) is None
+    assert compared([tags[1], replace(tags[3], version="other")]) is None
 
 
 def test_models_that_share_no_run_are_not_compared():
@@ -156,25 +192,11 @@ def test_models_that_share_no_run_are_not_compared():
     assert agreement(first, second) == ()
 
 
-def test_the_section_is_made_from_the_store(store, make_fit, tmp_path):
-    (tags,) = read_tags(store, {"A", "B", "C"})
+def test_the_section_is_made_from_the_store(store, make_fit):
+    study = study_of("AB")
+    (tags,) = read_tags(store, study)
     assert (tags.label, tags.names, list(tags.courses)) == ("beats", NAMES, ["A", "B"])
     np.testing.assert_array_equal(tags.courses["B"], tags_of("beats").courses["B"])
-    segments = [
-        {"kind": "rest", "start_s": 0, "end_s": 3},
-        {"kind": "clip", "start_s": 3, "end_s": 12},
-        {"kind": "repeat", "start_s": 12, "end_s": 18, "group": "clip"},
-    ]
-    study = parse_study(
-        {
-            "name": "x",
-            "tr_s": 1.0,
-            "runs": [{"name": run, "n_trs": 20, "segments": segments} for run in ("A", "B")],
-            "subjects": {"ids": ["S1"]},
-            "bold": {"path": "{subject}/{run}.npy"},
-        },
-        tmp_path,
-    )
     data = ReportData("x", (make_fit(N_VOXELS),), VoxelAxis.from_count(N_VOXELS))
     both = (tags, tags_of("clip[untrained, seed 0]", seed=2), tags_of("cavmae", seed=1))
     section = tag_section(store, study, data, both, [singles_of()], [], "simulated BOLD")
