@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -13,7 +14,16 @@ from matplotlib.figure import Figure
 from hpcenc.storage.layout import AVERAGE
 from hpcenc.storage.regions import RegionSet
 from hpcenc.tasks.report.data import FitScores, ReportData
-from hpcenc.tasks.report.sections import Column, Illustration, Section, Table, count, span_of, style_places
+from hpcenc.tasks.report.sections import (
+    Column,
+    Illustration,
+    Section,
+    Table,
+    count,
+    name_some,
+    span_of,
+    style_places,
+)
 from hpcenc.tasks.report.style import (
     escape,
     fit_layout,
@@ -45,7 +55,10 @@ class RegionRow:
     variant: str
     subject: str
     n_subjects: int
+    n_defined: int
+    """Subjects with a valid vertex there, of which the numbers are means."""
     n_valid: int
+    """Valid vertices; of a mean the fewest of any subject who has some."""
     mean_r: float
     sd_r: float
     """Standard deviation of `mean_r` between subjects, NaN for one."""
@@ -61,7 +74,7 @@ class RegionRow:
 def region_rows(data: ReportData, regions: Sequence[RegionSet]) -> tuple[RegionRow, ...]:
     """Lines of all fits and regions; before them the means over subjects of complete fits.
 
-    Means over subjects are plain means of the subjects' numbers.
+    Means over subjects are plain means of the numbers of those who have a valid vertex there.
     """
     own = [row for fit in data.scores for each in regions for row in _rows_of(fit, each)]
     means = []
@@ -72,23 +85,28 @@ def region_rows(data: ReportData, regions: Sequence[RegionSet]) -> tuple[RegionR
             groups.setdefault((row.regions, row.region, row.feature_set, row.variant), []).append(row)
     for rows in groups.values():
         if len(rows) > 1:
+            defined = [row for row in rows if row.n_valid]
+            r = [row.mean_r for row in defined]
             means.append(
                 replace(
                     rows[0],
                     subject=f"mean of {len(rows)} subjects",
                     n_subjects=len(rows),
-                    n_valid=min(row.n_valid for row in rows),
-                    mean_r=_mean(row.mean_r for row in rows),
-                    sd_r=float(np.std([row.mean_r for row in rows], ddof=1)),
-                    median_r=_mean(row.median_r for row in rows),
-                    max_r=_mean(row.max_r for row in rows),
-                    mean_best_tenth=_mean(row.mean_best_tenth for row in rows),
-                    share_over_0_1=_mean(row.share_over_0_1 for row in rows),
-                    share_over_0_3=_mean(row.share_over_0_3 for row in rows),
-                    share_over_chance=mean_of_defined([row.share_over_chance for row in rows]),
+                    n_defined=len(defined),
+                    n_valid=min((row.n_valid for row in defined), default=0),
+                    sd_r=float(np.std(r, ddof=1)) if len(r) > 1 else math.nan,
+                    **_averaged(rows),
                 )
             )
     return (*means, *own)
+
+
+def _averaged(rows: Sequence[RegionRow]) -> dict[str, Any]:
+    """What of some subjects' rows is averaged, over those who have a value."""
+    names = ("mean_r", "median_r", "max_r", "mean_best_tenth", "share_over_0_1", "share_over_0_3")
+    return {
+        name: mean_of_defined(getattr(row, name) for row in rows) for name in (*names, "share_over_chance")
+    }
 
 
 def region_section(data: ReportData, regions: Sequence[RegionSet], remark: str = "") -> Section:
@@ -115,7 +133,9 @@ def region_section(data: ReportData, regions: Sequence[RegionSet], remark: str =
         (
             Column("region", "region"),
             Column("feature_set", "feature set"),
+            Column("variant", "layer"),
             Column("subject", "subject"),
+            Column("n_defined", "subjects with any", count),
             Column("n_valid", "valid vertices", count),
             Column("mean_r", "mean r", format_score),
             Column("sd_r", "SD between subjects", format_score),
@@ -147,10 +167,6 @@ def region_section(data: ReportData, regions: Sequence[RegionSet], remark: str =
     return Section("regions", "Regions", paragraphs, (table,), tuple(figures))
 
 
-def _mean(values: Iterable[float]) -> float:
-    return float(np.mean(list(values)))
-
-
 def _rows_of(fit: FitScores, regions: RegionSet) -> list[RegionRow]:
     rows = []
     for name, mask in regions.masks.items():
@@ -163,6 +179,7 @@ def _rows_of(fit: FitScores, regions: RegionSet) -> list[RegionRow]:
                 fit.variant,
                 fit.subject,
                 1,
+                int(r.n_valid > 0),
                 int(r.n_valid),
                 r.mean,
                 math.nan,
@@ -202,6 +219,9 @@ def _bars(
     missing = [data.label(fit) for fit in data.scores if (fit.feature_set, fit.variant) not in there]
     without = f" Without bars here: {', '.join(dict.fromkeys(missing))}." if missing else ""
     spread = "; whiskers: standard deviation between subjects, dots: each of them" if several else ""
+    partly = dict.fromkeys(row.region for row in shown if 0 < row.n_defined < row.n_subjects)
+    if partly:
+        without += f" Means of only those subjects who have a valid vertex there: {name_some(list(partly))}."
     return Illustration(
         "regions",
         f"regions {regions.name} {subject}",
@@ -209,7 +229,8 @@ def _bars(
         f"Mean r (Pearson, no unit) over the valid vertices of each region of {regions.name}, "
         f"{subject}{spread}. In brackets: valid vertices, fewest and most where feature sets differ."
         f"{without}",
-        f"Bars of mean r; the highest is {best.mean_r:.3f}, {best.feature_set} in {best.region}."
+        f"Bars of mean r; the highest is {best.mean_r:.3f}, {best.feature_set} ({best.variant}) in "
+        f"{best.region}."
         if best
         else "No region has a valid vertex.",
     )

@@ -235,11 +235,12 @@ def alike(sweeps: Iterable[Sweep]) -> tuple[list[Sweep], list[Sweep]]:
 def spread_over_subjects(
     curves: Sequence[NDArray[np.float64]],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean curve and standard deviation between subjects.
+    """Mean curve and standard deviation between the subjects who have one.
 
     Parameters
     ----------
     curves : sequence of array of shape (n_variants,)
+        NaN of a subject without a valid vertex there.
 
     Returns
     -------
@@ -247,7 +248,8 @@ def spread_over_subjects(
     deviation : array of shape (n_variants,)
         Of the sample (n - 1); NaN for one subject.
     """
-    stacked = np.stack(curves)
+    defined = [curve for curve in curves if np.isfinite(curve).any()]
+    stacked = np.stack(defined or curves[:1])
     if len(stacked) == 1:
         return stacked[0], np.full(stacked.shape[1], np.nan)
     return stacked.mean(axis=0), stacked.std(axis=0, ddof=1)

@@ -66,6 +66,22 @@ def test_means_over_subjects_have_their_spread_and_leave_the_average_out(make_fi
     assert mean.sd_r == pytest.approx(np.std(own[:2], ddof=1))
 
 
+def test_a_region_that_a_subject_has_no_valid_vertex_of_has_the_mean_of_the_others(make_fit, regions):
+    data = data_of(make_fit, ("S1", "S2", "S3"))
+    dropped = [replace(fit, r=np.where(regions.masks["left"], np.nan, fit.r)) for fit in data.scores[4:]]
+    data = replace(data, scores=(*data.scores[:4], *dropped))
+    rows = region_rows(data, [regions])
+    left = next(row for row in rows if (row.region, row.feature_set) == ("left", "clip"))
+    others = [fit.mean_r[regions.masks["left"]].mean() for fit in data.scores[:4:2]]
+    assert (left.subject, left.n_subjects, left.n_defined, left.n_valid) == ("mean of 3 subjects", 3, 2, 6)
+    assert (left.mean_r, left.sd_r) == pytest.approx((np.mean(others), np.std(others, ddof=1)))
+    nowhere = next(row for row in rows if row.region == "nowhere")
+    assert (nowhere.n_defined, nowhere.n_valid) == (0, 0)
+    assert np.isnan([nowhere.mean_r, nowhere.sd_r]).all()
+    caption = region_section(data, [regions]).figures[0].caption
+    assert caption.endswith("Means of only those subjects who have a valid vertex there: left.")
+
+
 def test_the_page_has_the_first_set_of_whoever_stands_for_all_and_the_file_has_everything(make_fit, regions):
     other = RegionSet("other", {"all": np.ones(N_VOXELS, bool)}, "another")
     section = region_section(data_of(make_fit, ("S1", "S2", "average")), [regions, other], "simulated BOLD")

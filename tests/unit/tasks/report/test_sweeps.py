@@ -141,3 +141,8 @@ def test_the_spread_between_subjects_is_that_of_a_sample() -> None:
     np.testing.assert_allclose(mean, [2, 2])
     np.testing.assert_allclose(deviation, [2**0.5, 0])
     assert np.isnan(spread_over_subjects([np.array([1.0])])[1]).all()
+    none = np.full(2, np.nan)  # a subject without a valid vertex in a region
+    mean, deviation = spread_over_subjects([np.array([1.0, 2.0]), none, np.array([3.0, 2.0])])
+    np.testing.assert_allclose(mean, [2, 2])
+    np.testing.assert_allclose(deviation, [np.sqrt(2), 0])
+    assert np.isnan(spread_over_subjects([none, none])[0]).all()
