@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcenc.storage.errors import StoreError
-from hpcenc.storage.groups import group_attributes
-from hpcenc.storage.layout import AVERAGE, SCORES, WEIGHT_NORM, ceiling_group
+from hpcenc.storage.layout import AVERAGE, SCORES, WEIGHT_NORM, average_group, ceiling_group
 from hpcenc.storage.store import Store
 from hpcenc.storage.voxels import VoxelAxis
 
@@ -50,9 +49,23 @@ class Scores:
 
 
 def fit_groups(store: Store, kind: str = "fits") -> Iterator[str]:
-    """Groups of all fits in the store, or of one kind of sweeps, feature set by feature set."""
-    for metadata in sorted((store.path / kind).glob("*/*/zarr.json")):
-        yield str(metadata.parent.relative_to(store.path))
+    """Groups of all fits in the store, or of one kind of analysis beside them, feature set by feature set."""
+    names = "*" if kind == "ceilings" else "*/*"  # ceilings are of a subject alone
+    for metadata in sorted((store.path / kind).glob(f"{names}/zarr.json")):
+        yield metadata.parent.relative_to(store.path).as_posix()
+
+
+def begun_groups(store: Store, kind: str = "fits", left_out: Collection[str] = ()) -> list[str]:
+    """Those of `fit_groups` of which a block is done; what a task needs may never have been made for others.
+
+    Parameters
+    ----------
+    left_out : collection of str
+        Groups that do not count.
+    """
+    return [
+        group for group in fit_groups(store, kind) if group not in left_out and store.progress(group)[0] > 0
+    ]
 
 
 def read_scores(store: Store, group: str, with_norms: bool = True) -> Scores:
@@ -120,11 +133,9 @@ class Ceilings:
     values: dict[str, NDArray[np.floating[Any]]]
 
 
-def read_ceilings(store: Store, subject: str) -> Ceilings | None:
-    """Noise ceilings of a subject, of the blocks that are done; None where no clip is shown again."""
+def read_ceilings(store: Store, subject: str) -> Ceilings:
+    """Noise ceilings of a subject, of the blocks that are done."""
     group = ceiling_group(subject)
-    if group_attributes(store.path, group) is None:
-        return None
     attributes = store.attributes_of(group)
     values, _ = _read_done(store, group, "values")
     statistics = store.array(f"{group}/values").attrs["statistic"]
@@ -149,13 +160,17 @@ class Singles:
     scores: dict[str, NDArray[np.floating[Any]]]
 
 
-def read_singles(store: Store) -> Iterator[Singles]:
-    """Single features of all subjects, of the blocks that are done."""
-    for group in fit_groups(store, "singles"):
-        attributes = store.attributes_of(group)
-        values, _ = _read_done(store, group, "scores")
-        names = store.array(f"{group}/scores").attrs["score"]
-        yield Singles(attributes, dict(zip(names, values, strict=True)))
+def read_singles(store: Store, group: str) -> Singles:
+    """Single features of one space in one subject, of the blocks that are done."""
+    values, _ = _read_done(store, group, "scores")
+    names = store.array(f"{group}/scores").attrs["score"]
+    return Singles(store.attributes_of(group), dict(zip(names, values, strict=True)))
+
+
+def read_average_counts(store: Store) -> NDArray[np.float32]:
+    """How many subjects the average has of each vertex in each run, (n_runs, n_voxels); NaN where its block
+    is not done."""
+    return _read_done(store, average_group(), "n_subjects")[0]
 
 
 def read_voxels(store: Store) -> VoxelAxis:
@@ -164,17 +179,23 @@ def read_voxels(store: Store) -> VoxelAxis:
     return VoxelAxis.from_arrays({name: store.read(name) for name in names}, store.attributes["voxel_axis"])
 
 
-def require_scores(store: Store) -> list[Scores]:
-    """Scores of every fit in the store; norms of weights of one subject alone, the average if it has any.
+def require_scores(store: Store, left_out: Collection[str] = ()) -> list[Scores]:
+    """Scores of every fit in the store of which a block is done; norms of weights of one subject alone, the
+    average if it has any.
 
     With those of all subjects a study of hundreds would not fit the memory of a controller.
+
+    Parameters
+    ----------
+    left_out : collection of str
+        Groups that are not read.
 
     Raises
     ------
     StoreError
         If there is none.
     """
-    groups = list(fit_groups(store))
+    groups = begun_groups(store, left_out=left_out)
     with_norms = [
         store.attributes_of(group)["subject"]
         for group in groups

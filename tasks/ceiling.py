@@ -273,7 +273,12 @@ def _resamples(n_rows: int, rng: np.random.Generator) -> NDArray[np.float64]:
 def ceiling_facts(found: Sequence[Showings]) -> list[dict[str, Any]]:
     """What ceilings rest on, as plain values."""
     return [
-        {"group": each.group, "n_showings": len(each.rows), "n_rows": each.n_rows, "rows": each.rows}
+        {
+            "group": each.group,
+            "n_showings": len(each.rows),
+            "n_rows": each.n_rows,
+            "rows": [list(rows) for rows in each.rows],
+        }
         for each in found
     ]
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from hpcenc.storage.layout import SWEEPS, ceiling_group, singles_group
+from hpcenc.storage.layout import SWEEPS, ceiling_group
 from hpcenc.storage.regions import RegionSet
-from hpcenc.storage.results import Scores, fit_groups, read_ceilings, read_singles
+from hpcenc.storage.results import Scores, begun_groups, read_ceilings, read_singles
 from hpcenc.storage.store import Store
 from hpcenc.storage.study import Study
 from hpcenc.tasks.bold_planner import run_rows
@@ -17,7 +17,6 @@ from hpcenc.tasks.models.catalogue import modality
 from hpcenc.tasks.report.ceiling_section import ceiling_section
 from hpcenc.tasks.report.comparison_section import comparison_section
 from hpcenc.tasks.report.data import ReportData
-from hpcenc.tasks.report.leftovers import find_leftovers
 from hpcenc.tasks.report.methods_section import methods_section
 from hpcenc.tasks.report.region_section import region_section
 from hpcenc.tasks.report.sections import Section
@@ -37,6 +36,7 @@ def make_sections(
     run: Mapping[str, Any],
     features: Sequence[tuple[str, str]],
     regions: Sequence[RegionSet],
+    left_over: Collection[str] = (),
 ) -> Iterator[Section]:
     """Sections of everything that was analysed beside the models' own scores, and that the study asks for.
 
@@ -54,35 +54,31 @@ def make_sections(
         What every model's features were made with.
     regions : sequence of RegionSet
         The first one has curves of its own.
+    left_over : collection of str
+        Groups that the study no longer asks for.
     """
     remark = "simulated BOLD" if study.simulated else ""
     if len(data.labels) > 1:
         yield comparison_section(data, remark)
     if regions:
         yield region_section(data, regions, remark)
-    left_over = {each.group for each in find_leftovers(store, study)}
     for kind in SWEEPS:
-        groups = [group for group in fit_groups(store, kind) if group not in left_over]
-        if groups:
+        if groups := begun_groups(store, kind, left_over):
             yield _sweep(store, data, found, groups, regions, remark)
+    begun = begun_groups(store, "ceilings", left_over)
     ceilings = {
-        subject: values
-        for subject in data.subjects
-        if ceiling_group(subject) not in left_over and (values := read_ceilings(store, subject)) is not None
+        subject: read_ceilings(store, subject) for subject in data.subjects if ceiling_group(subject) in begun
     }
     if ceilings:
         yield ceiling_section(data, ceilings, _without_ceiling(study), remark)
-    tags = read_tags(store, {each.name for each in study.runs})
-    singles = tuple(
-        each
-        for each in read_singles(store)
-        if singles_group(each.attributes["feature_set"], each.attributes["subject"]) not in left_over
-    )
+    tags = read_tags(store, study)
+    singles = tuple(read_singles(store, group) for group in begun_groups(store, "singles", left_over))
     # Untrained heads say nothing by themselves: their courses are shown where someone fitted them.
     if tags and (singles or any("untrained" not in each.label for each in tags)):
         yield tag_section(store, study, data, tags, singles, regions, remark)
     clips = dict.fromkeys(clip for fit in data.scores for clip in fit.clips_on_both_sides)
-    yield methods_section(store, study, found, run, features, tuple(clips))
+    swept = [kind for kind in SWEEPS if begun_groups(store, kind, left_over)]
+    yield methods_section(store, study, found, run, features, swept, tuple(clips))
 
 
 def _sweep(

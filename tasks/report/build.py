@@ -17,6 +17,7 @@ from hpcenc.storage.regions import study_regions
 from hpcenc.storage.results import Scores, read_voxels, require_scores
 from hpcenc.storage.store import Store
 from hpcenc.storage.study import Study
+from hpcenc.tasks.ceiling import ceiling_facts, find_showings
 from hpcenc.tasks.folds import RunRows, clips_on_both_sides
 from hpcenc.tasks.report.analyses import make_sections
 from hpcenc.tasks.report.courses import make_courses
@@ -81,18 +82,24 @@ def build_report(
     Raises
     ------
     StoreError
-        If the store has no fits, or a chunk of them is damaged.
+        If no block of a fit is done, or a chunk of them is damaged.
     """
     store = Store(study.store_path)
-    found = sorted(require_scores(store), key=_reading_order)
+    leftovers = find_leftovers(store, study)
+    left_over = {each.group for each in leftovers}
+    found = sorted(require_scores(store, left_over), key=_reading_order)
     voxels = read_voxels(store)
     origins = read_origins(store, found)
     regions = study_regions(voxels, study.regions, study.folder)
     masks = regions[0].masks if regions and len(regions[0].masks) <= SHOWN_REGIONS else {}
     courses, missing_courses = make_courses(store, found, voxels, study, masks)
+    if regions and not masks:
+        n_regions = len(regions[0].masks)
+        missing_courses += (
+            f"regions: {regions[0].name} has {n_regions}, courses are of sets of {SHOWN_REGIONS} at most",
+        )
     damaged = tuple(line for scores in found if (line := _damage(scores)))
     fits = tuple(fit for scores in found for fit in _fits(store, scores))
-    leftovers = find_leftovers(store, study)
     facts = _facts(store, found, origins, run, list(events), [*set_aside, *damaged])
     data = ReportData(
         study=study.name,
@@ -107,10 +114,10 @@ def build_report(
             *(f"Set aside: {reason}" for reason in (*set_aside, *damaged)),
             *origin_warnings(origins),
             *leftover_warnings(leftovers),
-            *unfinished_warnings(store, {each.group for each in leftovers}),
+            *unfinished_warnings(store, left_over),
         ),
     )
-    sections = make_sections(store, study, data, found, run, dict(facts)["Features"], regions)
+    sections = make_sections(store, study, data, found, run, dict(facts)["Features"], regions, left_over)
     data = replace(data, sections=tuple(sections))
     return Report(write_report(data, folder or report_folder(study.store_path)), damaged)
 
@@ -172,7 +179,24 @@ def _fits(store: Store, scores: Scores) -> Iterable[FitScores]:
             blocks=scores.blocks,
             more={name: values[:, place] for name, values in scores.more.items()},
             clips_on_both_sides=_clips_on_both_sides(groups, roles),
+            bold=attributes["bold"],
+            showings=_showings(groups[0]),
         )
+
+
+def _runs(fold: Mapping[str, Any]) -> list[RunRows]:
+    """Runs of a fold of operators."""
+    return [
+        RunRows("", n_trs, tuple(map(tuple, rest)), tuple(map(tuple, repeats)))
+        for n_trs, rest, repeats in fold["runs"]
+    ]
+
+
+def _showings(fold: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of repeated clips that a fit scores apart."""
+    longest = fold["longest_delay"]
+    rest_tail = longest if fold["policy"]["rest"] == "drop" else -1
+    return ceiling_facts(find_showings(_runs(fold), longest, rest_tail)[0])
 
 
 def _clips_on_both_sides(
@@ -181,8 +205,7 @@ def _clips_on_both_sides(
     """Clips that any fold of a fit trains on and tests."""
     clips: dict[str, None] = {}
     for fold, role in zip(operators, roles, strict=True):
-        runs = [RunRows("", n_trs, repeats=tuple(map(tuple, repeats))) for n_trs, _, repeats in fold["runs"]]
-        clips |= dict.fromkeys(clips_on_both_sides(runs, role == 1, role == 2))
+        clips |= dict.fromkeys(clips_on_both_sides(_runs(fold), role == 1, role == 2))
     return tuple(clips)
 
 

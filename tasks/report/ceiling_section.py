@@ -14,7 +14,7 @@ from hpcenc.storage.layout import AVERAGE
 from hpcenc.storage.results import Ceilings
 from hpcenc.tasks.ceiling import BLOCK_ROWS, N_RESAMPLES, over_ceiling
 from hpcenc.tasks.report.data import FitScores, ReportData
-from hpcenc.tasks.report.sections import Column, Illustration, Section, Table, count
+from hpcenc.tasks.report.sections import Column, Illustration, Section, Table, count, name_some
 from hpcenc.tasks.report.style import render
 from hpcenc.tasks.report.surface_map import has_cortical_map, paint_cortex
 from hpcenc.tasks.report.surface_view import SurfaceMap
@@ -109,11 +109,14 @@ def ceiling_rows(found: Ceilings) -> tuple[CeilingRow, ...]:
 def normalised_row(fit: FitScores, found: Ceilings) -> NormalisedRow | None:
     """r of one fit over its ceiling, mean over the folds that test the clip.
 
-    None where no test run shows one clip alone, or where training has it too.
+    None where no test run shows one clip alone, where training has it too, or where the fit is of other BOLD
+    or rows than the ceiling.
     """
     r_repeat = fit.more.get("r_repeat", np.empty((0, 0)))
     r_repeat = r_repeat[np.isfinite(r_repeat).any(axis=1)]
     if not r_repeat.size or len(found.clips) != 1 or found.clips[0] in fit.clips_on_both_sides:
+        return None
+    if _is_of_other_rows(fit, found):
         return None
     r = r_repeat.mean(axis=0)
     ceiling, low = found.values["ceiling"][0], found.values["share_low"][0]
@@ -132,6 +135,13 @@ def normalised_row(fit: FitScores, found: Ceilings) -> NormalisedRow | None:
         _median(ratio),
         int((ratio > 1).sum()),
     )
+
+
+def _is_of_other_rows(fit: FitScores, found: Ceilings) -> bool:
+    """Whether a fit is of other BOLD than a ceiling, or scored a clip on other rows, as after a change of the
+    study file that not all feature sets were submitted again for."""
+    of_ceiling = found.attributes["bold"], found.attributes["showings"]
+    return (fit.bold, list(fit.showings)) != of_ceiling
 
 
 def ceiling_section(
@@ -156,6 +166,11 @@ def ceiling_section(
         if fit.subject in ceilings and (row := normalised_row(fit, ceilings[fit.subject])) is not None
     ]
     seen = dict.fromkeys(clip for fit in data.scores for clip in fit.clips_on_both_sides)
+    unlike = [
+        f"{data.label(fit)} of {fit.subject}"
+        for fit in data.scores
+        if fit.subject in ceilings and _is_of_other_rows(fit, ceilings[fit.subject])
+    ]
     numbers = ("n_valid", "n_reliable", "n_without")
     tables = [
         Table(
@@ -182,6 +197,7 @@ def ceiling_section(
                 normalised,
                 (
                     Column("feature_set", "feature set"),
+                    Column("variant", "layer"),
                     Column("subject", "subject"),
                     Column("n_reliable", "vertices", count),
                     Column("mean_r", "mean r", format_score),
@@ -195,7 +211,7 @@ def ceiling_section(
     return Section(
         "ceilings",
         "Noise ceilings",
-        _paragraphs(rows, reasons, seen, bool(normalised)),
+        _paragraphs(rows, reasons, seen, unlike, bool(normalised)),
         tuple(tables),
         tuple(_maps(data, ceilings, remark)),
         _views(data, ceilings),
@@ -216,7 +232,11 @@ def short_remarks(rows: Sequence[CeilingRow]) -> tuple[str, ...]:
 
 
 def _paragraphs(
-    rows: Sequence[CeilingRow], reasons: Sequence[str], seen: Collection[str], any_normalised: bool
+    rows: Sequence[CeilingRow],
+    reasons: Sequence[str],
+    seen: Collection[str],
+    unlike: Sequence[str],
+    any_normalised: bool,
 ) -> tuple[str, ...]:
     clips = list(dict.fromkeys(row.clip for row in rows))
     several = f"r in the clip is over all clips that repeat, {', '.join(clips)}." if len(clips) > 1 else ""
@@ -236,6 +256,14 @@ def _paragraphs(
             for clip in seen
         ),
         *(["No r is held against a ceiling: " + several] if several else []),
+        *(
+            [
+                f"Not held against a ceiling, for they were fitted to other BOLD or rows than it is of now: "
+                f"{name_some(unlike)}. Submit them again."
+            ]
+            if unlike
+            else []
+        ),
         *short_remarks(rows),
         *(f"No ceiling of {reason}." for reason in reasons),
     )

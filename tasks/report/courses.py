@@ -175,6 +175,8 @@ def _measured(store: Store, study: Study, attributes: Mapping[str, Any], voxel: 
     """BOLD of one voxel in all runs of a fit, (n_trs, 1)."""
     runs, subject = attributes["runs"], attributes["subject"]
     if subject == AVERAGE:
+        if attributes["bold"] != store.attributes_of(average_group())["digest"]:
+            raise StoreError("the average was made anew since the fit. Submit again.")
         return np.concatenate([_one_stored(store, run, voxel) for run in runs])
     # Fits of stores that do not say which files they read are taken at their word.
     identities = attributes.get("bold", [None] * len(runs))

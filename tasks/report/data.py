@@ -61,6 +61,10 @@ class FitScores:
     """Other scores by name, ``(n_folds, n_voxels)``: r in the repeated clip, norms of weights."""
     clips_on_both_sides: tuple[str, ...] = ()
     """Repeated clips that stand in training and in test, in any fold."""
+    bold: Any = None
+    """What identifies the BOLD that was fitted, as a noise ceiling says it too."""
+    showings: Sequence[Mapping[str, Any]] = ()
+    """Rows of repeated clips behind ``r_repeat``, as a noise ceiling says them too."""
 
     def __post_init__(self) -> None:
         expected = (len(self.folds), self.r.shape[-1])

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hpcenc.storage.layout import AVERAGE, SWEEPS
+from hpcenc.storage.layout import AVERAGE
 from hpcenc.storage.results import fit_groups
 from hpcenc.storage.store import Store
 from hpcenc.storage.study import Study
@@ -16,18 +15,19 @@ from hpcenc.tasks.ceiling import ceiling_facts, find_showings
 from hpcenc.tasks.report.sections import name_some
 
 WHAT = {
+    "fits": "Fits",
     "delays": "Single delays",
     "layers": "Layers",
     "bands": "Fits in bands",
     "singles": "Single tags",
     "ceilings": "Noise ceilings",
 }
-"""Analyses beside the main fits, by the folder of the store that holds them."""
+"""Main fits and the analyses beside them, by the folder of the store that holds them."""
 
 
 @dataclass(frozen=True)
 class Leftover:
-    """One analysis of one subject that is of an earlier study file.
+    """One fit or analysis of one subject that is of an earlier study file.
 
     Attributes
     ----------
@@ -44,10 +44,10 @@ class Leftover:
 
 
 def find_leftovers(store: Store, study: Study) -> tuple[Leftover, ...]:
-    """Sweeps, single tags and noise ceilings in a store that its study file does not ask for, or asks for
-    otherwise.
+    """Fits of subjects that the study file does not name; sweeps, single tags and noise ceilings that it does
+    not ask for, or asks for otherwise.
 
-    A submit that names some subjects leaves those of the others in place: these are no leftovers.
+    A submit that names some subjects or feature sets leaves the others in place: these are no leftovers.
     """
     return tuple(_leftovers(store, study))
 
@@ -65,36 +65,36 @@ def leftover_warnings(leftovers: Iterable[Leftover]) -> Iterator[str]:
 
 
 def _leftovers(store: Store, study: Study) -> Iterator[Leftover]:
-    for kind in (*SWEEPS, "singles"):
+    for kind, what in WHAT.items():
         for group in fit_groups(store, kind):
             attributes = store.attributes_of(group)
             subject = attributes["subject"]
-            if reason := _not_swept(study, subject) or _other_sweep(study, kind, attributes):
-                yield Leftover(group, f"{WHAT[kind]}, {attributes['feature_set']},", subject, reason)
-    for metadata in sorted((store.path / "ceilings").glob("*/zarr.json")):
-        group = str(metadata.parent.relative_to(store.path))
-        attributes = store.attributes_of(group)
-        subject = attributes["subject"]
-        if reason := _unknown(study, subject) or _other_showings(study, attributes):
-            yield Leftover(group, WHAT["ceilings"], subject, reason)
+            if reason := _unknown(study, subject) or _other(study, kind, attributes):
+                feature_set = f", {attributes['feature_set']}," if "feature_set" in attributes else ""
+                yield Leftover(group, f"{what}{feature_set}", subject, reason)
 
 
 def _unknown(study: Study, subject: str) -> str:
     # A submit may be of some subjects only: it has no say in who belongs to the study.
-    known = (*study.subjects.ids, *((AVERAGE,) if study.average else ()))
-    return "" if subject in known else "does not name that subject"
+    if subject == AVERAGE:
+        return "" if study.average else "does not ask for the average"
+    return "" if subject in study.subjects.ids else "does not name that subject"
 
 
-def _not_swept(study: Study, subject: str) -> str:
-    if reason := _unknown(study, subject):
-        return reason
-    swept = study.sweeps.subjects or (subject,)
-    return "" if subject in swept else "leaves that subject out of sweeps.subjects"
+def _other(study: Study, kind: str, attributes: Mapping[str, Any]) -> str:
+    """Why the study does not ask for this analysis of a subject that it names; empty if it does."""
+    if kind == "fits":
+        return ""
+    if kind == "ceilings":
+        return _other_showings(study, attributes)
+    return _other_sweep(study, kind, attributes)
 
 
 def _other_sweep(study: Study, kind: str, attributes: Mapping[str, Any]) -> str:
     """Why the study does not ask for this sweep, or for these single tags; empty if it does."""
-    sweeps = study.sweeps
+    sweeps, subject = study.sweeps, attributes["subject"]
+    if subject not in (sweeps.subjects or (subject,)):
+        return "leaves that subject out of sweeps.subjects"
     asked = {"delays": bool(sweeps.delays), "layers": sweeps.layers, "bands": sweeps.bands}
     asked["singles"] = sweeps.tags is not None
     key = "tags" if kind == "singles" else kind
@@ -118,5 +118,4 @@ def _other_showings(study: Study, attributes: Mapping[str, Any]) -> str:
     longest = max(study.fit.delays)
     rest_tail = longest if study.fit.rest == "drop" else -1
     showings, _ = find_showings([runs[name] for name in attributes["run_names"]], longest, rest_tail)
-    # By way of JSON, where tuples are lists as they are in the store.
-    return "" if json.loads(json.dumps(ceiling_facts(showings))) == attributes["showings"] else other
+    return "" if ceiling_facts(showings) == attributes["showings"] else other

@@ -8,11 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from hpcenc.storage.departures import AS_PUBLISHED, Departure, acts, departures
-from hpcenc.storage.layout import AVERAGE
-from hpcenc.storage.results import Scores, fit_groups
+from hpcenc.storage.layout import AVERAGE, average_group
+from hpcenc.storage.results import Scores, read_average_counts
 from hpcenc.storage.store import Store
 from hpcenc.storage.study import Study
-from hpcenc.tasks.report.leftovers import find_leftovers
 from hpcenc.tasks.report.sections import Column, Section, Table, name_some, span_of
 
 CITED = ("torch", "open_clip_torch", "speechbrain", "numpy", "scipy", "cupy", "zarr", "dask")
@@ -25,6 +24,7 @@ def methods_section(
     found: Sequence[Scores],
     run: Mapping[str, Any],
     features: Sequence[tuple[str, str]],
+    swept: Sequence[str] = (),
     clips_on_both_sides: Sequence[str] = (),
 ) -> Section:
     """The section on methods.
@@ -40,10 +40,12 @@ def methods_section(
         Record of the latest run, and ``fitted_with``: versions that fits were made with.
     features : sequence of (label, text)
         What every model's features were made with.
+    swept : sequence of str
+        Kinds of sweeps that the report shows.
     clips_on_both_sides : sequence of str
         Repeated clips that a fit trains on and tests.
     """
-    paragraphs = [" ".join(sentences(store, study, found, run, features))]
+    paragraphs = [" ".join(sentences(store, study, found, run, features, swept))]
     settings = _settings(found)
     if any(each["preset"] == "paper" for each in settings):
         paragraphs.append(
@@ -87,6 +89,7 @@ def sentences(
     found: Sequence[Scores],
     run: Mapping[str, Any],
     features: Sequence[tuple[str, str]],
+    swept: Sequence[str] = (),
 ) -> list[str]:
     """A methods paragraph, sentence by sentence."""
     versions = _versions(run)
@@ -97,7 +100,7 @@ def sentences(
         f"Voxel-wise encoding models were fitted with hpcenc {versions.get('hpcenc', '')}".rstrip()
         + (f" ({', '.join(cited)})" if cited else "")
         + f", to {_counted(len(people), 'subject')}"
-        + (_average(store) if AVERAGE in subjects else "")
+        + (_average(store, found) if AVERAGE in subjects else "")
         + f", {found[0].r.shape[-1]:,} voxels each."
     ]
     if study.simulated:
@@ -117,8 +120,7 @@ def sentences(
     dropped = sorted({reason for fold in folds for reason in fold["dropped"]})
     said.append(f"Left out were rows of {', '.join(dropped)}." if dropped else "No row was left out.")
     said.append(_fit_sentence(folds, _settings(found)))
-    left_over = {each.group for each in find_leftovers(store, study)}
-    if beside := [words for kind, words in _SWEPT.items() if set(fit_groups(store, kind)) - left_over]:
+    if beside := [words for kind, words in _SWEPT.items() if kind in swept]:
         said.append(
             f"Beside these, {' and '.join(beside)} were fitted, of which each vertex chose one by the error "
             "of the inner folds."
@@ -203,10 +205,13 @@ def _folds(store: Store, found: Sequence[Scores]) -> list[Mapping[str, Any]]:
     return [store.attributes_of(group) for group in groups]
 
 
-def _average(store: Store) -> str:
-    attributes = store.attributes_of("bold/average")
+def _average(store: Store, found: Sequence[Scores]) -> str:
+    attributes = store.attributes_of(average_group())
+    fitted = [each.attributes for each in found if each.attributes["subject"] == AVERAGE]
+    if any(fit["bold"] != attributes["digest"] for fit in fitted):
+        return " and to an average of subjects that was made anew since"
     how = "z-scored runs" if attributes["how"] == "zscored" else "raw BOLD"
-    counts = store.read("bold/average/n_subjects")
+    counts = read_average_counts(store)
     counts = counts[counts > 0]
     said = f" and to the average of the {how} of {_counted(len(attributes['subjects']), 'subject')}"
     if not counts.size:

@@ -14,7 +14,15 @@ from hpcenc.storage.layout import superseded_folder
 from hpcenc.storage.results import Scores
 from hpcenc.storage.store import Store
 
-COMPARABLE = ("row policy", "delays", "alpha exponents", "test runs")
+COMPARABLE = (
+    "row policy",
+    "delays",
+    "alpha exponents",
+    "alpha of",
+    "test runs",
+    "features z-scored over",
+    "BOLD z-scored over",
+)
 """Settings that feature sets must share for their scores to be compared."""
 
 NAMED_SUBJECTS = 5
@@ -40,6 +48,8 @@ class Origin:
         What may differ between subjects: kind of weights, backend.
     rows : tuple of (str, str)
         Each outer fold, and its rows in words.
+    bold : str
+        What identifies the BOLD that was fitted, in one line to compare.
     """
 
     feature_set: str
@@ -49,6 +59,7 @@ class Origin:
     made_with: tuple[Line, ...]
     output: Mapping[str, str]
     rows: tuple[Line, ...]
+    bold: str
 
 
 def read_origins(store: Store, found: Sequence[Scores]) -> tuple[Origin, ...]:
@@ -130,6 +141,7 @@ def _origin(
         ),
         output={"weights": fit["weights"], "backend": _describe_backend(fit)},
         rows=tuple(dict.fromkeys((f"test run {fold['fold']}", _describe_rows(fold)) for fold in folds)),
+        bold=json.dumps(fit["bold"], sort_keys=True),
     )
 
 
@@ -276,6 +288,16 @@ def _mixed_sets(by_set: Mapping[str, Sequence[Origin]]) -> Iterator[str]:
                 f"Feature sets were fitted under different {name} ({each}): their scores cannot be "
                 "compared. Submit all of them again."
             )
+    of_subject: dict[str, set[tuple[str, str]]] = {}
+    for origin in (origin for origins in by_set.values() for origin in origins):
+        of_subject.setdefault(origin.subject, set()).add((origin.settings["runs"], origin.bold))
+    unlike = [subject for subject, fitted in of_subject.items() if len(fitted) > 1]
+    if unlike:
+        yield (
+            f"Feature sets were not all fitted to the same BOLD of {_names(unlike)}: files, runs, rests or "
+            "repeated clips, or who is averaged, changed between submits. Their scores cannot be compared "
+            "there. Submit all of them again."
+        )
 
 
 def _lines(entries: Iterable[tuple[str, str, Origin]]) -> list[Line]:

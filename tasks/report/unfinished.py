@@ -1,10 +1,9 @@
-"""What is not finished of the analyses beside the main fits, whose own tables tell of themselves."""
+"""What is not finished of a store's fits and analyses."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from hpcenc.storage.layout import SWEEPS
 from hpcenc.storage.results import fit_groups
 from hpcenc.storage.store import Store
 from hpcenc.tasks.report.leftovers import WHAT
@@ -14,6 +13,8 @@ from hpcenc.tasks.report.sections import name_some
 def unfinished_warnings(store: Store, left_over: Collection[str]) -> Iterator[str]:
     """A sentence for each kind of analysis and feature set of which voxel blocks are not done.
 
+    Of main fits only those of which none is done: the tables of the others tell of themselves.
+
     Parameters
     ----------
     store : Store
@@ -21,21 +22,22 @@ def unfinished_warnings(store: Store, left_over: Collection[str]) -> Iterator[st
         Groups that are not shown.
     """
     unfinished: dict[str, list[tuple[str, int, int]]] = {}
-    groups = [group for kind in (*SWEEPS, "singles") for group in fit_groups(store, kind)]
-    groups += [
-        metadata.parent.relative_to(store.path).as_posix()
-        for metadata in sorted((store.path / "ceilings").glob("*/zarr.json"))
-    ]
-    for group in groups:
-        attributes = store.attributes_of(group)
-        n_done, n_blocks = store.progress(group)
-        if group not in left_over and n_done < n_blocks:
+    for kind, what in WHAT.items():
+        for group in fit_groups(store, kind):
+            n_done, n_blocks = store.progress(group)
+            if group in left_over or n_done == n_blocks or (kind == "fits" and n_done):
+                continue
+            attributes = store.attributes_of(group)
             of = f" of {attributes['feature_set']}" if "feature_set" in attributes else ""
-            what = f"{WHAT[group.partition('/')[0]]}{of}"
-            unfinished.setdefault(what, []).append((attributes["subject"], n_done, n_blocks))
+            unfinished.setdefault(f"{what}{of}", []).append((attributes["subject"], n_done, n_blocks))
     for what, rows in unfinished.items():
-        subjects, done, blocks = zip(*rows, strict=True)
-        yield (
-            f"{what}: incomplete in {name_some(subjects)}: {sum(done)} of {sum(blocks)} voxel "
-            "blocks are done. The numbers and maps are of these only."
-        )
+        none = [subject for subject, n_done, _ in rows if not n_done]
+        begun = [row for row in rows if row[1]]
+        if none:
+            yield f"{what}: not shown of {name_some(none)}: no voxel block is done. Submit again."
+        if begun:
+            subjects, done, blocks = zip(*begun, strict=True)
+            yield (
+                f"{what}: incomplete in {name_some(subjects)}: {sum(done)} of {sum(blocks)} voxel "
+                "blocks are done. The numbers and maps are of these only."
+            )

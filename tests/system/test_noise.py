@@ -16,7 +16,7 @@ from run_here import NOT_DECODED, run_plan
 from scipy.signal import lfilter
 from scipy.special import expit
 
-from hpcenc.storage.results import Singles, read_scores, read_singles
+from hpcenc.storage.results import Singles, fit_groups, read_scores, read_singles
 from hpcenc.storage.store import Store
 from hpcenc.storage.study import parse_study
 from hpcenc.tasks.extraction import ExtractChunk
@@ -91,7 +91,8 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def tagged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Singles]:
     """The best single tag of each vertex, by subject."""
     store = run_noise(tmp_path_factory.mktemp("tagged"), "beats-tags", seed=1, sweeps={"tags": TAG_DELAY})
-    return {each.attributes["subject"]: each for each in read_singles(store)}
+    found = [read_singles(store, group) for group in fit_groups(store, "singles")]
+    return {each.attributes["subject"]: each for each in found}
 
 
 def check_noise(r: Floats, chance: Floats) -> None:

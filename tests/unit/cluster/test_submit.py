@@ -341,7 +341,7 @@ def test_a_feature_set_that_cannot_be_fitted_leaves_the_others_alone(study_file:
         np.save(folder / f"flat_{run}.npy", np.ones((40, 2), np.float32))
     text = STUDY.replace("[fit]", '[feature_files.flat]\npath = "flat_{run}.npy"\n[fit]')
     study_file.write_text(text)
-    result = submit(prepare(study_file, "flat,mylab"), "serial", (), stop_before_report)
+    result = submit(prepare(study_file, "flat,mylab"), "serial", ())
     store = folder / "results" / "study.zarr"
     done = [unit for task in prepare(study_file, "mylab").plan.stages[-1].tasks for unit in task.units]
     assert all(unit.done(store) for unit in done)
@@ -349,6 +349,9 @@ def test_a_feature_set_that_cannot_be_fitted_leaves_the_others_alone(study_file:
     failed = [reason for reason in result.set_aside if reason.startswith("fits/flat/")]
     assert len(failed) == 3
     assert all("which was not made" in reason for reason in failed)
+    assert result.report is not None
+    page = result.report.read_text()
+    assert "Fits of flat: not shown of s1, s2, s3: no voxel block is done. Submit again." in page
 
 
 def test_a_subject_without_the_test_run_is_not_tested_on_another(study_file: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hpcenc.storage.groups import ArraySpec, GroupSpec
-from hpcenc.storage.results import read_singles
+from hpcenc.storage.results import fit_groups, read_singles
 from hpcenc.storage.spaces import SpaceSource
 from hpcenc.storage.store import Store
 from hpcenc.tasks.folds import RowPolicy, RunRows
@@ -74,7 +74,7 @@ def test_a_feature_is_chosen_on_training_rows_and_scored_on_test_rows(store: Sto
     unit = SinglesUnit(Unit("singles/x/s1", 0, "d" * 64), space, ROWS, DELAY, "run", ())
     unit.work(store, bold, slice(0, N_VOXELS))
     store.mark("singles/x/s1", 0, "d" * 64)
-    (found,) = read_singles(store)
+    (found,) = (read_singles(store, group) for group in fit_groups(store, "singles"))
     assert tuple(found.scores) == SINGLE_SCORES
     assert (found.scores["feature"][:, :20] == planted[:20]).all()
     for place, fold in enumerate(ROWS.folds()):
@@ -109,7 +109,7 @@ def test_bold_is_scaled_as_that_of_the_fits(store: Store) -> None:
     unit = SinglesUnit(Unit("singles/x/s1", 0, "d" * 64), space, ROWS, DELAY, "movie", ())
     unit.work(store, bold, slice(0, N_VOXELS))
     store.mark("singles/x/s1", 0, "d" * 64)
-    (found,) = read_singles(store)
+    (found,) = (read_singles(store, group) for group in fit_groups(store, "singles"))
     shifted = np.roll(features, DELAY, axis=0)[fold.train]
     feature = int(found.scores["feature"][0, 3])
     expected = np.corrcoef(shifted[:, feature], bold[fold.train, 3])[0, 1]
@@ -130,7 +130,7 @@ def test_the_onset_of_runs_is_no_course_of_a_feature(store: Store) -> None:
         store, bold, slice(0, N_VOXELS)
     )
     store.mark("singles/x/s1", 0, "d" * 64)
-    (found,) = read_singles(store)
+    (found,) = (read_singles(store, group) for group in fit_groups(store, "singles"))
     assert abs(found.scores["r"].mean()) < 0.1
 
 

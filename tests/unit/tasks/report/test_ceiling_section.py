@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
 import numpy as np
 import pytest
 
 from hpcenc.storage.results import Ceilings
 from hpcenc.storage.voxels import VoxelAxis
 from hpcenc.tasks.report.ceiling_section import ceiling_rows, ceiling_section, normalised_row
-from hpcenc.tasks.report.data import ReportData
+from hpcenc.tasks.report.data import FitScores, ReportData
 
 NAN = np.nan
 SHARE = np.array([0.64, 0.16, -0.1, NAN])
@@ -22,9 +26,19 @@ def ceilings_of(clips=("clip",), n_rows=73) -> Ceilings:
         "share_high": np.array([0.7, 0.3, 0.1, NAN]),
         "ceiling": np.sqrt(np.where(SHARE > 0, SHARE, NAN)),
     }
-    showings = [{"group": clip, "n_showings": 4, "n_rows": n_rows} for clip in clips]
     values = {name: np.tile(row, (len(clips), 1)) for name, row in one.items()}
-    return Ceilings({"subject": "S1", "showings": showings}, clips, values)
+    attributes = {"subject": "S1", "showings": showings_of(clips, n_rows), "bold": "files"}
+    return Ceilings(attributes, clips, values)
+
+
+def showings_of(clips=("clip",), n_rows=73):
+    return [{"group": clip, "n_showings": 4, "n_rows": n_rows} for clip in clips]
+
+
+@pytest.fixture
+def make_fit(make_fit) -> Callable[..., FitScores]:
+    """Of the BOLD and rows of `ceilings_of`."""
+    return partial(make_fit, bold="files", showings=showings_of())
 
 
 def test_vertices_are_counted_by_what_is_known_of_them():
@@ -59,6 +73,19 @@ def test_a_clip_that_training_has_too_is_not_held_against_its_ceiling(make_fit):
     section = ceiling_section(ReportData("x", (fit,), VoxelAxis.from_count(4)), {"S1": ceilings_of()})
     assert [table.name for table in section.tables] == ["ceilings"]
     assert any("where it stands in training as well" in text for text in section.paragraphs)
+
+
+@pytest.mark.parametrize("change", [{"bold": "older files"}, {"showings": showings_of(n_rows=70)}])
+def test_a_fit_of_other_bold_or_rows_than_the_ceiling_is_not_held_against_it(make_fit, change):
+    fit = make_fit(4, more={"r_repeat": np.full((2, 4), 0.4)})
+    earlier = replace(fit, feature_set="beats", **change)
+    assert normalised_row(earlier, ceilings_of()) is None
+    data = ReportData("x", (fit, earlier), VoxelAxis.from_count(4))
+    section = ceiling_section(data, {"S1": ceilings_of()})
+    assert [row.feature_set for row in section.tables[1].rows] == [fit.feature_set]
+    (said,) = (text for text in section.paragraphs if "Not held against a ceiling" in text)
+    assert "beats of S1. Submit them again" in said
+    assert fit.feature_set not in said
 
 
 def test_why_no_r_is_held_against_several_ceilings_is_said(make_fit):

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from hpcenc.storage.groups import GroupSpec
+from hpcenc.storage.results import begun_groups, fit_groups
 from hpcenc.storage.store import Store
 from hpcenc.storage.study import Study, parse_study
 from hpcenc.tasks.bold_planner import run_rows
 from hpcenc.tasks.ceiling import ceiling_facts, find_showings
-from hpcenc.tasks.report.leftovers import find_leftovers, leftover_warnings
+from hpcenc.tasks.report.leftovers import WHAT, find_leftovers, leftover_warnings
+from hpcenc.tasks.report.unfinished import unfinished_warnings
 
 SWEEPS = {"delays": [0, 2], "layers": True, "bands": True, "tags": 5}
 
@@ -55,6 +57,7 @@ def store(tmp_path: Path) -> Store:
         for kind, of_kind in variants.items():
             add(f"{kind}/first/{subject.lower()}", of_subject | {"kind": kind, "variants": of_kind})
         add(f"singles/first/{subject.lower()}", of_subject | {"delay": 5})
+        add(f"fits/first/{subject.lower()}", of_subject)
         add(
             f"ceilings/{subject.lower()}",
             {"subject": subject, "showings": showings, "run_names": ["A", "B"]},
@@ -97,12 +100,37 @@ def test_analyses_of_an_earlier_study_file_are_left_over(
 def test_subjects_that_the_study_does_not_have_or_sweep_are_left_over(store: Store, tmp_path: Path) -> None:
     alone = find_leftovers(store, study_of(tmp_path, subjects={"ids": ["S1"]}, average=None))
     assert {each.subject for each in alone} == {"S2", "average"}
-    assert {each.reason for each in alone} == {"does not name that subject"}
-    assert len(alone) == 2 * 5
-    assert len(list(leftover_warnings(alone))) == 5
+    assert {(each.subject, each.reason) for each in alone} == {
+        ("S2", "does not name that subject"),
+        ("average", "does not ask for the average"),
+    }
+    assert len(alone) == 2 * 6
+    warnings = list(leftover_warnings(alone))
+    assert len(warnings) == 2 * 6
+    assert "Fits, first, of S2: left over from an earlier study file, and not shown." in warnings[1]
     swept = find_leftovers(store, study_of(tmp_path, sweeps=SWEEPS | {"subjects": ["average"]}))
     assert {each.group.partition("/")[0] for each in swept} == {"delays", "layers", "bands", "singles"}
     assert {each.subject for each in swept} == {"S1", "S2"}
+
+
+def test_what_is_not_finished_is_told_and_of_fits_only_what_is_not_shown(store: Store) -> None:
+    def add(group: str, subject: str, n_done: int) -> None:
+        attributes = {"feature_set": "first", "subject": subject}
+        store.ensure_group(GroupSpec(group, "e" * 64, {}, 3, attributes))
+        for unit in range(n_done):
+            store.mark(group, unit, "e" * 64)
+
+    before = [group for kind in WHAT for group in fit_groups(store, kind)]
+    for kind in ("fits", "delays"):
+        for subject, n_done in (("S3", 0), ("S4", 2), ("S5", 3)):
+            add(f"{kind}/first/{subject.lower()}", subject, n_done)
+    assert list(unfinished_warnings(store, before)) == [
+        "Fits of first: not shown of S3: no voxel block is done. Submit again.",
+        "Single delays of first: not shown of S3: no voxel block is done. Submit again.",
+        "Single delays of first: incomplete in S4: 2 of 3 voxel blocks are done. The numbers and maps are of "
+        "these only.",
+    ]
+    assert begun_groups(store, left_out=before) == ["fits/first/s4", "fits/first/s5"]
 
 
 def test_a_ceiling_of_a_run_that_a_subject_no_longer_has_is_left_over(store: Store, tmp_path: Path) -> None:

@@ -13,13 +13,15 @@ import pytest
 from run_here import run_plan
 
 from hpcenc.storage.departures import departures, settings_of
-from hpcenc.storage.layout import cache_folder
-from hpcenc.storage.results import read_voxels, require_scores
+from hpcenc.storage.errors import StoreError
+from hpcenc.storage.layout import AVERAGE, SWEEPS, cache_folder
+from hpcenc.storage.results import begun_groups, read_voxels, require_scores
 from hpcenc.storage.store import Store
-from hpcenc.storage.study import Models, Study, Sweeps, parse_study
+from hpcenc.storage.study import Average, Models, Study, Sweeps, parse_study
 from hpcenc.tasks.report.build import build_report
 from hpcenc.tasks.report.courses import make_courses
 from hpcenc.tasks.report.data import TimeCourse
+from hpcenc.tasks.report.leftovers import find_leftovers
 from hpcenc.tasks.report.methods_section import methods_section
 from hpcenc.tasks.report.provenance import Origin, origin_warnings, read_origins, row_lines, setting_lines
 from hpcenc.tasks.report.unfinished import unfinished_warnings
@@ -156,6 +158,43 @@ def test_feature_sets_under_other_settings_are_warned_of(lab):
     assert "Feature sets were fitted under different delays (first; second)" in warning
 
 
+@pytest.mark.parametrize("name", ["alpha of", "BOLD z-scored over", "features z-scored over"])
+def test_feature_sets_that_were_scaled_or_penalised_otherwise_are_warned_of(lab, name):
+    changes = {
+        "alpha of": {"alpha": "shared"},
+        "BOLD z-scored over": {"zscore_bold": "movie"},
+        "features z-scored over": {"zscore_features": "movie"},
+    }
+    lab.fit(models="second", **changes[name])
+    assert any(f"Feature sets were fitted under different {name}" in warning for warning in lab.warnings)
+
+
+@pytest.mark.parametrize("change", ["a file", "a rest"])
+def test_feature_sets_on_other_bold_of_a_subject_are_warned_of(lab, change):
+    if change == "a file":
+        path = lab.folder / "s2_B.npy"
+        np.save(path, np.load(path)[::-1])
+    lab.fit(models="second", rest_s=8 if change == "a rest" else 5)
+    (warning,) = lab.warnings
+    whom = "s2" if change == "a file" else "s1, s2"
+    assert f"Feature sets were not all fitted to the same BOLD of {whom}: " in warning
+
+
+def test_an_average_that_was_made_anew_is_not_taken_for_that_of_earlier_fits(lab):
+    def averaged(how: str) -> Study:
+        return lab.study().model_copy(update={"average": Average(bold=how)})
+
+    lab.run(averaged("zscored"))
+    lab.run(averaged("raw"), "second")
+    assert any("the same BOLD of average: files, runs" in warning for warning in lab.warnings)
+    text, _ = methods(lab, averaged("raw"))
+    assert "and to an average of subjects that was made anew since" in text
+    found = [each for each in require_scores(lab.store) if each.attributes["subject"] == AVERAGE]
+    courses, (reason,) = make_courses(lab.store, found, read_voxels(lab.store), averaged("raw"))
+    assert [course.feature_set for course in courses] == ["second"]
+    assert reason == "first, subject average: the average was made anew since the fit. Submit again."
+
+
 def test_what_differs_is_listed_with_whose_it_is(lab):
     lab.fit(models="second")
     lab.fit(["s2"], delays=[1, 2, 3])
@@ -238,7 +277,9 @@ def test_vertices_whose_prediction_is_constant_are_no_damaged_bold(lab):
 
 def methods(lab: Lab, study: Study) -> tuple[str, dict[str, str]]:
     """What the methods section says, and the departures that it lists."""
-    section = methods_section(lab.store, study, require_scores(lab.store), {}, [])
+    left_over = {each.group for each in find_leftovers(lab.store, study)}
+    swept = [kind for kind in SWEEPS if begun_groups(lab.store, kind, left_over)]
+    section = methods_section(lab.store, study, require_scores(lab.store), {}, [], swept)
     rows = section.tables[0].rows if section.tables else ()
     return " ".join(section.paragraphs), {row.key: row.found for row in rows}
 
@@ -305,13 +346,30 @@ def test_methods_name_the_sweeps_that_the_study_asks_for(lab: Lab) -> None:
 def test_what_is_not_finished_of_a_sweep_is_told_at_the_head(lab: Lab) -> None:
     swept = lab.study().model_copy(update={"sweeps": Sweeps(delays=(1, 2))})
     lab.run(swept)
-    assert not any("incomplete" in line for line in unfinished_warnings(lab.store, ()))
+    assert list(unfinished_warnings(lab.store, ())) == []
     (lab.store.path / "delays" / "first" / "s2" / "done" / "0").unlink()
     (line,) = unfinished_warnings(lab.store, ())
-    assert line.startswith("Single delays of first: incomplete in s2: 0 of 1 voxel blocks are done.")
+    assert line == "Single delays of first: not shown of s2: no voxel block is done. Submit again."
     assert list(unfinished_warnings(lab.store, {"delays/first/s2"})) == []
     page = build_report(swept, {}, [], []).files.html.read_text("utf-8")
-    assert "Single delays of first: incomplete in s2" in page
+    assert "Single delays of first: not shown of s2" in page
+
+
+def test_fits_of_which_nothing_is_done_and_of_subjects_that_left_have_no_part_in_the_report(lab: Lab) -> None:
+    lab.fit(models="second")
+    rmtree_of = lab.store.attributes_of("fits/second/s1")["variants"][0]["operators"][0]
+    shutil.rmtree(lab.store.path / rmtree_of)  # as where they could never be made
+    for subject in ("s1", "s2"):
+        (lab.store.path / "fits" / "second" / subject / "done" / "0").unlink()
+    page = build_report(lab.study(), {}, [], []).files.html.read_text("utf-8")
+    assert "Fits of second: not shown of s1, s2: no voxel block is done. Submit again." in page
+    assert "mean of 2 subjects" in page
+    page = build_report(lab.study(["s1"]), {}, [], []).files.html.read_text("utf-8")
+    assert "Fits, first, of s2: left over from an earlier study file, and not shown." in page
+    assert "mean of 2 subjects" not in page
+    (lab.store.path / "fits" / "first" / "s1" / "done" / "0").unlink()
+    with pytest.raises(StoreError, match="no fits here yet"):
+        build_report(lab.study(["s1"]), {}, [], [])
 
 
 def test_settings_of_models_are_those_of_fits_of_models(lab: Lab) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from run_here import run_plan, run_sets
 from swept_study import (
     LAG,
@@ -19,6 +20,7 @@ from swept_study import (
 )
 
 from hpcenc.storage.digests import FileDigests
+from hpcenc.storage.regions import RegionSet
 from hpcenc.storage.results import fit_groups, read_ceilings, read_scores, read_voxels
 from hpcenc.storage.store import Store
 from hpcenc.storage.study import Sweeps
@@ -28,6 +30,7 @@ from hpcenc.tasks.memory import worker_peak
 from hpcenc.tasks.nested import choose_variants
 from hpcenc.tasks.planner import make_plan
 from hpcenc.tasks.price import price_plan
+from hpcenc.tasks.report import build
 from hpcenc.tasks.report.analyses import on_other_rows
 from hpcenc.tasks.report.build import build_report
 from hpcenc.tasks.report.courses import make_courses
@@ -157,6 +160,15 @@ def test_courses_are_of_the_best_vertex_of_each_region_and_of_those_that_are_nam
     )
 
 
+def test_courses_of_too_many_regions_are_named_as_missing(store: Store, folder: Path, tmp_path: Path) -> None:
+    study = study_of(folder, store.path.parent)
+    many = RegionSet("many", {f"area {place}": np.arange(N_VOXELS) == place for place in range(9)}, "a test")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "study_regions", lambda *_: (many,))
+        page = build.build_report(study, {}, [], (), tmp_path / "report").files.html.read_text()
+    assert "regions: many has 9, courses are of sets of 8 at most" in page
+
+
 def test_sweeps_are_of_the_subjects_that_are_named(folder: Path, tmp_path: Path) -> None:
     study = study_of(folder, tmp_path, sweeps={"delays": [2], "subjects": ["average"]})
     chosen = select_feature_sets(study, "first")
@@ -190,7 +202,6 @@ def test_a_repeated_clip_gives_ceilings_and_a_score_on_the_same_rows(folder: Pat
     study = study_of(folder, tmp_path, runs=runs, fit=fit, sweeps={}, average=None)
     store, _ = run_plan(study, "first")
     found = read_ceilings(store, "s1")
-    assert found is not None
     assert found.clips == ("clip",)
     (showing,) = found.attributes["showings"]
     assert (showing["group"], showing["n_showings"], showing["n_rows"]) == ("clip", 3, 37)
