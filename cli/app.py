@@ -62,6 +62,8 @@ def init(
             refuse(f"--dataset: expected hcp7t or other, found {dataset!r}")
         if output.exists():
             refuse(f"{output} exists already; remove it, or give another --output")
+        if not output.absolute().parent.is_dir():
+            refuse(f"{output}: there is no folder {output.parent}; make it, or give another --output")
         for option in (folder, movies):
             if option is not None and not option.is_dir():
                 refuse(f"{option} is not a folder")

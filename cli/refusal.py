@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
 import typer
+
+_SHOWN = 3
+_VARYING = re.compile(r"'[^']*'|\d+|\S*/\S*")
 
 
 @contextmanager
@@ -21,9 +25,25 @@ def clear_errors() -> Iterator[None]:
     try:
         yield
     except (ProfileError, StudyError) as error:
-        refuse(*error.problems, *notes_of(error))
+        refuse(*shortened(error.problems), *notes_of(error))
     except (BoldError, LockError, RequestError, SlurmError, StoreError, OSError) as error:
         refuse(error_words(error), *notes_of(error))
+
+
+def shortened(problems: Sequence[str]) -> list[str]:
+    """Messages, of each kind the first three: those of hundreds of subjects would hide all others.
+
+    Those of a kind differ in numbers, in what is in quotes, and in paths.
+    """
+    kinds: dict[str, list[str]] = {}
+    for problem in problems:
+        kinds.setdefault(_VARYING.sub("", problem), []).append(problem)
+    shown = []
+    for of_kind in kinds.values():
+        shown += of_kind[:_SHOWN]
+        if len(of_kind) > _SHOWN:
+            shown.append(f"and {len(of_kind) - _SHOWN:,} more like it")
+    return shown
 
 
 def refuse(*problems: str) -> NoReturn:

@@ -79,25 +79,26 @@ def submit_batch(
     profile = merged.checked()
     for folder in (runs_folder(study.store_path), study.folder):
         checked_folder(folder)
+    run_id = new_run_id()
+    _check_jobs(profile, run_id, study.folder, extra, way)
     with _shared(study.store_path.parent, profile):
-        return _submit(prepared, merged, profile, command, extra, way)
+        return _submit(prepared, merged, profile, run_id, command, extra, way)
 
 
 def _submit(
     prepared: Prepared,
     merged: MergedProfile,
     profile: SlurmProfile,
+    run_id: str,
     command: Sequence[str],
     extra: Sequence[str],
     way: Way,
 ) -> Submitted:
     study, store = prepared.study, prepared.study.store_path
-    run_id = new_run_id()
     owner = this_process(run_id)
     acquire(lock_path(store), owner, is_gone)
     folder = None
     try:
-        _check_jobs(profile, run_id, study.folder, extra, way)
         prepared.digests.save()
         settings = {
             **run_settings(prepared, prepared.profile, command),
@@ -163,13 +164,17 @@ def _shared(results: Path, profile: SlurmProfile) -> Iterator[None]:
     """
     with created_with(profile.umask):
         if profile.group is not None:
-            results.mkdir(parents=True, exist_ok=True)
+            is_new = not results.exists()
             try:
-                gid, state = grp.getgrnam(profile.group).gr_gid, results.stat()
+                gid = grp.getgrnam(profile.group).gr_gid
+                results.mkdir(parents=True, exist_ok=True)
+                state = results.stat()
                 if state.st_gid != gid or not state.st_mode & stat.S_ISGID:
                     os.chown(results, -1, gid)
                     results.chmod(stat.S_IMODE(state.st_mode) | stat.S_ISGID)
             except (KeyError, OSError) as error:
+                if is_new and results.exists():
+                    results.rmdir()
                 why = "there is no such group" if isinstance(error, KeyError) else str(error)
                 raise StudyError(f"group {profile.group!r} of the profile: {why}") from error
         yield

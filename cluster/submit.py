@@ -33,7 +33,7 @@ from hpcenc.slurm.profiles import HERE, SlurmProfile, find_profile
 from hpcenc.storage.digests import FileDigests
 from hpcenc.storage.errors import StoreError, StudyError
 from hpcenc.storage.groups import GroupSpec, group_state
-from hpcenc.storage.layout import SWEEPS, lock_path
+from hpcenc.storage.layout import AVERAGE, SWEEPS, lock_path
 from hpcenc.storage.lock import acquire, release
 from hpcenc.storage.regions import study_regions
 from hpcenc.storage.study import Study, load_study
@@ -182,10 +182,12 @@ def choose_subjects(study: Study, subjects: str) -> Study:
         return study
     wanted = tuple(part.strip() for part in subjects.split(",") if part.strip())
     known = study.fitted
-    if not wanted or set(wanted) - set(known) or len(set(wanted)) < len(wanted):
-        raise StudyError(
-            f"--subjects: expected ids of the study, each once, found {subjects!r}; it has {', '.join(known)}"
-        )
+    if not wanted or len(set(wanted)) < len(wanted):
+        raise StudyError(f"--subjects: expected ids of the study, each once, found {subjects!r}")
+    if strangers := [subject for subject in wanted if subject not in known]:
+        shown = ", ".join(known[:10]) + (f" and {len(known) - 10} more" if len(known) > 10 else "")
+        hint = f"; {AVERAGE} needs a table [average] in the study" if AVERAGE in strangers else ""
+        raise StudyError(f"--subjects: the study fits no {', '.join(strangers)}; it fits {shown}{hint}")
     return study.model_copy(update={"subjects": study.subjects.model_copy(update={"only": wanted})})
 
 

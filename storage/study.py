@@ -355,6 +355,13 @@ class Study(Settings):
     folder: Path = Field(default=Path(), exclude=True)
     """Folder of the study file, from which its paths are taken."""
 
+    @field_validator("store")
+    @classmethod
+    def _on_disk(cls, store: Path) -> Path:
+        if re.match(r"\w+:/", str(store)):
+            raise ValueError(f"expected a folder of a file system of this machine, found {str(store)!r}")
+        return store
+
     @model_validator(mode="after")
     def _check(self) -> Study:
         if problems := tuple(cross_problems(self)):

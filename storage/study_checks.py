@@ -82,8 +82,9 @@ def _run_problems(study: Study) -> Iterator[str]:
             yield f"{key}: no run is called {', '.join(unknown)}; runs are {', '.join(names)}"
     for run in study.runs:
         yield from _segment_problems(run, study.tr_s)
-        if run.n_trs <= max((*study.fit.delays, *study.sweeps.delays, study.sweeps.tags or 0)):
-            yield f"runs.{run.name}: {run.n_trs} TRs are fewer than the longest delay needs"
+        longest = max((*study.fit.delays, *study.sweeps.delays, study.sweeps.tags or 0))
+        if run.n_trs <= longest:
+            yield f"runs.{run.name}: {run.n_trs} TRs are fewer than the longest delay, {longest} TRs, needs"
     if "{subject}" not in study.bold.path or ("{run}" not in study.bold.path and len(names) > 1):
         yield f"bold.path: must hold {{subject}} and {{run}}, found {study.bold.path!r}"
     for name, file in study.feature_files.items():

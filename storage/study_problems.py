@@ -14,7 +14,7 @@ _UNION_TAGS = (
 )
 """What pydantic adds to the paths of a movie, which may be a text or a table, and of alpha."""
 
-_TYPES = {"tuple_type": "a list", "dict_type": "a table", "model_type": "a table"}
+_TYPES = {"tuple_type": "a list in brackets", "dict_type": "a table", "model_type": "a table"}
 """What TOML calls that which pydantic calls by JSON's names."""
 
 
@@ -47,6 +47,9 @@ def describe_problems(error: ValidationError, root: type[BaseModel]) -> list[str
             lines.append(f"{key}: required, but absent")
         elif item["type"] == "value_error":
             lines += [f"{key}: {part}" if key else part for part in message.splitlines()]
+        elif item["type"] == "string_type" and type(item["input"]) in (int, float) and locs.count(loc) == 1:
+            number = item["input"]
+            lines.append(f'{key}: a text goes in quotes, "{number}"; found the number {number}')
         else:
             said = [_expected(other) for other, its_loc in zip(items, locs, strict=True) if its_loc == loc]
             forms = ", or ".join([said[0], *(form.removeprefix("input should be ") for form in said[1:])])

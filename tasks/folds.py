@@ -238,16 +238,19 @@ def _outer_fold(
     where = "fit.split_s" if is_cut else f"fold '{name}'"
     if not test.any():
         way_out = "Give fewer seconds" if is_cut else "Hold out another run"
+        if any(reason.startswith("test") for reason in dropped):
+            way_out += ", or change fit.rest or fit.repeat_test"
         raise ValueError(
-            f"{where}: no test run has {MIN_RUN_ROWS} rows left (dropped: {_listed(dropped)}). "
-            f"{way_out}, or change fit.rest or fit.repeat_test."
+            f"{where}: no test run has {MIN_RUN_ROWS} rows left (dropped: {_listed(dropped)}). {way_out}."
         )
     if len(inner) < 2:
-        way_out = "Give more seconds" if is_cut else "Add runs"
+        way_out = "Give more seconds" if is_cut else "Add runs, or hold out fewer"
+        if any(reason.startswith("train") for reason in dropped):
+            way_out += ", or change fit.rest or fit.repeat_train"
         raise ValueError(
             f"{where}: training runs with rows left: {len(inner)} (dropped: {_listed(dropped)}). "
             "Expected at least 2, for inner folds leave one out. "
-            f"{way_out}, or change fit.rest or fit.repeat_train."
+            f"{way_out}."
         )
     return OuterFold(name, test_runs, train, test, inner, dropped)
 

@@ -84,7 +84,8 @@ def test_an_absent_study_file_is_refused(hpcenc: Hpcenc, study_file: Path) -> No
     ("options", "said"),
     [
         (("--models", "nosuch"), ("--models", "'nosuch'", "mylab")),
-        (("--subjects", "s9"), ("--subjects", "'s9'", "s1, s2")),
+        (("--subjects", "s9"), ("--subjects: the study fits no s9; it fits s1, s2",)),
+        (("--subjects", "s1,average"), ("the study fits no average", "needs a table [average]")),
         (("--layers", "clip/99"), ("--layers", "'99'", "embedding")),
         (("--models", "mylab", "--layers", "clip/3"), ("'clip/3'", "no chosen feature set uses", "--models")),
     ],
@@ -97,7 +98,7 @@ def test_a_wrong_choice_is_refused(
 
 def test_a_study_that_cannot_be_split_is_refused(hpcenc: Hpcenc, edit: Edit, study_file: Path) -> None:
     edit("block = 5000", 'block = 5000\ntest_runs = ["A", "B"]')
-    check_refused(hpcenc, study_file.parent, "fold 'A+B'", "at least 2", "Add runs")
+    check_refused(hpcenc, study_file.parent, "fold 'A+B'", "at least 2", "Add runs, or hold out fewer.")
 
 
 # What the files hold.

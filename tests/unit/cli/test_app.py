@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from hpcenc.cli.app import app
 from hpcenc.cli.arguments import ModelsOption
+from hpcenc.cli.refusal import shortened
 from hpcenc.cli.runs import tell_submitted
 from hpcenc.cluster.batch import Submitted
 from hpcenc.cluster.submit import prepare, submit
@@ -53,6 +54,19 @@ def run(*command: object) -> Result:
     assert isinstance(result.exception, SystemExit | None), result.exception
     assert "Traceback" not in result.output
     return result
+
+
+def test_problems_of_a_kind_are_shortened_and_none_of_another_is_hidden() -> None:
+    subjects = [
+        f"bold.path: subject '{n}', run 'A': expected one file of /data/{n}/A.nii" for n in range(176)
+    ]
+    assert shortened(["fit.delays: wrong", *subjects, "runs.A: wrong"]) == [
+        "fit.delays: wrong",
+        *subjects[:3],
+        "and 173 more like it",
+        "runs.A: wrong",
+    ]
+    assert shortened(subjects[:3]) == subjects[:3]
 
 
 def stop_before_report(event: dict[str, Any]) -> None:
@@ -266,14 +280,17 @@ def test_init_knows_hcp(tmp_path: Path) -> None:
             "cannot be read as HCP's clip timing",
         ),
         (["{folder}", "-o", "{folder}/b.toml", "--movies", "{folder}/nowhere"], "is not a folder"),
-        (["{folder}", "--output", "{folder}/nowhere/study.toml"], "No such file or directory"),
+        (
+            ["{folder}", "--output", "{folder}/nowhere/study.toml"],
+            "there is no folder {folder}/nowhere; make it",
+        ),
     ],
 )
 def test_init_refuses_what_it_cannot_do(options: list[str], said: str, study_file: Path) -> None:
     before = study_file.read_text()
     result = run("init", *[option.format(folder=study_file.parent) for option in options])
     assert (result.exit_code, result.stdout) == (2, "")
-    assert said in result.stderr
+    assert said.format(folder=study_file.parent) in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert study_file.read_text() == before
     assert not study_file.with_name("b.toml").exists()

@@ -13,6 +13,7 @@ from small_study import write_small_study
 from hpcenc.cluster.batch import Way, submit_batch
 from hpcenc.cluster.submit import Prepared, prepare
 from hpcenc.slurm.commands import SlurmError
+from hpcenc.storage.errors import StudyError
 from hpcenc.storage.layout import lock_path, runs_folder
 
 PROFILE = """\
@@ -37,6 +38,21 @@ def give_up(*arguments: Any, **options: Any) -> Any:
 
 def interrupt(*arguments: Any, **options: Any) -> Any:
     raise KeyboardInterrupt
+
+
+def test_what_slurm_or_the_system_would_refuse_leaves_no_folder(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    results = prepared.study.store_path.parent
+    (tmp_path / "site.toml").write_text('group = "nosuchgroup"\n' + PROFILE)
+    with pytest.raises(StudyError, match="there is no such group"):
+        submit_batch(prepared)
+    assert not results.exists()
+    monkeypatch.setattr("hpcenc.cluster.batch.check_job", give_up)
+    (tmp_path / "site.toml").write_text(PROFILE)
+    with pytest.raises(SlurmError):
+        submit_batch(prepared)
+    assert not results.exists()
 
 
 @pytest.mark.parametrize("way", ["job", "array"])

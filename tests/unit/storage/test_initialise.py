@@ -239,7 +239,7 @@ def test_what_the_study_schema_refuses_is_marked(bids: Path) -> None:
     for subject in ("01", "02"):
         write_dtseries(bids / BIDS.format(subject, "2"), 8, 1.49)
     (missing,) = other_study(bids).missing
-    assert "8 TRs are fewer than the longest delay needs" in missing
+    assert "8 TRs are fewer than the longest delay, 10 TRs, needs" in missing
 
 
 def test_plain_arrays_need_their_tr_said(tmp_path: Path) -> None:

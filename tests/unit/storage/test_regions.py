@@ -8,7 +8,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from nibabel.cifti2 import BrainModelAxis, LabelAxis
+from nibabel.cifti2 import BrainModelAxis, LabelAxis, ScalarAxis
 from nibabel.gifti import GiftiDataArray, GiftiImage, GiftiLabel, GiftiLabelTable
 
 from hpcenc.storage.atlas import GLASSER_GROUPS, MASKS
@@ -213,6 +213,11 @@ def test_files_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "broken.dlabel.nii").write_bytes(b"nothing")
     with pytest.raises(StudyError, match="cannot be read as a CIFTI label file"):
         load_regions(study, "broken.dlabel.nii", tmp_path)
+    models = BrainModelAxis.from_surface([0, 1], SMALL[CORTEX_LEFT], "CORTEX_LEFT")
+    scalars = nibabel.Cifti2Image(np.zeros((1, 2), np.float32), (ScalarAxis(["thickness"]), models))
+    scalars.to_filename(tmp_path / "thickness.dlabel.nii")
+    with pytest.raises(StudyError, match="expected maps of labels, found a ScalarAxis"):
+        load_regions(study, "thickness.dlabel.nii", tmp_path)
     write_gifti(tmp_path / "x.L.label.gii", [0] * 11, {0: "???", 1: "one"})
     write_gifti(tmp_path / "x.R.label.gii", [0] * 10, {0: "???", 1: "one"})
     with pytest.raises(StudyError, match="has 11 vertices, the study's 12"):
