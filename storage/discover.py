@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-MOVIE_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".wmv")
+MOVIE_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".wmv", ".ogv", ".ogg")
 """Ends of the names of movie files."""
 
 
@@ -28,12 +28,21 @@ class BoldName:
 def find_files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
     """Files below a folder whose names end so, relative to it and sorted.
 
-    Hidden folders and Zarr stores are passed over.
+    Hidden files and folders and Zarr stores are passed over. Links to folders are followed, but not in rings.
     """
-    found = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".") and not name.endswith(".zarr")]
-        found += [os.path.join(parent, name) for name in names if name.lower().endswith(suffixes)]
+    found: list[str] = []
+    seen: set[str] = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        place = os.path.realpath(parent)
+        if place in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        folders[:] = [
+            name for name in sorted(folders) if not name.startswith(".") and not name.endswith(".zarr")
+        ]
+        shown = [name for name in names if not name.startswith(".")]  # "._x" is what macOS knows of x
+        found += [os.path.join(parent, name) for name in shown if name.lower().endswith(suffixes)]
     return sorted(Path(path).relative_to(folder).as_posix() for path in found)
 
 

@@ -20,6 +20,9 @@ from hpcenc.storage.study import MAIN_STIMULUS, Fit, Models, Segment, parse_stud
 MARK = "# FIX: "
 """Begins a comment that says what could not be found, at the place where it belongs."""
 
+MIN_RUNS = 3
+"""One to test, and two to choose alpha by leaving one out."""
+
 PAPER_LINE = 'preset = "paper"  # named in the report; what it stands for is written out below'
 
 _DEFAULT_SEGMENTS = (
@@ -184,6 +187,10 @@ def _text(found: FoundStudy, choices: Choices) -> str:
         "",
         *(_PAPER_SEGMENTS if choices.preset == "paper" else _DEFAULT_SEGMENTS),
     ]
+    if 0 < len(found.runs) < MIN_RUNS:
+        lines += _marks(
+            [f"runs: {MIN_RUNS} at least, one to test and two to choose alpha; found {len(found.runs)}"]
+        )
     if not found.runs:
         lines += [*_marks(["runs: neither BOLD nor movies were found; describe each run"]), "# [[runs]]"]
     for run in found.runs:

@@ -103,8 +103,20 @@ def test_runs_are_sorted_as_people_count() -> None:
     assert sorted(["run10", "run2", "b", "run1"], key=natural_key) == ["b", "run1", "run2", "run10"]
 
 
+def test_links_to_folders_are_followed_and_rings_are_not(tmp_path: Path) -> None:
+    data, study = tmp_path / "data", tmp_path / "study"
+    for subject in ("S1", "S2"):
+        (data / subject).mkdir(parents=True)
+        (data / subject / "x.npy").touch()
+    study.mkdir()
+    (study / "S1").symlink_to(data / "S1")
+    (study / "S2").symlink_to(data / "S2")
+    (data / "S1" / "back").symlink_to(data / "S1")
+    assert find_files(study, (".npy",)) == ["S1/x.npy", "S2/x.npy"]
+
+
 def test_hidden_folders_and_stores_are_passed_over(tmp_path: Path) -> None:
-    for name in ("a/x.MP4", ".cache/x.mp4", "results/s.zarr/x.mp4", "b.mkv", "c.txt"):
+    for name in ("a/x.MP4", "a/._x.mp4", ".cache/x.mp4", "results/s.zarr/x.mp4", "b.mkv", "c.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     assert find_files(tmp_path, (".mp4", ".mkv")) == ["a/x.MP4", "b.mkv"]

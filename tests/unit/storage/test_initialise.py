@@ -173,11 +173,17 @@ BIDS = "derivatives/sub-{0}/func/sub-{0}_task-film_run-{1}_space-fsLR_den-91k_bo
 
 @pytest.fixture
 def bids(tmp_path: Path) -> Path:
-    """fMRIPrep's folders of two subjects and two runs; the second subject lacks one."""
+    """fMRIPrep's folders of two subjects and three runs; the second subject lacks one."""
     folder = tmp_path / "my study"
-    for subject, run, n_trs in (("01", "1", 40), ("01", "2", 50), ("02", "2", 50)):
+    for subject, run, n_trs in (
+        ("01", "1", 40),
+        ("01", "2", 50),
+        ("02", "2", 50),
+        ("01", "3", 60),
+        ("02", "3", 60),
+    ):
         write_dtseries(folder / BIDS.format(subject, run), n_trs, 1.49)
-    for run in (1, 2):
+    for run in (1, 2, 3):
         touch(folder / "stimuli" / f"film_part{run}.mkv")
     return folder
 
@@ -187,9 +193,9 @@ def test_fmriprep_is_found_whole(bids: Path) -> None:
     assert draft.missing == ()
     study = parse(draft, bids)
     assert (study.name, study.tr_s) == ("my study", 1.49)
-    assert [(run.name, run.n_trs) for run in study.runs] == [("1", 40), ("2", 50)]
-    assert [Path(str(run.movie)).name for run in study.runs] == ["film_part1.mkv", "film_part2.mkv"]
-    assert study.subjects.runs_of == {"02": ("2",)}
+    assert [(run.name, run.n_trs) for run in study.runs] == [("1", 40), ("2", 50), ("3", 60)]
+    assert [Path(str(run.movie)).name for run in study.runs] == [f"film_part{run}.mkv" for run in (1, 2, 3)]
+    assert study.subjects.runs_of == {"02": ("2", "3")}
     assert find_bold(study.bold.path, study.folder, "02", "2") == bids / BIDS.format("02", "2")
 
 
@@ -199,7 +205,15 @@ def test_movies_may_lie_in_a_folder_of_their_own(bids: Path, tmp_path: Path) -> 
     draft = other_study(bids, tmp_path / "elsewhere")
     assert draft.missing == ()
     movies = [Path(str(run.movie)) for run in parse(draft, bids).runs]
-    assert movies == [tmp_path / "elsewhere" / f"film_part{run}.mkv" for run in (1, 2)]
+    assert movies == [tmp_path / "elsewhere" / f"film_part{run}.mkv" for run in (1, 2, 3)]
+
+
+def test_too_few_runs_are_marked(bids: Path) -> None:
+    for subject in ("01", "02"):
+        (bids / BIDS.format(subject, "3")).unlink()
+    for choices in (parse_choices("default", None), parse_choices("paper", None)):
+        draft = other_study(bids, choices=choices)
+        assert draft.missing == ("runs: 3 at least, one to test and two to choose alpha; found 2",)
 
 
 def test_lengths_that_differ_between_subjects_are_marked(bids: Path) -> None:
@@ -213,7 +227,7 @@ def test_lengths_that_differ_between_subjects_are_marked(bids: Path) -> None:
 def test_trs_that_differ_between_runs_are_marked(bids: Path) -> None:
     write_dtseries(bids / BIDS.format("01", "1"), 40, 2.0)
     (missing,) = other_study(bids).missing
-    assert missing == "tr_s: the repetition time in seconds; found 1.49 in 2; 2 in 1"
+    assert missing == "tr_s: the repetition time in seconds; found 1.49 in 2, 3; 2 in 1"
 
 
 def test_milliseconds_are_not_taken_for_seconds(tmp_path: Path) -> None:
@@ -243,15 +257,15 @@ def test_what_the_study_schema_refuses_is_marked(bids: Path) -> None:
 
 
 def test_plain_arrays_need_their_tr_said(tmp_path: Path) -> None:
-    for subject, run in product(("S1", "S2"), ("a", "b")):
+    for subject, run in product(("S1", "S2"), "abc"):
         np.save(tmp_path / f"{subject}_{run}.npy", np.zeros((30, 5), np.float32))
-    for run in "ab":
+    for run in "abc":
         touch(tmp_path / f"{run}.mp4")
     draft = other_study(tmp_path)
     assert draft.missing == ("tr_s: the repetition time in seconds; found no file that says it",)
     (mark,) = (line for line in draft.text.splitlines() if line.startswith("# tr_s"))
     study = parse(StudyDraft(draft.text.replace(mark, "tr_s = 2.0")), tmp_path)
-    assert [run.name for run in study.runs] == ["a", "b"]
+    assert [run.name for run in study.runs] == ["a", "b", "c"]
 
 
 def test_an_empty_folder_gives_marks_for_everything(tmp_path: Path) -> None:
@@ -311,7 +325,7 @@ def test_the_cut_of_the_paper_preset_is_marked_where_its_place_is_unknown(tmp_pa
 
 def test_the_cut_of_the_paper_preset_needs_the_length_of_every_run(bids: Path) -> None:
     paper = parse_choices("paper", None)
-    assert tomllib.loads(other_study(bids, choices=paper).text)["fit"]["split_s"] == pytest.approx(72 * 1.49)
+    assert tomllib.loads(other_study(bids, choices=paper).text)["fit"]["split_s"] == pytest.approx(120 * 1.49)
     write_dtseries(bids / BIDS.format("02", "2"), 48, 1.49)
     draft = other_study(bids, choices=paper)
     assert SPLIT in draft.missing
