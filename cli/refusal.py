@@ -10,8 +10,8 @@ from typing import NoReturn
 
 import typer
 
-_SHOWN = 3
-_VARYING = re.compile(r"'[^']*'|\d+|\S*/\S*")
+_MANY, _SHOWN = 10, 3
+_VARYING = re.compile(r"(?<=subject )[^\s,:]+|(?<=run )[^\s,:]+|'[^']*'|\S*/\S*|\d+")
 
 
 @contextmanager
@@ -31,18 +31,19 @@ def clear_errors() -> Iterator[None]:
 
 
 def shortened(problems: Sequence[str]) -> list[str]:
-    """Messages, of each kind the first three: those of hundreds of subjects would hide all others.
+    """Messages; of a kind of which there are many the first three, for hundreds would hide all others.
 
-    Those of a kind differ in numbers, in what is in quotes, and in paths.
+    Those of a kind differ in numbers, subjects, runs, paths, and in what is in quotes.
     """
     kinds: dict[str, list[str]] = {}
     for problem in problems:
         kinds.setdefault(_VARYING.sub("", problem), []).append(problem)
     shown = []
     for of_kind in kinds.values():
-        shown += of_kind[:_SHOWN]
-        if len(of_kind) > _SHOWN:
-            shown.append(f"and {len(of_kind) - _SHOWN:,} more like it")
+        if len(of_kind) <= _MANY:
+            shown += of_kind
+        else:
+            shown += [*of_kind[:_SHOWN], f"and {len(of_kind) - _SHOWN:,} more like these"]
     return shown
 
 

@@ -8,7 +8,7 @@ import shlex
 import shutil
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,7 +25,7 @@ from hpcenc.slurm.scripts import checked_folder, controller_name, job_names, ren
 from hpcenc.storage.errors import StudyError
 from hpcenc.storage.files import created_with
 from hpcenc.storage.layout import lock_path, runs_folder
-from hpcenc.storage.lock import acquire, hand_over, job_of, release, this_process
+from hpcenc.storage.lock import acquire, hand_over, job_of, refuse_held, release, this_process
 
 Way = Literal["job", "here", "array"]
 
@@ -79,6 +79,7 @@ def submit_batch(
     profile = merged.checked()
     for folder in (runs_folder(study.store_path), study.folder):
         checked_folder(folder)
+    refuse_held(lock_path(study.store_path), is_gone)
     run_id = new_run_id()
     _check_jobs(profile, run_id, study.folder, extra, way)
     with _shared(study.store_path.parent, profile):
@@ -164,7 +165,7 @@ def _shared(results: Path, profile: SlurmProfile) -> Iterator[None]:
     """
     with created_with(profile.umask):
         if profile.group is not None:
-            is_new = not results.exists()
+            made = [folder for folder in (results, *results.parents) if not folder.exists()]
             try:
                 gid = grp.getgrnam(profile.group).gr_gid
                 results.mkdir(parents=True, exist_ok=True)
@@ -173,8 +174,9 @@ def _shared(results: Path, profile: SlurmProfile) -> Iterator[None]:
                     os.chown(results, -1, gid)
                     results.chmod(stat.S_IMODE(state.st_mode) | stat.S_ISGID)
             except (KeyError, OSError) as error:
-                if is_new and results.exists():
-                    results.rmdir()
+                for folder in made:
+                    with suppress(OSError):
+                        folder.rmdir()
                 why = "there is no such group" if isinstance(error, KeyError) else str(error)
                 raise StudyError(f"group {profile.group!r} of the profile: {why}") from error
         yield

@@ -186,7 +186,11 @@ def choose_subjects(study: Study, subjects: str) -> Study:
         raise StudyError(f"--subjects: expected ids of the study, each once, found {subjects!r}")
     if strangers := [subject for subject in wanted if subject not in known]:
         shown = ", ".join(known[:10]) + (f" and {len(known) - 10} more" if len(known) > 10 else "")
-        hint = f"; {AVERAGE} needs a table [average] in the study" if AVERAGE in strangers else ""
+        hint = ""
+        if AVERAGE in strangers and study.average is None:
+            hint = f"; {AVERAGE} needs a table [average] in the study"
+        elif {*strangers} & {AVERAGE, *study.subjects.ids}:
+            hint = "; subjects.only leaves out the others"
         raise StudyError(f"--subjects: the study fits no {', '.join(strangers)}; it fits {shown}{hint}")
     return study.model_copy(update={"subjects": study.subjects.model_copy(update={"only": wanted})})
 

@@ -142,14 +142,31 @@ def acquire(path: Path, owner: LockOwner, is_gone: Callable[[LockOwner], bool]) 
         ours.unlink(missing_ok=True)
 
 
+def refuse_held(path: Path, is_gone: Callable[[LockOwner], bool]) -> None:
+    """Refuse a lock that somebody holds, as `acquire` does, and take none.
+
+    Raises
+    ------
+    LockError
+        If somebody holds it who is not certainly gone.
+    """
+    holder = read_lock(path)
+    if holder is not None and not is_gone(holder):
+        raise _held(path, holder)
+
+
+def _held(path: Path, holder: LockOwner) -> LockError:
+    where = f"job {holder.job_id}" if holder.job_id else f"process {holder.pid}"
+    place = f" on {holder.host}" if holder.host else ", which waits"
+    return LockError(
+        f"{path}: run {holder.run_id} of {holder.user} ({where}{place}) holds this store. "
+        "Wait for it or end it; if it is certainly gone, remove the lock file."
+    )
+
+
 def _remove_stale(path: Path, holder: LockOwner, is_gone: Callable[[LockOwner], bool]) -> None:
     if not is_gone(holder):
-        where = f"job {holder.job_id}" if holder.job_id else f"process {holder.pid}"
-        place = f" on {holder.host}" if holder.host else ", which waits"
-        raise LockError(
-            f"{path}: run {holder.run_id} of {holder.user} ({where}{place}) holds this store. "
-            "Wait for it or end it; if it is certainly gone, remove the lock file."
-        )
+        raise _held(path, holder)
     # Two takers may have seen the same dead owner: one at a time, and only if it is still that owner's.
     try:
         with path.with_name(path.name + ".guard").open("w") as guard:

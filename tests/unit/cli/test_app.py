@@ -57,16 +57,18 @@ def run(*command: object) -> Result:
 
 
 def test_problems_of_a_kind_are_shortened_and_none_of_another_is_hidden() -> None:
-    subjects = [
-        f"bold.path: subject '{n}', run 'A': expected one file of /data/{n}/A.nii" for n in range(176)
-    ]
-    assert shortened(["fit.delays: wrong", *subjects, "runs.A: wrong"]) == [
-        "fit.delays: wrong",
-        *subjects[:3],
-        "and 173 more like it",
-        "runs.A: wrong",
-    ]
-    assert shortened(subjects[:3]) == subjects[:3]
+    for ids in (range(176), [f"ND{chr(65 + n % 26)}{chr(65 + n // 26)}" for n in range(176)]):
+        absent = [f"bold.path: subject '{i}', run 'A': expected one file of /data/{i}/A.nii" for i in ids]
+        longer = [f"subject {i}, run A: /data/{i}/A.nii has 50 TRs, the study says 40." for i in ids]
+        assert shortened(["fit.delays: wrong", *absent, *longer, "runs.A: wrong"]) == [
+            "fit.delays: wrong",
+            *absent[:3],
+            "and 173 more like these",
+            *longer[:3],
+            "and 173 more like these",
+            "runs.A: wrong",
+        ]
+        assert shortened(absent[:10]) == absent[:10]
 
 
 def stop_before_report(event: dict[str, Any]) -> None:

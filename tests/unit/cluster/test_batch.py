@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +14,9 @@ from small_study import write_small_study
 from hpcenc.cluster.batch import Way, submit_batch
 from hpcenc.cluster.submit import Prepared, prepare
 from hpcenc.slurm.commands import SlurmError
-from hpcenc.storage.errors import StudyError
+from hpcenc.storage.errors import LockError, StudyError
 from hpcenc.storage.layout import lock_path, runs_folder
+from hpcenc.storage.lock import acquire, this_process
 
 PROFILE = """\
 scratch = "/tmp"
@@ -48,11 +50,19 @@ def test_what_slurm_or_the_system_would_refuse_leaves_no_folder(
     with pytest.raises(StudyError, match="there is no such group"):
         submit_batch(prepared)
     assert not results.exists()
+    (tmp_path / "site.toml").write_text(f'group = "{grp.getgrall()[-1].gr_name}"\n' + PROFILE)
+    monkeypatch.setattr("os.chown", lambda *_: (_ for _ in ()).throw(PermissionError("not yours")))
+    with pytest.raises(StudyError, match="of the profile: not yours"):
+        submit_batch(prepared)
+    assert not results.exists()
     monkeypatch.setattr("hpcenc.cluster.batch.check_job", give_up)
     (tmp_path / "site.toml").write_text(PROFILE)
     with pytest.raises(SlurmError):
         submit_batch(prepared)
     assert not results.exists()
+    acquire(lock_path(prepared.study.store_path), this_process("other"), lambda _: True)
+    with pytest.raises(LockError, match="run other of"):  # before SLURM is asked anything
+        submit_batch(prepared)
 
 
 @pytest.mark.parametrize("way", ["job", "array"])

@@ -90,6 +90,16 @@ def test_subjects_of_no_study_are_refused(subjects: str, said: str, study_file: 
         choose_subjects(load_study(study_file), subjects)
 
 
+@pytest.mark.parametrize("left_out", ["s2", "average"])
+def test_who_is_left_out_by_the_study_is_said_to_be(left_out: str, study_file: Path) -> None:
+    text = STUDY.replace('"s3"]', '"s3"]\nonly = ["s1"]')
+    study_file.write_text(text + "[average]\n")
+    with pytest.raises(
+        StudyError, match=f"fits no {left_out}; it fits s1; subjects.only leaves out the others"
+    ):
+        choose_subjects(load_study(study_file), f"s1,{left_out}")
+
+
 def test_a_price_counts_units_groups_and_bytes_before_and_after(study_file: Path) -> None:
     before = price(prepare(study_file))
     assert before["stages"] == {
@@ -361,7 +371,7 @@ def test_a_feature_set_that_cannot_be_fitted_leaves_the_others_alone(study_file:
     assert all("which was not made" in reason for reason in failed)
     assert result.report is not None
     page = result.report.read_text()
-    assert "Fits of flat: not shown of s1, s2, s3: no voxel block is done. Submit again." in page
+    assert "Fits of flat: not shown of s1, s2, s3: no voxel block is done." in page
 
 
 def test_a_subject_without_the_test_run_is_not_tested_on_another(study_file: Path) -> None:
