@@ -123,7 +123,12 @@ def _named(store: Store, group: str, dataset: Any, voxels: Mapping[str, Any]) ->
     if "weights" in dataset:
         kept = [attributes["folds"][place] for place in attributes["weight_folds"]]
         dataset = dataset.assign_coords(weight_fold=kept, **_columns(dataset, attributes))
-    return dataset.where(dataset.done)
+    return _masked(dataset)
+
+
+def _masked(dataset: Any) -> Any:
+    """NaN where a block is not done; a mask on hundreds of whole fits would take longer than all else."""
+    return dataset if dataset.done.all() else dataset.where(dataset.done)
 
 
 def _split(scores: Any, prefix: str, name: str, dim: str, of: type) -> dict[str, Any]:
@@ -161,7 +166,7 @@ def _singles(store: Store, group: str, dataset: Any, voxels: Mapping[str, Any]) 
     named = scores.to_dataset("score").assign_coords(
         fold=list(attributes["folds"]), done=("voxel", done), **voxels
     )
-    return named.assign_attrs(attributes).where(named.done)
+    return _masked(named.assign_attrs(attributes))
 
 
 def _features(store: Store, group: str, dataset: Any) -> Any:
@@ -179,8 +184,7 @@ def _features(store: Store, group: str, dataset: Any) -> Any:
         labels = dataset[layer].attrs
         if names := labels.get("display_name", labels.get("mid")):
             coordinates[f"{layer}_feature"] = list(names)
-    dataset = dataset.drop_vars("done").assign_coords(coordinates)
-    return dataset.where(dataset.done)
+    return _masked(dataset.drop_vars("done").assign_coords(coordinates))
 
 
 def _ceilings(store: Store, group: str, dataset: Any, voxels: Mapping[str, Any]) -> Any:
@@ -190,4 +194,4 @@ def _ceilings(store: Store, group: str, dataset: Any, voxels: Mapping[str, Any])
     named = values.to_dataset("statistic").assign_coords(
         clip=[showing["group"] for showing in attributes["showings"]], done=("voxel", done), **voxels
     )
-    return named.assign_attrs(attributes).where(named.done)
+    return _masked(named.assign_attrs(attributes))

@@ -283,7 +283,8 @@ def best_map(data: ReportData, subject: str, label: str, r: NDArray[np.float64])
     threshold = float(np.quantile(finite, 1 - TOP_SHARE)) if finite.size else 0.0
     top = float(finite.max()) if finite.size else 1.0
     best = np.where(r >= threshold, r, np.nan)
-    return SurfaceMap(f"best 1 % · {label} · {subject}", best, (threshold, max(top, threshold + 1e-6)), "r")
+    limits = threshold, max(top, threshold + 1e-6)
+    return SurfaceMap(f"best 1 % · {label} · {subject}", best, limits, "r", whole_faces=False)
 
 
 def _top(
@@ -298,7 +299,7 @@ def _top(
         unit="r",
         title=f"Best 1 % · {label} · {subject}",
         remark=remark,
-        whole_faces=False,
+        whole_faces=view.whole_faces,
     )
     n_best = int(np.count_nonzero(finite >= threshold))
     return Illustration(

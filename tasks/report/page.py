@@ -37,6 +37,9 @@ from hpcenc.tasks.report.tables import (
     progress_warnings,
 )
 
+MAX_STEM = 180
+"""Bytes of a file's name, but for a number that tells it from another, and its suffix."""
+
 
 @dataclass(frozen=True)
 class ReportFiles:
@@ -52,7 +55,6 @@ def write_report(data: ReportData, folder: Path) -> ReportFiles:
     """Write a report: ``report.html``, ``figures/``, ``tables/*.csv`` and ``maps/*.dscalar.nii``.
 
     Each figure is there as ``.png`` and as ``.svg``.
-
 
     The page holds its figures itself. The same data give the same bytes; each file replaces an
     older one as a whole, the page last, so that it never shows figures that are not there yet.
@@ -163,7 +165,8 @@ def render_page(
 
 
 def file_names(labels: Iterable[str]) -> list[str]:
-    """File names of labels, in their order; different ones, also where only signs or case tell labels apart.
+    """File names of labels, in their order; different ones, also where only signs or case tell labels apart,
+    and short enough for file systems, which take 255 bytes with what is added while a file is written.
 
     Examples
     --------
@@ -172,7 +175,7 @@ def file_names(labels: Iterable[str]) -> list[str]:
     """
     names: list[str] = []
     for label in labels:
-        stem = slug(label)
+        stem = slug(label)[:MAX_STEM].rstrip("-.")
         name, count = stem, 1
         while name in names:
             count += 1

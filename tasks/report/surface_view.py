@@ -44,6 +44,8 @@ class SurfaceMap:
         where one points at it.
     unit : str
     color_map : Colormap
+    whole_faces : bool
+        As `face_values` takes it: without it one corner with a value colours a face.
     """
 
     name: str
@@ -51,6 +53,7 @@ class SurfaceMap:
     limits: tuple[float, float]
     unit: str
     color_map: Colormap = field(default_factory=lambda: SURFACE_COLORS)
+    whole_faces: bool = True
 
 
 def surface_page(title: str, maps: Sequence[SurfaceMap], voxels: VoxelAxis, note: str = "") -> str:
@@ -120,6 +123,7 @@ def _map(each: SurfaceMap, voxels: VoxelAxis) -> dict[str, Any]:
         "unit": each.unit,
         "colors": colors,
         "categories": (categories := has_categories(each.values)),
+        "whole_faces": each.whole_faces,
         "whole": categories and are_whole(each.values, each.limits),
         "values": values,
     }

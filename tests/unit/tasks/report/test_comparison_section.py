@@ -118,6 +118,7 @@ def test_maps_of_differences_and_of_the_best_hundredth_are_painted_on_the_cortex
         "best 1 % · clip · S1",
         "best 1 % · beats · S1",
     ]
+    assert [view.whole_faces for view in section.maps] == [True, False, False]
     (table,) = section.tables
     assert table.rows[0].mean_difference == pytest.approx(-0.05)
 

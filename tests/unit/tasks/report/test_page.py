@@ -384,3 +384,10 @@ def test_an_older_page_is_replaced(make_fit, tmp_path):
 
 def test_labels_that_differ_by_signs_get_different_files():
     assert file_names(["r S1", "r s1", "r s/1"]) == ["r-s1", "r-s1-2", "r-s-1"]
+
+
+def test_labels_that_are_too_long_for_a_file_name_are_cut():
+    labels = [f"difference {'beats+clip+cavmae-concat[untrained, seed 0] ' * 6}{end}" for end in ("S1", "S2")]
+    first, second = file_names(labels)
+    assert len(first) <= 180
+    assert second == f"{first}-2"

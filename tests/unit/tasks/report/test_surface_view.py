@@ -115,11 +115,14 @@ def test_a_browser_draws_the_view_without_a_complaint(page, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
-@pytest.mark.parametrize("categories", [True, False])
-def test_a_browser_colors_faces_as_the_figures_do(cortex, layers, categories, tmp_path):
+@pytest.mark.parametrize(("categories", "whole_faces"), [(True, True), (False, True), (False, False)])
+def test_a_browser_colors_faces_as_the_figures_do(cortex, layers, categories, whole_faces, tmp_path):
     noise = np.random.default_rng(1).normal(2.5, 2.0, cortex.n_voxels)
     values = layers if categories else np.where(np.isnan(layers), np.nan, noise)
-    page = surface_page("x", [SurfaceMap("x", values, (1.0, 4.0), "x")], cortex)
+    if not whole_faces:  # few vertices have a value, as in maps of the best ones
+        values = np.where(noise > 5, values, np.nan)
+    map_of = SurfaceMap("x", values, (1.0, 4.0), "x", whole_faces=whole_faces)
+    page = surface_page("x", [map_of], cortex)
     told = """<script>
     const ready = setInterval(() => {
       if (!document.body.dataset.ready) return;
@@ -137,10 +140,14 @@ def test_a_browser_colors_faces_as_the_figures_do(cortex, layers, categories, tm
     seen = json.loads(html.unescape(re.search(r'data-seen="([^"]*)"', document)[1]))
     _, faces = surface("left", "inflated")
     expected = face_values(
-        cortex.surface(values, CORTEX_LEFT), faces, touches_wall("left", faces), categories=categories
+        cortex.surface(values, CORTEX_LEFT),
+        faces,
+        touches_wall("left", faces),
+        categories=categories,
+        whole_faces=whole_faces,
     )
     undefined = np.isnan(expected)
-    assert 0.3 < undefined.mean() < 0.7
+    assert 0.3 < undefined.mean() < (0.7 if whole_faces else 0.95)
     shown = np.array(seen["shown"])
     np.testing.assert_allclose(shown[undefined], seen["bottom"], atol=1e-6)
     np.testing.assert_allclose(shown[~undefined], np.clip(expected[~undefined], 1, 4), atol=1e-6)
