@@ -10,9 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcenc.storage.errors import StoreError
-from hpcenc.storage.layout import AVERAGE, SCORES, WEIGHT_NORM, average_group, ceiling_group
+from hpcenc.storage.layout import AVERAGE, SCORES, SWEEPS, WEIGHT_NORM, average_group, ceiling_group
 from hpcenc.storage.store import Store
 from hpcenc.storage.voxels import VoxelAxis
+
+KINDS = ("fits", *SWEEPS, "singles", "ceilings")
+"""Folders of a store: main fits, and the analyses beside them."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Scores:
         the choice of alpha was not compared with that by exact scores, 1 where it was the same, 0 where not.
     more : dict of str to array of that shape
         What else its array of scores holds, by name: ``cv`` of sweeps, ``r:<feature space>`` of fits in
-        bands.
+        bands, or ``r:<feature set>`` where these are in several layers.
     blocks_done, blocks : int
     done : array of bool, shape (n_voxels,)
         Voxels whose block is done.
@@ -55,17 +58,9 @@ def fit_groups(store: Store, kind: str = "fits") -> Iterator[str]:
         yield metadata.parent.relative_to(store.path).as_posix()
 
 
-def begun_groups(store: Store, kind: str = "fits", left_out: Collection[str] = ()) -> list[str]:
-    """Those of `fit_groups` of which a block is done; what a task needs may never have been made for others.
-
-    Parameters
-    ----------
-    left_out : collection of str
-        Groups that do not count.
-    """
-    return [
-        group for group in fit_groups(store, kind) if group not in left_out and store.progress(group)[0] > 0
-    ]
+def read_progress(store: Store) -> dict[str, tuple[int, int]]:
+    """Of every fit and analysis, how many of its blocks are done, and how many it has."""
+    return {group: store.progress(group) for kind in KINDS for group in fit_groups(store, kind)}
 
 
 def read_scores(store: Store, group: str, with_norms: bool = True) -> Scores:
@@ -179,30 +174,34 @@ def read_voxels(store: Store) -> VoxelAxis:
     return VoxelAxis.from_arrays({name: store.read(name) for name in names}, store.attributes["voxel_axis"])
 
 
-def require_scores(store: Store, left_out: Collection[str] = ()) -> list[Scores]:
-    """Scores of every fit in the store of which a block is done; norms of weights of one subject alone, the
-    average if it has any.
+def require_scores(store: Store, shown: Collection[str] | None = None) -> list[Scores]:
+    """Scores of fits; norms of weights of one subject alone, the average if it has any.
 
     With those of all subjects a study of hundreds would not fit the memory of a controller.
 
     Parameters
     ----------
-    left_out : collection of str
-        Groups that are not read.
+    shown : collection of str, optional
+        Groups of fits and of other analyses; by default all of which a block is done. What a task needs may
+        never have been made for others.
 
     Raises
     ------
     StoreError
         If there is none.
     """
-    groups = begun_groups(store, left_out=left_out)
+    if shown is None:
+        shown = [group for group, (n_done, _) in read_progress(store).items() if n_done]
+    groups = [group for group in fit_groups(store) if group in shown]
     with_norms = [
         store.attributes_of(group)["subject"]
         for group in groups
         if any(name.startswith(WEIGHT_NORM) for name in store.array(f"{group}/scores").attrs["score"])
     ]
-    shown = AVERAGE if AVERAGE in with_norms else next(iter(with_norms), None)
-    found = [read_scores(store, group, store.attributes_of(group)["subject"] == shown) for group in groups]
+    whose = AVERAGE if AVERAGE in with_norms else next(iter(with_norms), None)
+    found = [read_scores(store, group, store.attributes_of(group)["subject"] == whose) for group in groups]
     if not found:
-        raise StoreError(f"{store.path}: no fits here yet. `hpcenc submit` makes them.")
+        raise StoreError(
+            f"{store.path}: no fits here yet that the study asks for. `hpcenc submit` makes them."
+        )
     return found

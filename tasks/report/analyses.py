@@ -8,7 +8,7 @@ from typing import Any
 
 from hpcenc.storage.layout import SWEEPS, ceiling_group
 from hpcenc.storage.regions import RegionSet
-from hpcenc.storage.results import Scores, begun_groups, read_ceilings, read_singles
+from hpcenc.storage.results import Scores, fit_groups, read_ceilings, read_singles
 from hpcenc.storage.store import Store
 from hpcenc.storage.study import Study
 from hpcenc.tasks.bold_planner import run_rows
@@ -36,9 +36,9 @@ def make_sections(
     run: Mapping[str, Any],
     features: Sequence[tuple[str, str]],
     regions: Sequence[RegionSet],
-    left_over: Collection[str] = (),
+    shown: Collection[str],
 ) -> Iterator[Section]:
-    """Sections of everything that was analysed beside the models' own scores, and that the study asks for.
+    """Sections of everything that was analysed beside the models' own scores, and that is shown.
 
     Parameters
     ----------
@@ -54,31 +54,33 @@ def make_sections(
         What every model's features were made with.
     regions : sequence of RegionSet
         The first one has curves of its own.
-    left_over : collection of str
-        Groups that the study no longer asks for.
+    shown : collection of str
+        Groups of fits and analyses that are begun, and that the study asks for.
     """
+
+    def groups_of(kind: str) -> list[str]:
+        return [group for group in fit_groups(store, kind) if group in shown]
+
     remark = "simulated BOLD" if study.simulated else ""
     if len(data.labels) > 1:
         yield comparison_section(data, remark)
     if regions:
         yield region_section(data, regions, remark)
-    for kind in SWEEPS:
-        if groups := begun_groups(store, kind, left_over):
-            yield _sweep(store, data, found, groups, regions, remark)
-    begun = begun_groups(store, "ceilings", left_over)
+    swept = {kind: groups for kind in SWEEPS if (groups := groups_of(kind))}
+    for groups in swept.values():
+        yield _sweep(store, data, found, groups, regions, remark)
     ceilings = {
-        subject: read_ceilings(store, subject) for subject in data.subjects if ceiling_group(subject) in begun
+        subject: read_ceilings(store, subject) for subject in data.subjects if ceiling_group(subject) in shown
     }
     if ceilings:
         yield ceiling_section(data, ceilings, _without_ceiling(study), remark)
     tags = read_tags(store, study)
-    singles = tuple(read_singles(store, group) for group in begun_groups(store, "singles", left_over))
+    singles = tuple(read_singles(store, group) for group in groups_of("singles"))
     # Untrained heads say nothing by themselves: their courses are shown where someone fitted them.
     if tags and (singles or any("untrained" not in each.label for each in tags)):
         yield tag_section(store, study, data, tags, singles, regions, remark)
     clips = dict.fromkeys(clip for fit in data.scores for clip in fit.clips_on_both_sides)
-    swept = [kind for kind in SWEEPS if begun_groups(store, kind, left_over)]
-    yield methods_section(store, study, found, run, features, swept, tuple(clips))
+    yield methods_section(store, study, found, run, features, tuple(swept), tuple(clips))
 
 
 def _sweep(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from hpcenc.storage.layout import report_folder
 from hpcenc.storage.regions import study_regions
-from hpcenc.storage.results import Scores, read_voxels, require_scores
+from hpcenc.storage.results import Scores, read_progress, read_voxels, require_scores
 from hpcenc.storage.store import Store
 from hpcenc.storage.study import Study
 from hpcenc.tasks.ceiling import ceiling_facts, find_showings
@@ -82,12 +82,13 @@ def build_report(
     Raises
     ------
     StoreError
-        If no block of a fit is done, or a chunk of them is damaged.
+        If no block of a fit that the study asks for is done, or a chunk of them is damaged.
     """
     store = Store(study.store_path)
-    leftovers = find_leftovers(store, study)
+    progress, leftovers = read_progress(store), find_leftovers(store, study)
     left_over = {each.group for each in leftovers}
-    found = sorted(require_scores(store, left_over), key=_reading_order)
+    shown = {group for group, (n_done, _) in progress.items() if n_done and group not in left_over}
+    found = sorted(require_scores(store, shown), key=_reading_order)
     voxels = read_voxels(store)
     origins = read_origins(store, found)
     regions = study_regions(voxels, study.regions, study.folder)
@@ -114,10 +115,10 @@ def build_report(
             *(f"Set aside: {reason}" for reason in (*set_aside, *damaged)),
             *origin_warnings(origins),
             *leftover_warnings(leftovers),
-            *unfinished_warnings(store, left_over),
+            *unfinished_warnings(store, progress, left_over),
         ),
     )
-    sections = make_sections(store, study, data, found, run, dict(facts)["Features"], regions, left_over)
+    sections = make_sections(store, study, data, found, run, dict(facts)["Features"], regions, shown)
     data = replace(data, sections=tuple(sections))
     return Report(write_report(data, folder or report_folder(study.store_path)), damaged)
 

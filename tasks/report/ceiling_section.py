@@ -112,11 +112,8 @@ def normalised_row(fit: FitScores, found: Ceilings) -> NormalisedRow | None:
     None where no test run shows one clip alone, where training has it too, or where the fit is of other BOLD
     or rows than the ceiling.
     """
-    r_repeat = fit.more.get("r_repeat", np.empty((0, 0)))
-    r_repeat = r_repeat[np.isfinite(r_repeat).any(axis=1)]
-    if not r_repeat.size or len(found.clips) != 1 or found.clips[0] in fit.clips_on_both_sides:
-        return None
-    if _is_of_other_rows(fit, found):
+    r_repeat = _r_in_clip(fit, found)
+    if not r_repeat.size or _is_of_other_rows(fit, found):
         return None
     r = r_repeat.mean(axis=0)
     ceiling, low = found.values["ceiling"][0], found.values["share_low"][0]
@@ -135,6 +132,16 @@ def normalised_row(fit: FitScores, found: Ceilings) -> NormalisedRow | None:
         _median(ratio),
         int((ratio > 1).sum()),
     )
+
+
+def _r_in_clip(fit: FitScores, found: Ceilings) -> NDArray[np.floating[Any]]:
+    """r in the clip of the folds that test it, (n_folds, n_voxels); none where several clips repeat, or where
+    training has it too."""
+    none: NDArray[np.floating[Any]] = np.empty((0, 0))
+    if len(found.clips) != 1 or found.clips[0] in fit.clips_on_both_sides:
+        return none
+    r = fit.more.get("r_repeat", none)
+    return np.asarray(r[np.isfinite(r).any(axis=1)])
 
 
 def _is_of_other_rows(fit: FitScores, found: Ceilings) -> bool:
@@ -169,7 +176,9 @@ def ceiling_section(
     unlike = [
         f"{data.label(fit)} of {fit.subject}"
         for fit in data.scores
-        if fit.subject in ceilings and _is_of_other_rows(fit, ceilings[fit.subject])
+        if fit.subject in ceilings
+        and _r_in_clip(fit, ceilings[fit.subject]).size
+        and _is_of_other_rows(fit, ceilings[fit.subject])
     ]
     numbers = ("n_valid", "n_reliable", "n_without")
     tables = [
@@ -309,18 +318,19 @@ def _map(
         data.voxels,
         limits=(0.0, 1.0),
         unit="noise ceiling (r)",
-        title=f"Noise ceiling · {subject}",
+        title=f"Noise ceiling · {clip} · {subject}",
         remark=remark,
     )
-    n_with = int(np.isfinite(ceiling).sum())
+    shown = ceiling[data.voxels.positions("cortex")]
+    shown = shown[np.isfinite(shown)]
     return Illustration(
         "ceilings",
         f"ceiling map {subject} {clip}",
         render(figure),
         f"Noise ceiling of r (no unit) of {subject} from {showing['n_showings']} showings of {clip}, "
-        f"{showing['n_rows']} TRs each; n = {n_with:,} vertices whose explainable share is above 0. A "
+        f"{showing['n_rows']} TRs each; n = {shown.size:,} vertices whose explainable share is above 0. A "
         "face is painted where two of its corners have a ceiling. Grey: fewer have one, or medial wall.",
-        f"Cortical map of the noise ceiling; median {_median(ceiling[np.isfinite(ceiling)]):.3f}.",
+        f"Cortical map of the noise ceiling; median {_median(shown):.3f}.",
     )
 
 

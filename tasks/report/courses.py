@@ -178,9 +178,7 @@ def _measured(store: Store, study: Study, attributes: Mapping[str, Any], voxel: 
         if attributes["bold"] != store.attributes_of(average_group())["digest"]:
             raise StoreError("the average was made anew since the fit. Submit again.")
         return np.concatenate([_one_stored(store, run, voxel) for run in runs])
-    # Fits of stores that do not say which files they read are taken at their word.
-    identities = attributes.get("bold", [None] * len(runs))
-    pairs = zip(runs, identities, strict=True)
+    pairs = zip(runs, attributes["bold"], strict=True)
     return np.concatenate([_one_voxel(study, subject, run, voxel, identity) for run, identity in pairs])
 
 
@@ -193,11 +191,11 @@ def _one_stored(store: Store, run: str, voxel: int) -> NDArray[np.float32]:
 
 
 def _one_voxel(
-    study: Study, subject: str, run: str, voxel: int, identity: dict[str, Any] | None
+    study: Study, subject: str, run: str, voxel: int, identity: dict[str, Any]
 ) -> NDArray[np.float32]:
     """Time course (n_trs, 1) of a voxel of the study in one run, of the file that was fitted."""
     header = name_axes(read_header(find_bold(study.bold.path, study.folder, subject, run)))
-    if identity is not None and header.identity != identity:
+    if header.identity != identity:
         raise BoldError(f"{header.path}: the file has changed since the fit. Submit again.")
     positions = positions_in(header, study.bold.grayordinates)
     return read_block(header, slice(voxel, voxel + 1), positions)

@@ -49,7 +49,7 @@ class Origin:
     rows : tuple of (str, str)
         Each outer fold, and its rows in words.
     bold : str
-        What identifies the BOLD that was fitted, in one line to compare.
+        What identifies the BOLD that was fitted, and its rests and repeated clips, in one line to compare.
     """
 
     feature_set: str
@@ -141,7 +141,7 @@ def _origin(
         ),
         output={"weights": fit["weights"], "backend": _describe_backend(fit)},
         rows=tuple(dict.fromkeys((f"test run {fold['fold']}", _describe_rows(fold)) for fold in folds)),
-        bold=json.dumps(fit["bold"], sort_keys=True),
+        bold=json.dumps([fit["bold"], [fold["runs"] for fold in folds]], sort_keys=True),
     )
 
 
@@ -288,9 +288,9 @@ def _mixed_sets(by_set: Mapping[str, Sequence[Origin]]) -> Iterator[str]:
                 f"Feature sets were fitted under different {name} ({each}): their scores cannot be "
                 "compared. Submit all of them again."
             )
-    of_subject: dict[str, set[tuple[str, str]]] = {}
+    of_subject: dict[str, set[str]] = {}
     for origin in (origin for origins in by_set.values() for origin in origins):
-        of_subject.setdefault(origin.subject, set()).add((origin.settings["runs"], origin.bold))
+        of_subject.setdefault(origin.subject, set()).add(origin.bold)
     unlike = [subject for subject, fitted in of_subject.items() if len(fitted) > 1]
     if unlike:
         yield (

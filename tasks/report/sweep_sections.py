@@ -203,7 +203,7 @@ def _curves(
         f"{kind} curves",
         render(figure),
         "Mean r (Pearson, no unit) over the valid vertices of each region by "
-        f"{IN_WORDS[kind]}. {_lines(by_set)} {window}".strip(),
+        f"{IN_WORDS[kind]}. {_lines(by_set)}{_partly(by_set, regions)} {window}".strip(),
         f"Curves of mean r. Largest over all vertices ({subject}): {'; '.join(peaks) or 'none'}.",
     )
 
@@ -228,6 +228,19 @@ def _lines(by_set: Mapping[str, Sequence[Sweep]]) -> str:
     named = [f"{label} of {name_some(subjects)}" for label, subjects in others.items() if subjects]
     return f"{text[0].upper()}{text[1:]}." + (
         f" Not drawn, for their variants are others; the table has them: {'; '.join(named)}." if named else ""
+    )
+
+
+def _partly(by_set: Mapping[str, Sequence[Sweep]], regions: Sequence[str]) -> str:
+    """Regions whose mean curve is of some of its subjects only."""
+    in_mean = [sweep for of_set in by_set.values() for sweep in alike(of_set)[0]]
+    partly = [
+        region
+        for region in regions
+        if len({bool(np.isfinite(sweep.curves[region]).any()) for sweep in in_mean}) > 1
+    ]
+    return (
+        f" Means of only those subjects who have a valid vertex there: {name_some(partly)}." if partly else ""
     )
 
 
@@ -283,12 +296,15 @@ def _painted(kind: str, sweep: Sweep, shown: SurfaceMap, voxels: VoxelAxis, rema
         title=f"Best {NOUNS[kind]} · {sweep.label} · {sweep.subject}",
         remark=remark,
     )
-    n_best = int(np.count_nonzero(sweep.best >= 0))
+    best = shown.values[voxels.positions("cortex")]
+    best = best[np.isfinite(best)]
     return Illustration(
         kind,
         f"{kind} map {sweep.label} {sweep.subject}",
         render(figure),
-        f"Best {IN_WORDS[kind]} of each vertex of {sweep.subject} with {sweep.label}; n = {n_best:,} "
+        f"Best {IN_WORDS[kind]} of each vertex of {sweep.subject} with {sweep.label}; n = {best.size:,} "
         "vertices whose r is above their own chance level. Grey: not above it, undefined, or medial wall.",
-        f"Cortical map of the best {NOUNS[kind]}; median {np.nanmedian(shown.values):g} ({shown.unit}).",
+        f"Cortical map of the best {NOUNS[kind]}; median {np.median(best):g} ({shown.unit})."
+        if best.size
+        else "No vertex of the cortex has one.",
     )

@@ -106,7 +106,8 @@ def read_tags(store: Store, study: Study) -> tuple[Tags, ...]:
 
     Runs that are not complete are left out.
     """
-    runs, usual = {run.name for run in study.runs}, study.subjects.stimulus
+    runs = {run.name for run in study.runs}
+    usual = Counter(map(study.stimulus_of, study.subjects.ids)).most_common(1)[0][0]
     found: dict[str, dict[str, dict[str, str]]] = {}
     for metadata in sorted((store.path / "features").glob("*/*/*/tags/zarr.json")):
         group = metadata.parent.parent.relative_to(store.path).as_posix()

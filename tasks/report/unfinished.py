@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
-from hpcenc.storage.results import fit_groups
 from hpcenc.storage.store import Store
 from hpcenc.tasks.report.leftovers import WHAT
 from hpcenc.tasks.report.sections import name_some
 
 
-def unfinished_warnings(store: Store, left_over: Collection[str]) -> Iterator[str]:
+def unfinished_warnings(
+    store: Store, progress: Mapping[str, tuple[int, int]], left_over: Collection[str]
+) -> Iterator[str]:
     """A sentence for each kind of analysis and feature set of which voxel blocks are not done.
 
     Of main fits only those of which none is done: the tables of the others tell of themselves.
@@ -18,23 +19,24 @@ def unfinished_warnings(store: Store, left_over: Collection[str]) -> Iterator[st
     Parameters
     ----------
     store : Store
+    progress : mapping of str to (int, int)
+        Of every group, blocks that are done, and blocks.
     left_over : collection of str
         Groups that are not shown.
     """
     unfinished: dict[str, list[tuple[str, int, int]]] = {}
-    for kind, what in WHAT.items():
-        for group in fit_groups(store, kind):
-            n_done, n_blocks = store.progress(group)
-            if group in left_over or n_done == n_blocks or (kind == "fits" and n_done):
-                continue
-            attributes = store.attributes_of(group)
-            of = f" of {attributes['feature_set']}" if "feature_set" in attributes else ""
-            unfinished.setdefault(f"{what}{of}", []).append((attributes["subject"], n_done, n_blocks))
+    for group, (n_done, n_blocks) in progress.items():
+        kind = group.partition("/")[0]
+        if group in left_over or n_done == n_blocks or (kind == "fits" and n_done):
+            continue
+        attributes = store.attributes_of(group)
+        of = f" of {attributes['feature_set']}" if "feature_set" in attributes else ""
+        unfinished.setdefault(f"{WHAT[kind]}{of}", []).append((attributes["subject"], n_done, n_blocks))
     for what, rows in unfinished.items():
         none = [subject for subject, n_done, _ in rows if not n_done]
         begun = [row for row in rows if row[1]]
         if none:
-            yield f"{what}: not shown of {name_some(none)}: no voxel block is done. Submit again."
+            yield f"{what}: not shown of {name_some(none)}: no voxel block is done."
         if begun:
             subjects, done, blocks = zip(*begun, strict=True)
             yield (

@@ -310,7 +310,24 @@ def test_a_run_by_another_name_makes_anew_what_is_stored_under_it(
 
     monkeypatch.setitem(N_TRS, "E", N_TRS["D"])
     before, after = digests({}), digests({"runs.3.name": "E"})
-    assert all(before[group] != after[group] for group in ("bold/average", "ceilings/s1", "ceilings/average"))
+    anew = {group for group in before if before[group] != after.get(group, "")}
+    assert {"bold/average", "ceilings/s1", "ceilings/average", "fits/mylab/average"} <= anew
+
+
+@pytest.mark.parametrize(
+    ("edits", "change"),
+    [({}, {"fit.alpha": "shared"}), ({"fit.outer": "rotate"}, {"fit.weights_folds": "all"})],
+)
+def test_shared_alphas_and_the_weights_of_all_folds_are_of_the_same_operators(
+    edits: Mapping[str, Any], change: Mapping[str, Any], tmp_path: Path
+) -> None:
+    def digests(edits: Mapping[str, Any]) -> dict[str, str]:
+        return {spec.group: spec.digest for spec in plan_of(tmp_path, edits).groups}
+
+    before, after = digests(edits), digests({**edits, **change})
+    anew = {group for group in before if before[group] != after.get(group)}
+    assert {group.partition("/")[0] for group in anew} == {"fits"}
+    assert len(anew) == 6
 
 
 def test_what_bands_add_goes_by_layer_or_by_set_where_there_are_several(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 
+from hpcenc.storage.geometry import grayordinates_axis
 from hpcenc.storage.results import Ceilings
 from hpcenc.storage.voxels import VoxelAxis
 from hpcenc.tasks.report.ceiling_section import ceiling_rows, ceiling_section, normalised_row
@@ -86,6 +87,9 @@ def test_a_fit_of_other_bold_or_rows_than_the_ceiling_is_not_held_against_it(mak
     (said,) = (text for text in section.paragraphs if "Not held against a ceiling" in text)
     assert "beats of S1. Submit them again" in said
     assert fit.feature_set not in said
+    seen = replace(earlier, clips_on_both_sides=("clip",))  # which a new submit would not change
+    section = ceiling_section(replace(data, scores=(fit, seen)), {"S1": ceilings_of()})
+    assert not any("Not held against a ceiling" in text for text in section.paragraphs)
 
 
 def test_why_no_r_is_held_against_several_ceilings_is_said(make_fit):
@@ -109,6 +113,18 @@ def test_the_section_names_estimator_repeats_and_what_has_no_ceiling(make_fit):
     assert section.figures == ()
     assert "Intervals of 95 % are expanded percentiles" in section.paragraphs[0]
     assert not any("too narrow" in paragraph for paragraph in section.paragraphs)
+
+
+def test_a_map_names_its_clip_and_counts_the_vertices_of_the_cortex_that_it_shows(make_fit):
+    axis = grayordinates_axis()
+    n_cortex = axis.positions("cortex").size
+    found = ceilings_of()
+    values = {name: np.full((1, axis.n_voxels), 0.4) for name in found.values}
+    data = ReportData("x", (make_fit(axis.n_voxels),), axis)
+    (figure,) = ceiling_section(data, {"S1": replace(found, values=values)}).figures
+    assert "Noise ceiling · clip · S1" in figure.picture.svg.decode()
+    assert n_cortex < axis.n_voxels
+    assert f"n = {n_cortex:,} vertices whose explainable share is above 0" in figure.caption
 
 
 def test_showings_of_few_blocks_are_said_to_pass_too_many_vertices():

@@ -15,7 +15,7 @@ from run_here import run_plan
 from hpcenc.storage.departures import departures, settings_of
 from hpcenc.storage.errors import StoreError
 from hpcenc.storage.layout import AVERAGE, SWEEPS, cache_folder
-from hpcenc.storage.results import begun_groups, read_voxels, require_scores
+from hpcenc.storage.results import fit_groups, read_progress, read_voxels, require_scores
 from hpcenc.storage.store import Store
 from hpcenc.storage.study import Average, Models, Study, Sweeps, parse_study
 from hpcenc.tasks.report.build import build_report
@@ -180,6 +180,15 @@ def test_feature_sets_on_other_bold_of_a_subject_are_warned_of(lab, change):
     assert f"Feature sets were not all fitted to the same BOLD of {whom}: " in warning
 
 
+def test_a_run_by_another_name_has_the_same_bold(lab):
+    for path in lab.folder.glob("*_A.npy"):
+        path.rename(path.with_name(path.name.replace("_A", "_A2")))
+    study = lab.study()
+    runs = tuple(run.model_copy(update={"name": run.name.replace("A", "A2")}) for run in study.runs)
+    lab.run(study.model_copy(update={"runs": runs}), "second")
+    assert lab.warnings == []
+
+
 def test_an_average_that_was_made_anew_is_not_taken_for_that_of_earlier_fits(lab):
     def averaged(how: str) -> Study:
         return lab.study().model_copy(update={"average": Average(bold=how)})
@@ -278,7 +287,7 @@ def test_vertices_whose_prediction_is_constant_are_no_damaged_bold(lab):
 def methods(lab: Lab, study: Study) -> tuple[str, dict[str, str]]:
     """What the methods section says, and the departures that it lists."""
     left_over = {each.group for each in find_leftovers(lab.store, study)}
-    swept = [kind for kind in SWEEPS if begun_groups(lab.store, kind, left_over)]
+    swept = [kind for kind in SWEEPS if set(fit_groups(lab.store, kind)) - left_over]
     section = methods_section(lab.store, study, require_scores(lab.store), {}, [], swept)
     rows = section.tables[0].rows if section.tables else ()
     return " ".join(section.paragraphs), {row.key: row.found for row in rows}
@@ -346,11 +355,12 @@ def test_methods_name_the_sweeps_that_the_study_asks_for(lab: Lab) -> None:
 def test_what_is_not_finished_of_a_sweep_is_told_at_the_head(lab: Lab) -> None:
     swept = lab.study().model_copy(update={"sweeps": Sweeps(delays=(1, 2))})
     lab.run(swept)
-    assert list(unfinished_warnings(lab.store, ())) == []
+    assert list(unfinished_warnings(lab.store, read_progress(lab.store), ())) == []
     (lab.store.path / "delays" / "first" / "s2" / "done" / "0").unlink()
-    (line,) = unfinished_warnings(lab.store, ())
-    assert line == "Single delays of first: not shown of s2: no voxel block is done. Submit again."
-    assert list(unfinished_warnings(lab.store, {"delays/first/s2"})) == []
+    progress = read_progress(lab.store)
+    (line,) = unfinished_warnings(lab.store, progress, ())
+    assert line == "Single delays of first: not shown of s2: no voxel block is done."
+    assert list(unfinished_warnings(lab.store, progress, {"delays/first/s2"})) == []
     page = build_report(swept, {}, [], []).files.html.read_text("utf-8")
     assert "Single delays of first: not shown of s2" in page
 
@@ -362,7 +372,7 @@ def test_fits_of_which_nothing_is_done_and_of_subjects_that_left_have_no_part_in
     for subject in ("s1", "s2"):
         (lab.store.path / "fits" / "second" / subject / "done" / "0").unlink()
     page = build_report(lab.study(), {}, [], []).files.html.read_text("utf-8")
-    assert "Fits of second: not shown of s1, s2: no voxel block is done. Submit again." in page
+    assert "Fits of second: not shown of s1, s2: no voxel block is done." in page
     assert "mean of 2 subjects" in page
     page = build_report(lab.study(["s1"]), {}, [], []).files.html.read_text("utf-8")
     assert "Fits, first, of s2: left over from an earlier study file, and not shown." in page

@@ -190,6 +190,23 @@ def test_regions_without_a_valid_vertex_have_no_panel_and_are_named(make_fit):
     assert "Without a valid vertex, and so without a curve: left." in section.paragraphs
 
 
+def test_regions_whose_mean_is_of_some_subjects_only_are_named():
+    curve, none = np.array([0.1, 0.2, 0.3]), np.full(3, np.nan)
+    sweeps = [
+        sweep_of(
+            subject=subject,
+            curves={ALL_VERTICES: curve, "left": left, "right": curve},
+            n_valid={ALL_VERTICES: 9, "left": 3 * bool(np.isfinite(left).any()), "right": 6},
+        )
+        for subject, left in (("S1", curve), ("S2", none), ("S3", curve + 0.2))
+    ]
+    section = sweep_section("delays", sweeps, [], VoxelAxis.from_count(N_VOXELS))
+    assert "Means of only those subjects who have a valid vertex there: left." in section.figures[0].caption
+    (_, left, *_) = draw_curves({"clip": sweeps}, [ALL_VERTICES, "left"], title="x").axes
+    (line,) = (line for line in left.lines if line.get_marker() == "o")
+    np.testing.assert_allclose(line.get_ydata(), curve + 0.1)
+
+
 def test_curves_say_how_the_audio_windows_lie_and_what_their_bands_are(make_fit):
     sweeps = [sweep_of(subject=subject) for subject in ("S1", "S2")]
     window = "Audio windows are causal, pooled over the TR."

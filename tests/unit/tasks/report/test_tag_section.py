@@ -148,7 +148,7 @@ def study_of(runs: str, **subjects: object) -> Study:
             "name": "x",
             "tr_s": 1.0,
             "runs": [{"name": run, "n_trs": 20, "segments": segments} for run in runs],
-            "subjects": {"ids": ["S1", "S2"], **subjects},
+            "subjects": {"ids": ["S1", "S2", "S3"], **subjects},
             "bold": {"path": "{subject}/{run}.npy"},
         },
         Path(),
@@ -168,7 +168,8 @@ def test_tags_are_read_of_the_runs_of_the_study_that_are_complete(store):
 def test_tags_are_of_the_version_that_most_saw_where_several_are_complete(store, version):
     for run in ("A", "B"):
         add_tags(store, run, "other")
-    study = study_of("AB", stimulus=version, stimulus_of={"S2": "main" if version == "other" else "other"})
+    rare = "main" if version == "other" else "other"
+    study = study_of("AB", stimulus=rare, stimulus_of={"S2": version, "S3": version})
     (tags,) = read_tags(store, study)
     assert (tags.version, list(tags.courses)) == (version, ["A", "B"])
     caption = tag_section(store, study, ReportData("x", (), VoxelAxis.from_count(4)), [tags], [], []).figures[
