@@ -316,7 +316,7 @@ class _Drive:
         fresh = hand.n_ended == 0
         if outcome.record is not None:
             hand.n_ended += 1
-            hand.yielded = self.crew.replaces and bool(outcome.record.left)
+            hand.yielded |= self.crew.replaces and bool(outcome.record.left)
             self._longest_s = max([self._longest_s, *(unit.seconds for unit in outcome.record.done)])
         future.release()
         yield self.attempts.judge(outcome, alone, self.crew.replaces, fresh)

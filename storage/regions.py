@@ -204,17 +204,15 @@ def _moved(mask: NDArray[np.bool_], source: VoxelAxis, axis: VoxelAxis) -> NDArr
 def _from_cifti(axis: VoxelAxis, path: Path) -> Masks:
     try:
         image = load_cifti(path)
-        if not isinstance(image.header.get_axis(0), LabelAxis):
-            kind = type(image.header.get_axis(0)).__name__
-            raise StudyError(f"regions: {path}: expected maps of labels, found a {kind}. Give a label file.")
         labels, models = image.header.get_axis(0), image.header.get_axis(1)
-        maps, table = [str(name) for name in labels.name], labels.label[0]
         keys = np.asarray(image.dataobj[0]).astype(np.int64)
         source = VoxelAxis.from_cifti(models)
-    except StudyError:
-        raise
     except Exception as error:  # what a parser raises of another kind of file is anything
         raise StudyError(f"regions: {path}: cannot be read as a CIFTI label file: {error}") from error
+    if not isinstance(labels, LabelAxis):
+        kind = type(labels).__name__
+        raise StudyError(f"regions: {path}: expected maps of labels, found a {kind}. Give a label file.")
+    maps, table = [str(name) for name in labels.name], labels.label[0]
     if len(maps) > 1:
         command = "wb_command -cifti-merge NEW.dlabel.nii -cifti OLD.dlabel.nii -column 1"
         raise _several_maps(path, maps, command)

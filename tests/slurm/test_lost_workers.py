@@ -159,7 +159,8 @@ def test_a_worker_near_the_end_of_its_job_takes_nothing_more_and_is_replaced(
     until = time.monotonic() + 12
     wait_for(lambda: time.monotonic() > until, 15, "the fits' time")
     finish(site, check_done)
-    assert len(site.told("yielded")) == 2
+    # A task for each of its two slots at most, which it had been given before it was known to take nothing.
+    assert len(site.told("yielded")) in (1, 2)
     assert site.told("lost") == []
     assert len({event["where"] for event in site.told("unit")}) == 2
     assert first in site.told("unit")[0]["where"]

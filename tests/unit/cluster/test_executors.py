@@ -321,6 +321,25 @@ def test_a_task_that_comes_back_is_not_given_to_a_worker_that_was_let_go(
     assert drive._where == {}
 
 
+def test_a_worker_that_has_no_time_for_a_task_gets_no_other_though_its_last_one_ends_well(
+    make_task: Callable[..., Task], store: Path
+) -> None:
+    crew = OwnCrew({"a"})
+    tasks = [make_task(name) for name in ("one", "two", "three")]
+    drive = _Drive(crew, Attempts(tasks), store, None, 2, Drain(), ignore)
+    drive._look_after()
+    drive._place()
+    (first, second) = drive._where
+    first.set_result((TaskRecord("one", left=("one#0",)), "", ""))
+    list(drive._collect())
+    second.set_result((TaskRecord("two"), "", ""))
+    list(drive._collect())
+    drive._place()
+    assert drive._where == {}
+    drive._look_after()
+    assert crew.known == set()  # it is let go, for another to come
+
+
 @pytest.mark.parametrize("is_over", [False, True])
 def test_a_drain_leaves_what_has_not_begun_and_waits_for_what_has_until_it_is_over(
     is_over: bool, make_task: Callable[..., Task], store: Path
