@@ -331,16 +331,18 @@ def check_store(study: Study, voxels: VoxelAxis, plan: Plan) -> None:
             )
     if not problems:
         wanted, left = plan.bytes_to_write(path), space_left(parent)
+        smaller = {"primal": " to 'dual' or 'none'", "dual": " to 'none'", "none": ""}[study.fit.weights]
+        way_out = f", or set fit.weights{smaller}" if smaller else ""
         if wanted > left.n_bytes:
             problems.append(
                 f"store: {parent} has {left.n_bytes / 1e9:.1f} GB free ({left.of_what}), the plan writes "
-                f"{wanted / 1e9:.1f} GB. Make space, or set fit.weights to 'dual' or 'none'."
+                f"{wanted / 1e9:.1f} GB. Make space{way_out}."
             )
         n_files = planned_files(plan.groups_to_write(path))
         if left.n_files is not None and n_files > left.n_files:
             problems.append(
                 f"store: {parent} has room for {left.n_files:,} files ({left.files_of_what}), the plan makes "
-                f"{n_files:,}. Choose another place, or set fit.weights to 'dual' or 'none'."
+                f"{n_files:,}. Choose another place{way_out}."
             )
     if problems:
         raise StudyError(problems)

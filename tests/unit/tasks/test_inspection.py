@@ -155,9 +155,17 @@ def test_a_store_of_another_layout_is_refused(folder: Path) -> None:
         check_store(study, AXIS, plan_of())
 
 
-def test_more_bytes_than_the_disk_has_are_refused(folder: Path) -> None:
-    with pytest.raises(StudyError, match=r"the plan writes 4000000\.0 GB"):
-        check_store(study_in(folder), AXIS, plan_of(group(10**15)))
+@pytest.mark.parametrize(
+    ("weights", "way_out"),
+    [
+        ("primal", r"Make space, or set fit\.weights to 'dual' or 'none'\.$"),
+        ("dual", r"Make space, or set fit\.weights to 'none'\.$"),
+        ("none", r"Make space\.$"),
+    ],
+)
+def test_more_bytes_than_the_disk_has_are_refused(weights: str, way_out: str, folder: Path) -> None:
+    with pytest.raises(StudyError, match=rf"the plan writes 4000000\.0 GB\. {way_out}"):
+        check_store(study_in(folder, fit={"weights": weights}), AXIS, plan_of(group(10**15)))
 
 
 def test_operators_beside_the_store_need_space_too(folder: Path) -> None:
