@@ -141,7 +141,8 @@ def _origin(
         ),
         output={"weights": fit["weights"], "backend": _describe_backend(fit)},
         rows=tuple(dict.fromkeys((f"test run {fold['fold']}", _describe_rows(fold)) for fold in folds)),
-        bold=json.dumps([fit["bold"], [fold["runs"] for fold in folds]], sort_keys=True),
+        # All layers of a fit have the same runs, and feature sets have layers of other numbers.
+        bold=json.dumps([fit["bold"], sorted({json.dumps(fold["runs"]) for fold in folds})], sort_keys=True),
     )
 
 

@@ -180,6 +180,13 @@ def test_feature_sets_on_other_bold_of_a_subject_are_warned_of(lab, change):
     assert f"Feature sets were not all fitted to the same BOLD of {whom}: " in warning
 
 
+def test_feature_sets_of_other_numbers_of_layers_have_the_same_bold(lab):
+    found = require_scores(lab.store)[0]
+    layers = found.attributes["variants"] * 2
+    more = replace(found, attributes=found.attributes | {"feature_set": "second", "variants": layers})
+    assert list(origin_warnings(read_origins(lab.store, [found, more]))) == []
+
+
 def test_a_run_by_another_name_has_the_same_bold(lab):
     for path in lab.folder.glob("*_A.npy"):
         path.rename(path.with_name(path.name.replace("_A", "_A2")))
