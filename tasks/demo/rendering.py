@@ -88,7 +88,7 @@ def draw_frame(levels: dict[str, float], seconds: float) -> NDArray[np.uint8]:
     across, down = np.minimum(across, WIDTH - across), np.minimum(down, HEIGHT - down)
     disc = down[:, None] ** 2 + across**2 <= _between(RADIUS_PX, levels["size"]) ** 2
     colours = np.stack([ground_colour(levels), np.full(3, round(255 * DISC_LUMA), np.uint8)])
-    frame: NDArray[np.uint8] = colours[disc.astype(np.intp)]
+    frame: NDArray[np.uint8] = colours.take(disc.view(np.uint8), axis=0)
     return frame
 
 

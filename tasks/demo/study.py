@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import threading
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from hpcenc.storage.dtseries import write_dtseries
 from hpcenc.storage.files import write_atomically
@@ -29,8 +36,8 @@ _BEFORE_THE_STUDY = re.compile(r"movies|planted\.(json|npz)|demo\d+|.+\.partial"
 def write_demo(folder: Path, settings: DemoSettings | None = None) -> Path:
     """Write a small HCP-like study whose answer is known.
 
-    Memory holds one run of one subject's BOLD, however many there are. The same settings give the same movies
-    and BOLD, byte for byte.
+    Movies are written side by side, one on each core. Memory holds one run of one subject's BOLD, however
+    many there are. The same settings give the same movies and BOLD, byte for byte.
 
     Parameters
     ----------
@@ -52,8 +59,7 @@ def write_demo(folder: Path, settings: DemoSettings | None = None) -> Path:
     settings = settings or DemoSettings()
     planted = plan_demo(settings)
     folder.mkdir(parents=True, exist_ok=True)
-    for run, script in zip(settings.runs, planted.scripts, strict=True):
-        _write_run_movie(folder / movie_path(run), script)
+    _write_movies(folder, planted)
     write_planted(folder, planted)
     for subject in settings.subjects:
         _write_subject(folder, planted, subject)
@@ -144,9 +150,30 @@ def _number(value: float) -> str:
     return f"{round(value, 6):.12g}"
 
 
-def _write_run_movie(path: Path, script: Script) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_movie(path, render_frames(script), FPS, render_sound(script), SAMPLE_RATE)
+def _write_movies(folder: Path, planted: Planted) -> None:
+    """Write all movies in threads: most of the time is the encoder's, which leaves Python free."""
+    stop = threading.Event()
+
+    def write(run: str, script: Script) -> None:
+        path = folder / movie_path(run)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        frames = _until(stop, render_frames(script))
+        write_movie(path, frames, FPS, render_sound(script), SAMPLE_RATE)
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0)), "hpcenc-movie") as pool:
+        try:
+            list(pool.map(write, planted.settings.runs, planted.scripts))
+        except BaseException:
+            stop.set()
+            raise
+
+
+def _until(stop: threading.Event, frames: Iterator[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
+    """Frames, until they are not wanted any more: a user who interrupts waits for no hour of movie."""
+    for frame in frames:
+        if stop.is_set():
+            raise CancelledError
+        yield frame
 
 
 def _write_subject(folder: Path, planted: Planted, subject: str) -> None:

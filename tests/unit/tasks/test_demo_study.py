@@ -1,11 +1,14 @@
 """The demo study as files."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from hpcenc.storage.bold import find_bold, read_axes, read_header
 from hpcenc.storage.digests import file_digest
@@ -119,6 +122,20 @@ def test_movies_and_bold_are_the_same_bytes_again_whoever_else_is_scanned(demo: 
     assert len(written) == 2 + 2
     for path in written:
         assert file_digest(demo / path) == file_digest(tmp_path / path), path
+
+
+def test_an_interrupt_ends_every_movie_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, _ = plan_demo(SETTINGS).scripts
+
+    def frames(script: Script) -> Iterator[NDArray[np.uint8]]:
+        if script.segments == first.segments:
+            raise KeyboardInterrupt
+        yield from repeat(np.zeros((64, 64, 3), np.uint8), 10_000)
+
+    monkeypatch.setattr("hpcenc.tasks.demo.study.render_frames", frames)
+    with pytest.raises(KeyboardInterrupt):
+        write_demo(tmp_path, SETTINGS)
+    assert list((tmp_path / "movies").iterdir()) == []
 
 
 def test_subjects_runs_and_seeds_have_noise_of_their_own() -> None:
