@@ -100,7 +100,8 @@ def render(figure: Figure) -> Picture:
 def png_bytes(figure: Figure) -> bytes:
     """PNG of a figure, the same bytes for the same figure."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    # A map takes half the time, and a twentieth more bytes, than at zlib's own level.
+    figure.savefig(buffer, format="png", metadata={"Software": None}, pil_kwargs={"compress_level": 4})
     return buffer.getvalue()
 
 

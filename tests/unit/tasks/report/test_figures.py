@@ -99,6 +99,22 @@ def test_a_grid_of_one_fold_is_no_mean(make_fit):
     assert figure.axes[0].get_xlabel() == "alpha (grid value)"
 
 
+def test_an_alpha_axis_has_numbers_however_wide_its_grid_is_and_no_ticks_beyond_need(make_fit):
+    def axis(grid):
+        fit = make_fit(alpha_grid=np.tile(grid, (2, 1)), alpha=np.full((2, 300), grid[0]))
+        figure = draw_alpha_histograms({"clip": fit}, title="alphas")
+        figure.draw_without_rendering()
+        return figure.axes[0].xaxis
+
+    def numbers(ticks):
+        return [text for text in (tick.label1.get_text() for tick in ticks) if text]
+
+    wide, narrow = axis(np.logspace(0, 8, 9)), axis(np.array([300.0]))
+    assert len(numbers(wide.get_major_ticks())) >= 4
+    assert wide.get_minorticklocs().size == 0
+    assert numbers(narrow.get_minor_ticks())  # no power of ten is on this axis
+
+
 def test_numbers_on_neighbouring_alpha_axes_lie_clear_of_each_other(make_fit):
     grid = np.tile(77 * np.logspace(0, 7, 20), (2, 1))
     fits = {f"set {index}": make_fit(alpha_grid=grid, alpha=grid[:, :1].repeat(300, 1)) for index in range(4)}

@@ -161,7 +161,7 @@ def test_courses_are_of_the_best_vertex_of_each_region_and_of_those_that_are_nam
 
 
 def test_courses_of_too_many_regions_are_named_as_missing(store: Store, folder: Path, tmp_path: Path) -> None:
-    study = study_of(folder, store.path.parent)
+    study = study_of(folder, store.path.parent, sweeps={}, average=None)
     many = RegionSet("many", {f"area {place}": np.arange(N_VOXELS) == place for place in range(9)}, "a test")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "study_regions", lambda *_: (many,))
