@@ -118,6 +118,7 @@ def fit_layout(figure: Figure, bottom: float = 0.0, between: float | None = None
     """
     height = figure.get_figheight()
     figure.tight_layout(rect=(0, bottom / height, 1, 1 - 0.27 / height), pad=0.5, w_pad=between)
+    figure.set_layout_engine(None)  # what it leaves would have each file's figure drawn twice
 
 
 def panel_grid(n_panels: int, n_columns: int = 4) -> tuple[int, int]:
