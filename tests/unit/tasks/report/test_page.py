@@ -18,13 +18,13 @@ from hpcenc.storage.geometry import HCP_ACKNOWLEDGEMENT, grayordinates_axis
 from hpcenc.storage.voxels import VoxelAxis
 from hpcenc.tasks.report.data import Facts, ReportData
 from hpcenc.tasks.report.illustrations import cortical_maps, illustrate
-from hpcenc.tasks.report.page import file_names, map_remark, write_report
+from hpcenc.tasks.report.page import file_names, map_remark, render_page, write_report
 from hpcenc.tasks.report.sections import Column, Illustration, Section, Table, count
 from hpcenc.tasks.report.style import new_figure, render
-from hpcenc.tasks.report.tables import format_score
+from hpcenc.tasks.report.tables import format_score, model_row
 
 HOSTILE = '<b onload="x">&\'"</b>'
-VOID = {"meta", "img", "br", "link", "hr"}
+VOID = {"meta", "img", "br", "link", "hr", "wbr"}
 
 
 class Page(HTMLParser):
@@ -216,6 +216,13 @@ def test_hostile_names_are_shown_and_not_obeyed(make_fit, make_course, tmp_path)
     assert not page.all("b")
     assert not any("onload" in attributes for _, attributes in page.tags)
     assert page.words.count(HOSTILE) >= 10
+
+
+def test_the_layers_of_a_sum_may_stand_on_two_lines(make_fit):
+    fit = make_fit(variant="beats/4+clip/embedding")
+    data = ReportData("sum", (fit,), VoxelAxis.from_count(300))
+    page = render_page(data, (), [model_row(fit)], (), (), (), {}, view="")
+    assert "<td>beats/4+<wbr>clip/embedding</td>" in page
 
 
 def test_one_subject_has_no_means(make_fit, tmp_path):
