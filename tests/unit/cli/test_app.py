@@ -308,7 +308,7 @@ def test_a_demo_that_was_interrupted_is_written_anew(tmp_path: Path, monkeypatch
     def interrupted(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    options = ("--subjects", "1", "--runs", "2", "--trs", "90")
+    options = ("--subjects", "1", "--runs", "3", "--trs", "90")
     with monkeypatch.context() as patch:
         patch.setattr("hpcenc.tasks.demo.study._write_subject", interrupted)
         assert run("demo", tmp_path / "demo", *options).exit_code != 0
